@@ -1,0 +1,51 @@
+# Every target makes .venv by itself when it is missing or older than pyproject.toml and constraints.txt.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
+BIN := .venv/bin
+READY := .venv/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo test test-gpu lint format bench screenshots clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with the pinned packages
+
+$(READY): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "setup: no Python from 3.11 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@command -v g++ >/dev/null || { echo "setup: g++ is missing (DeepSpeed compiles with it); install it, on Debian: apt-get install g++"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
+	  || { echo "setup: $(PYTHON) has no Python.h (DeepSpeed compiles with it); install its headers, on Debian: apt-get install python3-dev"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, export, proof, MLflow (again: resumes)
+	$(BIN)/smollm2 pipeline run configs/data/demo.yaml
+	$(BIN)/smollm2 launch train configs/train/demo.yaml
+	$(BIN)/smollm2 checkpoint serve --once runs
+
+test: $(READY)  ## all tests that a machine with two cores and no GPU can run
+	$(BIN)/python -m pytest --cov
+
+test-gpu: $(READY)  ## the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)  ## ruff, mypy --strict, codespell, hadolint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/hadolint Dockerfile
+
+format: $(READY)  ## ruff, in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what the demo made
+	rm -rf data/demo runs/demo

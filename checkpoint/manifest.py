@@ -1,0 +1,270 @@
+"""The checkpoint contract between the trainer, which saves, and the service, which consolidates and exports.
+
+    RUN/config.yaml                       the resolved config
+    RUN/run.json                          this file's `RunRecord`, written once, when the run folder is made
+    RUN/tokenizer.json                    a copy of the datasets' tokenizer, so that a run can be moved
+    RUN/checkpoints/step-00000100/        only ever complete: appears by one atomic rename
+        manifest.json                     this file's `CheckpointManifest`
+        zero/…                            DeepSpeed's own files, unchanged (tag "zero")
+    RUN/checkpoints/.partial-step-00000100/   being written; a crash leaves it, the next save of that step replaces it
+    RUN/checkpoints/latest                the name of the newest complete one, replaced atomically
+
+A save: every rank writes below the partial folder, then calls `describe_files` on its own files (fsync and digest);
+rank 0 gathers the records and calls `publish_checkpoint`. A resume takes `newest_verified`.
+
+Imports the standard library and pydantic only: a trainer and a service that lists folders load nothing heavy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+RUN_FILE = "run.json"
+ZERO_TAG = "zero"
+MIN_PROBE_TOKENS = 1024
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another format."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(_Record):
+    """One file: its path below the checkpoint folder with `/`, its size and its digest."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    digest: str
+
+
+class Probe(_Record):
+    """What an export must reproduce: rows of token ids [rows, sequence] and their mean loss in the trainer.
+
+    The loss is the mean over every position but the last of each row of the negative log-likelihood, in nats, of the
+    next id of that row, attending over the whole row (no document boundaries), as transformers computes it.
+    """
+
+    token_ids: tuple[tuple[int, ...], ...]
+    mean_negative_log_likelihood: float
+
+
+class CheckpointManifest(_Record):
+    """All that is to be known of a checkpoint without opening its tensors."""
+
+    format_version: int = FORMAT_VERSION
+    run_key: str
+    step: int = Field(ge=0)
+    tokens_consumed: int = Field(ge=0)
+    samples_consumed: int = Field(ge=0)
+    world_size: int = Field(ge=1)
+    zero_stage: int = Field(ge=0, le=3)
+    dtype: str
+    config_digest: str
+    dataset_digests: dict[str, str]
+    tokenizer_digest: str
+    model: dict[str, Any]
+    validation_loss: float | None = None
+    probe: Probe | None = None
+    files: tuple[FileRecord, ...]
+
+
+class RunRecord(_Record):
+    """The identity of a run: what stays the same over all its attempts."""
+
+    format_version: int = FORMAT_VERSION
+    run_key: str
+    name: str
+    created_ms: int
+    code_revision: str
+    dataset_digests: dict[str, str]
+    tokenizer_digest: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which a checkpoint differs from its manifest."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def checkpoints_directory(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def checkpoint_directory(run: Path, step: int) -> Path:
+    """`RUN/checkpoints/step-00000100`."""
+    return checkpoints_directory(run) / step_name(step)
+
+
+def partial_directory(run: Path, step: int) -> Path:
+    """Where the ranks write before the checkpoint exists."""
+    return checkpoints_directory(run) / f".partial-{step_name(step)}"
+
+
+def step_name(step: int) -> str:
+    """`step-00000100`; names sort as their steps do."""
+    return f"step-{step:08d}"
+
+
+def list_steps(run: Path) -> list[int]:
+    """Steps that have a complete checkpoint, ascending."""
+    folder = checkpoints_directory(run)
+    if not folder.is_dir():
+        return []
+    names = (entry.name for entry in folder.iterdir() if (entry / MANIFEST_FILE).is_file())
+    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+
+
+def read_run(run: Path) -> RunRecord:
+    """Raises CheckpointError if the folder is not a run's."""
+    path = run / RUN_FILE
+    try:
+        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one") from None
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not a run record ({reason})") from None
+
+
+def write_run(run: Path, record: RunRecord) -> None:
+    write_durably(run / RUN_FILE, (record.model_dump_json(indent=1) + "\n").encode())
+
+
+def read_manifest(checkpoint: Path) -> CheckpointManifest:
+    """Raises CheckpointError if there is no manifest or none that this version reads."""
+    path = checkpoint / MANIFEST_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        what = "is incomplete (no manifest.json)" if checkpoint.is_dir() else "does not exist"
+        raise CheckpointError(
+            f"checkpoint {checkpoint} {what}; `smollm2 checkpoint list RUN` shows those that do"
+        ) from None
+    try:
+        version = json.loads(text)["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
+        manifest = CheckpointManifest.model_validate_json(text)
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not a checkpoint manifest ({reason}); take another step") from None
+    for record in manifest.files:
+        if not _is_inside(record.path):
+            raise CheckpointError(f"{path}: file path {record.path!r} leads out of the checkpoint; do not trust it")
+    return manifest
+
+
+def describe_files(checkpoint: Path, paths: Iterable[Path]) -> list[FileRecord]:
+    """Make files durable (fsync of each and of its folder) and record their sizes and digests."""
+    records = []
+    folders = set()
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size_bytes = file.tell()
+        relative = path.relative_to(checkpoint).as_posix()
+        records.append(FileRecord(path=relative, size_bytes=size_bytes, digest=f"sha256:{digest}"))
+        folders.add(path.parent)
+    for folder in folders:
+        sync_directory(folder)
+    return records
+
+
+def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
+    """Write the manifest into the partial folder, rename it into place, move `latest`. Rank 0 only.
+
+    A complete checkpoint of the same step is replaced (a resume that passed over a damaged one saves it again).
+    """
+    partial, final = partial_directory(run, manifest.step), checkpoint_directory(run, manifest.step)
+    write_durably(partial / MANIFEST_FILE, (manifest.model_dump_json() + "\n").encode())
+    if final.exists():
+        replaced = final.with_name(f".replaced-{final.name}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+        partial.rename(final)
+        shutil.rmtree(replaced)
+    else:
+        partial.rename(final)
+    sync_directory(final.parent)
+    write_durably(checkpoints_directory(run) / "latest", f"{final.name}\n".encode())
+    return final
+
+
+def verify_checkpoint(checkpoint: Path) -> list[Problem]:
+    """Re-read and re-hash every file of the manifest; an empty list means whole."""
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError as error:
+        return [Problem(MANIFEST_FILE, str(error))]
+    return [problem for record in manifest.files if (problem := _verify_file(checkpoint, record))]
+
+
+def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
+    """The newest step whose checkpoint is whole, or None, and what was wrong with those passed over."""
+    passed_over: list[Problem] = []
+    for step in reversed(list_steps(run)):
+        problems = verify_checkpoint(checkpoint_directory(run, step))
+        if not problems:
+            return step, passed_over
+        passed_over.extend(Problem(f"{step_name(step)}/{problem.path}", problem.reason) for problem in problems)
+    return None, passed_over
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _verify_file(checkpoint: Path, record: FileRecord) -> Problem | None:
+    path = checkpoint / record.path
+    if not path.is_file():
+        return Problem(record.path, "missing")
+    size_bytes = path.stat().st_size
+    if size_bytes != record.size_bytes:
+        return Problem(record.path, f"{size_bytes:,} bytes, wanted {record.size_bytes:,}")
+    with path.open("rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    if digest != record.digest:
+        return Problem(record.path, f"contents changed ({digest[:19]}…, wanted {record.digest[:19]}…)")
+    return None
+
+
+def _is_inside(path: str) -> bool:
+    pure = PurePosixPath(path)
+    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in path

@@ -1,0 +1,90 @@
+"""The `smollm2` command: finds the room, and turns a room's errors into one line and an exit code.
+
+`smollm2 ROOM VERB …` is `python -m ROOM VERB …`. A room's `cli.py` builds an argparse parser whose verbs set
+`run=function(arguments) -> int | None`, and hands it to `run_room` with the exceptions that are the user's to mend.
+
+Exit codes: 0 done; 1 the command ran and says no (a bad shard, a failed proof); 2 bad input; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+
+from configs.load import ConfigError
+
+ROOMS = {
+    "pipeline": "corpora to tokenized Arrow shards",
+    "model": "what a model costs",
+    "launch": "plan, check and run training",
+    "checkpoint": "verify, consolidate, export, prove, serve",
+}
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        sys.exit(0 if arguments else 2)
+    room = arguments[0]
+    if room not in ROOMS:
+        print(f"smollm2: no room {room!r}; rooms: {', '.join(ROOMS)}", file=sys.stderr)
+        sys.exit(2)
+    sys.argv = [f"smollm2 {room}", *arguments[1:]]
+    runpy.run_module(room, run_name="__main__", alter_sys=False)
+
+
+def run_room(
+    parser: argparse.ArgumentParser,
+    *,
+    user_errors: tuple[type[Exception], ...],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Parse, run the chosen verb, and return the exit code; a user's mistake is printed as one line.
+
+    Exceptions outside `user_errors`, ConfigError and OSError are defects of ours and keep their traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parsed = parser.parse_args(arguments)
+    expected: tuple[type[Exception], ...] = (ConfigError, *user_errors)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except expected as error:
+        message = str(error)
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; keep Python from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = _describe_os_error(error)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    for line in message.splitlines():
+        print(f"{parser.prog}: {line}", file=sys.stderr)
+    return 2
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}no space left on the disk; free some and run the same command to go on"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}{error.strerror}; choose a path that this user may write to, or change its permissions"
+    return f"{where}{error.strerror or error}"
+
+
+def _usage() -> str:
+    rooms = "\n".join(f"  {room:<11} {purpose}" for room, purpose in ROOMS.items())
+    return (
+        f"usage: smollm2 ROOM VERB ...\n\nrooms:\n{rooms}\n\n"
+        "smollm2 ROOM --help says what a room can do. For example:\n"
+        "  smollm2 pipeline run configs/data/demo.yaml\n"
+        "  smollm2 launch train configs/train/demo.yaml optimizer.learning_rate=1e-3"
+    )

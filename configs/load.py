@@ -1,0 +1,266 @@
+"""YAML and `dotted.key=value` overrides into a frozen pydantic model, and back into YAML.
+
+Contract: `load(path, Schema, overrides)` returns a validated `Schema` or raises `ConfigError`, whose message has
+one line a problem: what, got, wanted, fix. Scalars stay text until the schema's types read them, so that `1e-3`
+is a float where a float is wanted and `no` is text where text is wanted. A field whose type is a pydantic model
+may be given as the path of a YAML file, relative to the file that names it.
+
+Does not know any room's schema, and reads no environment variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+Schema = TypeVar("Schema", bound=BaseModel)
+Tree = dict[str, Any]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. The message has one line a problem, each with the way out."""
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML whose scalars all stay text, but for null; a key given twice is an error."""
+
+
+def _construct_mapping(loader: _TextLoader, node: yaml.MappingNode) -> Tree:
+    pairs: Tree = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key_node.start_mark)
+        if key in pairs:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        pairs[key] = loader.construct_object(value_node, deep=True)
+    return pairs
+
+
+_NULL_TAG = "tag:yaml.org,2002:null"
+_TextLoader.add_implicit_resolver(
+    _NULL_TAG, yaml.resolver.Resolver.yaml_implicit_resolvers["~"][0][1], ["~", "n", "N", ""]
+)
+_TextLoader.add_constructor(_NULL_TAG, lambda loader, node: None)
+_TextLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) -> Schema:
+    """Read `path`, apply the overrides in order, validate.
+
+    Raises ConfigError for a missing or malformed file, an unknown key, a wrong type and a value out of range.
+    """
+    file = Path(path)
+    tree = _resolve_references(_read_mapping(file), schema, folder=file.parent)
+    for override in overrides:
+        _apply_override(tree, override, schema)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(item, schema, file) for item in error.errors())) from None
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved configuration as YAML that `load` reads back to an equal model."""
+    return yaml.safe_dump(
+        json.loads(config.model_dump_json()),
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+
+
+def _read_mapping(file: Path) -> Tree:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such file{_similar_file(file)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{file} is a folder; name a YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not UTF-8 text (byte {error.start}); wanted a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    tree = _parse(text, origin=str(file))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: got {_kind(tree)} at the top, wanted `key: value` lines")
+    return tree
+
+
+def _parse(text: str, *, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_TextLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin
+        raise ConfigError(f"{where}: malformed YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: malformed YAML: {' '.join(str(error).split())}") from None
+
+
+def _resolve_references(tree: Tree, schema: type[BaseModel], *, folder: Path) -> Tree:
+    """Replace text by the YAML file it names, wherever the schema wants a model."""
+    resolved: Tree = {}
+    for key, value in tree.items():
+        field = schema.model_fields.get(key)
+        resolved[key] = value if field is None else _resolve_value(value, field.annotation, folder=folder)
+    return resolved
+
+
+def _resolve_value(value: Any, annotation: Any, *, folder: Path) -> Any:
+    model = _model_in(annotation)
+    if model is None:
+        return value
+    if isinstance(value, str):
+        file = folder / value
+        return _resolve_references(_read_mapping(file), model, folder=file.parent)
+    if isinstance(value, dict):
+        return _resolve_references(value, model, folder=folder)
+    return value
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The one pydantic model of `Model` or `Model | None`; None for every other type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        members = [member for member in typing.get_args(annotation) if member is not type(None)]
+        if len(members) == 1:
+            return _model_in(members[0])
+    return None
+
+
+def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: wanted dotted.key=value")
+    node: Any = tree
+    annotation: Any = schema
+    for depth, key in enumerate(keys):
+        model = _model_in(annotation)
+        if model is not None:
+            if key not in model.model_fields:
+                raise ConfigError(_unknown_key(".".join(keys[: depth + 1]), key, model, f"override {override!r}"))
+            annotation = model.model_fields[key].annotation
+        else:
+            annotation = _item_type(annotation)
+        if depth < len(keys) - 1:
+            node = _descend(node, key, ".".join(keys[: depth + 1]), override)
+    value = _resolve_value(_parse(text, origin=f"override {override!r}"), annotation, folder=Path())
+    if isinstance(node, list):
+        node[_list_index(node, keys[-1], dotted, override)] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _descend(node: Any, key: str, dotted: str, override: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, key, dotted, override)]
+    child = node.get(key)
+    if child is None:
+        child = node[key] = {}
+    if not isinstance(child, dict | list):
+        raise ConfigError(f"override {override!r}: {dotted} is {_kind(child)}, it has no keys")
+    return child
+
+
+def _list_index(node: list[Any], key: str, dotted: str, override: str) -> int:
+    if not key.isdecimal() or int(key) >= len(node):
+        raise ConfigError(f"override {override!r}: {dotted}: wanted an index from 0 to {len(node) - 1}")
+    return int(key)
+
+
+def _item_type(annotation: Any) -> Any:
+    """The element type of a list, tuple or mapping; Any where the schema does not say."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) in (dict, Mapping) and len(arguments) == 2:
+        return arguments[1]
+    return arguments[0] if arguments else Any
+
+
+def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
+    path = ".".join(str(part) for part in item["loc"])
+    kind, got = item["type"], item["input"]
+    if kind == "extra_forbidden":
+        return _unknown_key(path, str(item["loc"][-1]), _model_at(schema, item["loc"][:-1]), str(file))
+    if kind == "missing":
+        return f"{file}: {path} is missing; it has no default"
+    reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if kind in ("value_error", "assertion_error"):
+        return f"{file}: {path}: {reason}" if path else f"{file}: {reason}"
+    return f"{file}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
+
+
+def _model_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    annotation: Any = schema
+    for part in location:
+        model = _model_in(annotation)
+        if model is None:
+            annotation = _tagged_member(annotation, part) or _item_type(annotation)
+        elif part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+        else:
+            return None
+    return _model_in(annotation)
+
+
+def _tagged_member(annotation: Any, tag: int | str) -> type[BaseModel] | None:
+    """The model of a discriminated union whose Literal field holds `tag`."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    for member in typing.get_args(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            for field in member.model_fields.values():
+                if typing.get_origin(field.annotation) is typing.Literal and tag in typing.get_args(field.annotation):
+                    return member
+    return None
+
+
+def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str) -> str:
+    known = list(model.model_fields) if model else []
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}" if known else "remove it"
+    return f"{origin}: unknown key {path}; {hint}"
+
+
+def _similar_file(file: Path) -> str:
+    if not file.parent.is_dir():
+        return f" (nor is there a folder {file.parent})"
+    names = [entry.name for entry in file.parent.iterdir()]
+    nearest = difflib.get_close_matches(file.name, names, n=1)
+    return f"; did you mean {file.parent / nearest[0]}?" if nearest else ""
+
+
+def _number_hint(kind: str, got: Any) -> str:
+    if kind != "int_parsing" or not isinstance(got, str):
+        return ""
+    try:
+        number = float(got)
+    except ValueError:
+        return ""
+    return f"; write {int(number):_}" if number.is_integer() else "; write a whole number"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    names: dict[type, str] = {str: "text", list: "a list", dict: "a mapping"}
+    return names.get(type(value), type(value).__name__)

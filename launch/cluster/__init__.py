@@ -1,0 +1,1 @@
+"""Starting the trainer on one or many machines."""

@@ -1,0 +1,1 @@
+"""From Arrow shards to packed batches: reader, order, mixture, loader."""

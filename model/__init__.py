@@ -1,0 +1,1 @@
+"""SmolLM2 in plain PyTorch, and its exact translation from and to Hugging Face weights."""

@@ -1,0 +1,1 @@
+"""Attention kernels: one file a kernel, one table that selects."""

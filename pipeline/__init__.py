@@ -1,0 +1,1 @@
+"""The offline pipeline: documents in, tokenized Arrow shards with a manifest out."""

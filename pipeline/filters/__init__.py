@@ -1,0 +1,1 @@
+"""Document filters: one rule set a file."""

@@ -1,0 +1,1 @@
+"""The shard format, its writer and its verifier."""

@@ -1,0 +1,161 @@
+"""The dataset contract between the pipeline, which writes it, and the trainer, which reads it.
+
+A dataset directory is a Hugging Face dataset with a manifest beside it:
+
+    DATASET/data-00000-000.arrow …   Arrow IPC stream: one row a document
+    DATASET/dataset_info.json, state.json      what `datasets.load_from_disk` wants
+    DATASET/validation/…             the same for the validation split
+    DATASET/tokenizer.json           the tokenizer that made the ids
+    DATASET/manifest.json            written last: a dataset exists when its manifest does
+
+Rows: `input_ids: list<uint16>`, ending in the end-of-sequence id and containing it nowhere else, so that the stream
+of ids alone tells where documents end; `document_id: string`. A record batch holds at least about a million ids, so
+that a sequence almost never crosses one.
+
+Imports the standard library, numpy, pyarrow and pydantic only. Does not read or write shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+TOKENIZER_FILE = "tokenizer.json"
+MAX_VOCAB_SIZE = 1 << 16
+
+TOKEN_DTYPE = np.dtype(np.uint16)
+SCHEMA = pa.schema([pa.field("input_ids", pa.list_(pa.uint16())), pa.field("document_id", pa.string())])
+
+Split = Literal["train", "validation"]
+
+
+class DatasetError(ValueError):
+    """A dataset directory that is missing, unfinished, damaged or of another format."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardRecord(_Record):
+    """One Arrow file: its path below the dataset directory, its contents and its digest."""
+
+    path: str
+    documents: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    size_bytes: int = Field(ge=1)
+    digest: str
+
+
+class SplitRecord(_Record):
+    """The shards of one split in stream order, and their sums."""
+
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    shards: tuple[ShardRecord, ...]
+
+
+class TokenizerRecord(_Record):
+    """The identity of the tokenizer: two datasets may be mixed only if their digests are equal."""
+
+    digest: str
+    vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
+    eos_token_id: int = Field(ge=0)
+
+
+class DroppedRecord(_Record):
+    """Documents and bytes of text that were not kept, under the reason's name."""
+
+    documents: int = Field(ge=0)
+    text_bytes: int = Field(ge=0)
+
+
+class DatasetManifest(_Record):
+    """All that a reader needs to know of a dataset without opening a shard."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    tokenizer: TokenizerRecord
+    splits: dict[Split, SplitRecord]
+    documents_in: int = Field(ge=0)
+    text_bytes_kept: int = Field(ge=0)
+    dropped: dict[str, DroppedRecord] = Field(default_factory=dict)
+    config_digest: str
+
+    def digest(self) -> str:
+        """The identity of the contents: equal for equal ids in equal order, whatever made them."""
+        content = {
+            "tokenizer": self.tokenizer.digest,
+            "splits": {name: [shard.digest for shard in split.shards] for name, split in sorted(self.splits.items())},
+        }
+        return digest_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def split_directory(dataset: Path, split: Split) -> Path:
+    """Where the shards of a split lie: the training split at the top, so that it is what `load_from_disk` opens."""
+    return dataset if split == "train" else dataset / split
+
+
+def read_manifest(dataset: Path) -> DatasetManifest:
+    """Raises DatasetError, saying what to run, if there is no manifest or none that this version reads."""
+    path = dataset / MANIFEST_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        what = "is not finished (no manifest.json)" if dataset.is_dir() else "does not exist"
+        raise DatasetError(f"dataset {dataset} {what}; make it with `smollm2 pipeline run`") from None
+    try:
+        version = json.loads(text)["format_version"]
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path}: format version {version}, wanted {FORMAT_VERSION}; update or re-run the pipeline"
+            )
+        return DatasetManifest.model_validate_json(text)
+    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DatasetError(f"{path} is not a dataset manifest ({reason}); re-run the pipeline") from None
+
+
+def write_manifest(dataset: Path, manifest: DatasetManifest) -> None:
+    """The last act of a pipeline run: from here on the dataset exists."""
+    write_durably(dataset / MANIFEST_FILE, (manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def digest_bytes(content: bytes) -> str:
+    """`sha256:` and the hexadecimal digest."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def digest_file(path: Path) -> str:
+    """`sha256:` and the hexadecimal digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

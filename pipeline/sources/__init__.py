@@ -1,0 +1,1 @@
+"""Readers of document corpora: one file a format."""
