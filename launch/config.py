@@ -1,0 +1,201 @@
+"""What one training run is, as frozen pydantic models. No torch, no file is read.
+
+Sizes: `batch_tokens` is the global batch, stated once; gradient accumulation follows from it and from the number of
+ranks, which is known only when the run starts (`TrainConfig.accumulation_steps`).
+
+Validation collects what a single field can tell by itself; what needs the datasets or the number of ranks is checked
+where those are known. Every message says what, got, wanted and fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.config import SmolLM2Config
+
+AttentionImplementation = Literal[
+    "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+]
+Precision = Literal["bfloat16", "float32"]
+
+
+class TrainingError(ValueError):
+    """A run that cannot start or go on, for a reason the user can mend. One line a problem, each with the way out."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceConfig(_Settings):
+    """One dataset of the mixture; weights are shares of the samples, relative to their sum."""
+
+    name: str = Field(min_length=1)
+    path: Path
+    weight: float = Field(default=1.0, gt=0)
+
+
+class DataConfig(_Settings):
+    """What is read: datasets made by the pipeline, packed into sequences of `sequence_length` tokens."""
+
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sequence_length: int = Field(ge=2)
+    document_masking: bool = True
+    tokenizer: Path | None = None  # a tokenizer.json that every source must have been made with
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [source.name for source in self.sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"sources: the name {name!r} stands {names.count(name)} times; give each its own")
+        return self
+
+
+class OptimizerConfig(_Settings):
+    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); `learning_rate` is the schedule's peak."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clipping: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _betas_are_averages(self) -> Self:
+        for beta in self.betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas: got {beta}, wanted two numbers from 0 to below 1, such as [0.9, 0.95]")
+        return self
+
+
+class ScheduleConfig(_Settings):
+    """The learning rate over the run. `decay_steps` is for wsd; cosine and linear decay from warmup to the end."""
+
+    name: Literal["wsd", "cosine", "linear"] = "wsd"
+    warmup_steps: int = Field(default=0, ge=0)
+    decay_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _decay_belongs_to_wsd(self) -> Self:
+        if self.name != "wsd" and self.decay_steps:
+            raise ValueError(f"decay_steps={self.decay_steps} means nothing to {self.name}; remove it, or take wsd")
+        return self
+
+
+class ZeroConfig(_Settings):
+    """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them."""
+
+    stage: Literal[3] = 3
+    reduce_bucket_size: int = Field(default=50_000_000, ge=1)
+    prefetch_bucket_size: int = Field(default=50_000_000, ge=0)
+    param_persistence_threshold: int = Field(default=100_000, ge=0)
+    max_live_parameters: int = Field(default=1_000_000_000, ge=1)
+    overlap_comm: bool = True
+    reduce_dtype: Precision = "float32"  # in which gradients are summed over ranks
+
+
+class CheckpointConfig(_Settings):
+    """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM or SIGINT."""
+
+    every_steps: int = Field(ge=1)
+
+
+class ValidationConfig(_Settings):
+    """The loss over the first `sequences` of the validation split, every `every_steps` and at the last step."""
+
+    every_steps: int = Field(ge=1)
+    sequences: int = Field(ge=1)
+
+
+class LoggingConfig(_Settings):
+    """A line on the screen every `every_steps`; the event log has every step whatever this says."""
+
+    every_steps: int = Field(default=10, ge=1)
+
+
+class LauncherConfig(_Settings):
+    """How `smollm2 launch train` starts DeepSpeed's launcher; `deepspeed` by hand does not read it."""
+
+    ranks_per_node: int | None = Field(default=None, ge=1)  # None: one a device
+    hostfile: Path | None = None
+    master_port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
+
+
+class TrainConfig(_Settings):
+    """One training run, resolved. Raises pydantic's ValidationError with one message a problem."""
+
+    run_dir: Path
+    name: str = Field(min_length=1)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    init_from: Path | None = None
+    model: SmolLM2Config
+    attn_implementation: AttentionImplementation = "auto"
+    data: DataConfig
+    batch_tokens: int = Field(ge=1)
+    micro_batch_size: int = Field(ge=1)
+    precision: Precision = "bfloat16"
+    steps: int = Field(ge=1)
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    activation_checkpointing: Literal["none", "full"] = "none"
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint: CheckpointConfig
+    validation: ValidationConfig
+    logging: LoggingConfig = LoggingConfig()
+    launcher: LauncherConfig = LauncherConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        length, positions = self.data.sequence_length, self.model.max_position_embeddings
+        if length > positions:
+            raise ValueError(
+                f"data.sequence_length={length} is longer than model.max_position_embeddings={positions}; "
+                f"use at most {positions}"
+            )
+        ramps = self.schedule.warmup_steps + self.schedule.decay_steps
+        if ramps > self.steps:
+            raise ValueError(
+                f"schedule.warmup_steps + schedule.decay_steps = {ramps} is more than steps={self.steps}; "
+                "shorten them or train longer"
+            )
+        self.accumulation_steps(world_size=1)
+        return self
+
+    @property
+    def samples_per_step(self) -> int:
+        """Sequences of the global batch."""
+        return self.batch_tokens // self.data.sequence_length
+
+    def accumulation_steps(self, *, world_size: int) -> int:
+        """Micro-batches that each rank sums before a step.
+
+        Raises TrainingError, naming the nearest batches that work, if the batch does not divide.
+        """
+        unit = self.data.sequence_length * self.micro_batch_size * world_size
+        if self.batch_tokens % unit:
+            below, above = self.batch_tokens // unit * unit, (self.batch_tokens // unit + 1) * unit
+            nearest = f"{below} or {above}" if below else str(above)
+            ranks = f" × {world_size} ranks" if world_size > 1 else ""
+            raise TrainingError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of data.sequence_length × micro_batch_size{ranks} "
+                f"= {unit}; use {nearest}"
+            )
+        return self.batch_tokens // unit
+
+
+def flatten(tree: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as `dotted.key: value`; an item of a list has its index for a key."""
+    flat: dict[str, Any] = {}
+    items = tree.items() if isinstance(tree, Mapping) else ((str(index), item) for index, item in enumerate(tree))
+    for key, value in items:
+        if isinstance(value, Mapping | list) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
