@@ -88,3 +88,7 @@ def _usage() -> str:
         "  smollm2 pipeline run configs/data/demo.yaml\n"
         "  smollm2 launch train configs/train/demo.yaml optimizer.learning_rate=1e-3"
     )
+
+
+if __name__ == "__main__":
+    main()
