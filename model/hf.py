@@ -1,0 +1,200 @@
+"""Weights from and to Hugging Face directories of Llama type.
+
+    model = load_pretrained("HuggingFaceTB/SmolLM2-135M-copy")      # config.json + safetensors, single or sharded
+    save_pretrained(model, "exported", dtype=torch.bfloat16)        # transformers loads it, 4.x and 5.x
+    PretrainedWeights(path).tensor("norm.weight")                   # one tensor at a time, for init_from
+
+Both directions read the table of `parameters.py`. Everything is checked when a directory is opened, from the headers
+of the files, before any tensor is read. Does not download.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import SmolLM2Config
+from model.hf_config import WeightsError, huggingface_config, read_huggingface_config
+from model.parameters import EMBEDDING, HEAD, from_huggingface_name, parameter_shapes, to_huggingface_name
+from model.transformer import ActivationCheckpointing, SmolLM2
+
+__all__ = [
+    "PretrainedWeights",
+    "WeightsError",
+    "huggingface_config",
+    "load_pretrained",
+    "save_pretrained",
+    "to_huggingface_name",
+]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_FLOATING = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+# transformers wrote this constant into checkpoints until 4.31 and ignores it since
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+
+
+class PretrainedWeights:
+    """An opened directory: `config`, `names` (ours, in the model's order), and `tensor(name)` read when asked for.
+
+    Raises WeightsError, all differences listed, if it is not exactly this architecture.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = _read_config(self.path)
+        shapes = parameter_shapes(self.config)
+        self.names = list(shapes)
+        self._files: dict[str, Path] = {}
+        self._dtypes: dict[str, str] = {}
+        stored_shapes: dict[str, tuple[int, ...]] = {}
+        for file in _weight_files(self.path):
+            for name, shape, dtype in _headers(file):
+                stored_shapes[name] = shape
+                self._files[name] = file
+                self._dtypes[name] = dtype
+        wanted = {to_huggingface_name(name): shape for name, shape in shapes.items()}
+        problems = list(_differences(stored_shapes, wanted, self._dtypes, tied=self.config.tie_word_embeddings))
+        if problems:
+            raise WeightsError("\n".join(f"{self.path}: {problem}" for problem in problems))
+        if self.config.tie_word_embeddings and to_huggingface_name(HEAD) in stored_shapes:
+            self._check_stored_head()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the embedding, which stands for all."""
+        return _FLOATING[self._dtypes[to_huggingface_name(EMBEDDING)]]
+
+    def tensor(self, name: str) -> Tensor:
+        """One parameter, whole, in the dtype it is stored in. Raises KeyError for a name that is not in `names`."""
+        return self._read(to_huggingface_name(name))
+
+    def _read(self, huggingface_name: str) -> Tensor:
+        with safe_open(self._files[huggingface_name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(huggingface_name)
+            return tensor
+
+    def _check_stored_head(self) -> None:
+        if not torch.equal(self.tensor(HEAD), self.tensor(EMBEDDING)):
+            raise WeightsError(
+                f"{self.path}: tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight; "
+                f"set tie_word_embeddings=false in {CONFIG_FILE} to keep both"
+            )
+
+
+def load_pretrained(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    attn_implementation: str = "auto",
+    activation_checkpointing: ActivationCheckpointing = "none",
+) -> SmolLM2:
+    """The model of a directory, on the CPU, in `dtype` (None: as stored), in eval mode.
+
+    Raises WeightsError for a directory that is not exactly a model of ours.
+    """
+    weights = PretrainedWeights(path)
+    model = SmolLM2(
+        weights.config,
+        attn_implementation=attn_implementation,
+        activation_checkpointing=activation_checkpointing,
+    ).to(dtype or weights.dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights.tensor(name))
+    return model.eval()
+
+
+def save_pretrained(model: SmolLM2, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write config.json and model.safetensors; a tied head is left out, as transformers does. None: dtype as it is.
+
+    For a model that is whole in this process. Raises OSError if the disk does not take it.
+    """
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = dict(model.named_parameters())
+    stored_dtype = dtype or parameters[EMBEDDING].dtype
+    tensors = {
+        to_huggingface_name(name): parameter.detach().to("cpu", stored_dtype).contiguous()
+        for name, parameter in parameters.items()
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    tree = huggingface_config(model.config, dtype=str(stored_dtype).removeprefix("torch."))
+    (folder / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: Path) -> SmolLM2Config:
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such folder; wanted a Hugging Face model directory on this machine")
+    file = folder / CONFIG_FILE
+    tree = _read_json(file, missing=f"{folder}: has no {CONFIG_FILE}; wanted a Hugging Face model directory")
+    return read_huggingface_config(tree, origin=str(file))
+
+
+def _read_json(file: Path, *, missing: str) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(missing) from None
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON: {error}; fetch the file again") from None
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{file}: wanted a JSON object, got {type(tree).__name__}")
+    return tree
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """All safetensors files of the model: those of the index, or the single one."""
+    if (folder / INDEX_FILE).is_file():
+        weight_map = _read_json(folder / INDEX_FILE, missing="").get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise WeightsError(f"{folder / INDEX_FILE}: has no weight_map; fetch the file again")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        absent = [file for file in files if not file.is_file()]
+        if absent:
+            raise WeightsError("\n".join(f"{file}: named in {INDEX_FILE} but missing; fetch it" for file in absent))
+        return files
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    pickled = " (pytorch_model.bin is not read: convert it to safetensors)" if list(folder.glob("*.bin")) else ""
+    raise WeightsError(f"{folder}: has neither {WEIGHTS_FILE} nor {INDEX_FILE}{pickled}")
+
+
+def _headers(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping)
+                header = tensors.get_slice(name)
+                yield name, tuple(header.get_shape()), header.get_dtype()
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: damaged safetensors file ({error}); fetch it again") from None
+
+
+def _differences(
+    stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]], dtypes: dict[str, str], *, tied: bool
+) -> Iterator[str]:
+    allowed_extra = {to_huggingface_name(HEAD): wanted[to_huggingface_name(EMBEDDING)]} if tied else {}
+    for name, shape in wanted.items():
+        if name not in stored:
+            yield f"{name} is missing; wanted shape {list(shape)}"
+    for name, shape in stored.items():
+        right_shape = wanted.get(name, allowed_extra.get(name))
+        if right_shape is None:
+            if not name.endswith(_IGNORED_SUFFIX):
+                yield f"{name} is not a tensor of this architecture{_beyond_last_layer(name)}"
+        elif shape != right_shape:
+            yield f"{name} has shape {list(shape)}, but {CONFIG_FILE} says {list(right_shape)}"
+        elif dtypes[name] not in _FLOATING:
+            yield f"{name} is stored as {dtypes[name]}; wanted one of {', '.join(_FLOATING)}"
+
+
+def _beyond_last_layer(name: str) -> str:
+    return f"; {CONFIG_FILE} has fewer layers or tied embeddings" if from_huggingface_name(name) else ""

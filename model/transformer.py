@@ -1,0 +1,124 @@
+"""SmolLM2: a pre-norm decoder of grouped-query attention and SwiGLU blocks, as one module.
+
+Names of parameters are Hugging Face's without the leading `model.`. Runs as it is under DeepSpeed ZeRO-3: no buffers,
+every parameter used only inside the forward of the module that owns it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import Attention
+from model.attention_backends import selection
+from model.config import SmolLM2Config
+from model.documents import Documents
+from model.layers import Embedding, RMSNorm, SwiGLU
+from model.loss import chunked_cross_entropy
+from model.rope import rotary_angles
+
+ActivationCheckpointing = Literal["none", "full"]
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: SmolLM2Config) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "batch seq hidden"],
+        cosine: Float[Tensor, "batch seq 1 head_dim"],
+        sine: Float[Tensor, "batch seq 1 head_dim"],
+        attend: selection.Attend,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cosine, sine, attend)
+        added: Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return added
+
+
+class LanguageModelHead(nn.Module):
+    """Logits, or the loss directly: in this module's forward, where ZeRO-3 has gathered the matrix once for both."""
+
+    def __init__(self, config: SmolLM2Config, *, tied: Tensor | None) -> None:
+        super().__init__()
+        shape = (config.vocab_size, config.hidden_size)
+        self.weight = nn.Parameter(torch.full(shape, torch.nan)) if tied is None else tied
+
+    def forward(
+        self, hidden: Float[Tensor, "batch seq hidden"], labels: Int[Tensor, "batch seq"] | None = None
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, ""]:
+        if labels is None:
+            return F.linear(hidden, self.weight)
+        return chunked_cross_entropy(hidden.flatten(0, 1), self.weight, labels.flatten())
+
+
+class SmolLM2(nn.Module):
+    """The model of `config`. Its parameters are NaN until `init.initialize` or a checkpoint fills them.
+
+    attn_implementation: a name of `attention_backends.selection.NAMES`; `auto` looks at device and dtype.
+    activation_checkpointing: `full` keeps only each layer's input and computes the layer again in the backward.
+    Raises AttentionBackendError for a kernel that is not there.
+    """
+
+    def __init__(
+        self,
+        config: SmolLM2Config,
+        *,
+        attn_implementation: str = "auto",
+        activation_checkpointing: ActivationCheckpointing = "none",
+    ) -> None:
+        super().__init__()
+        selection.check_name(attn_implementation)
+        self.config = config
+        self.attn_implementation = attn_implementation
+        self.activation_checkpointing = activation_checkpointing
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.lm_head = LanguageModelHead(config, tied=self.embed_tokens.weight if config.tie_word_embeddings else None)
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        *,
+        document_ids: Int[Tensor, "batch seq"] | None = None,
+        labels: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"] | Float[Tensor, ""]:
+        """Logits, or with labels the mean loss in fp32.
+
+        document_ids: numbers the packed documents; attention does not cross them and positions restart.
+            None: every row is one document.
+        labels: the next token of each input, already shifted; −100 is ignored.
+        Raises ValueError for a sequence longer than the model's positions.
+        """
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"a sequence of {input_ids.shape[1]} tokens, but the model has max_position_embeddings="
+                f"{self.config.max_position_embeddings}; shorten the sequence or raise it in the model's config"
+            )
+        hidden = self.embed_tokens(input_ids)
+        documents = Documents(input_ids, document_ids)
+        attend = selection.bind(self.attn_implementation, documents, dtype=hidden.dtype)
+        cosine, sine = rotary_angles(
+            documents.position_ids, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=hidden.dtype
+        )
+        recompute = self.activation_checkpointing == "full" and torch.is_grad_enabled()
+        for layer in self.layers:
+            if recompute:
+                # nothing in a layer is random, so there is no generator state to keep
+                hidden = checkpoint(layer, hidden, cosine, sine, attend, use_reentrant=False, preserve_rng_state=False)
+            else:
+                hidden = layer(hidden, cosine, sine, attend)
+        result: Tensor = self.lm_head(self.norm(hidden), labels)
+        return result
