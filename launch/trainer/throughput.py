@@ -1,0 +1,76 @@
+"""Tokens a second and model FLOPs utilisation (MFU), by one definition.
+
+MFU is tokens a second × training FLOPs a token / (devices × peak FLOP/s of one), as in PaLM (Chowdhery et al.,
+arXiv:2204.02311, appendix B). The FLOPs a token are 6·N + 12·layers·hidden·sequence with N counting a tied embedding
+once, attention not halved for causality, and recomputed activations not counted (`model.cost`). The peak is the
+maker's figure for dense bf16 with fp32 accumulation. Makers print the figure for 2:4 sparsity, which is twice that:
+dividing by it would make a run look half as good, and by a guess, anything. A device that is not in the table has no
+MFU; neither has a CPU.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Dense bf16 FLOP/s of the devices whose whole name, as CUDA or ROCm reports it, matches a pattern."""
+
+    name_pattern: str
+    flops: float
+    source: str
+
+
+# A slice of a device (MIG) has a longer name and so matches none.
+PEAKS = (
+    Peak(r"NVIDIA A100-(SXM4|PCIE)-\d+GB|NVIDIA A100 80GB PCIe", 312e12, "NVIDIA A100 datasheet, 2021"),
+    Peak(r"NVIDIA H100 80GB HBM3", 989.4e12, "NVIDIA H100 architecture white paper, SXM5"),
+    Peak(r"NVIDIA H100 PCIe", 756e12, "NVIDIA H100 architecture white paper, PCIe"),
+    Peak(r"NVIDIA H100 NVL", 835.5e12, "NVIDIA H100 datasheet, NVL: 1,671e12 with sparsity"),
+    Peak(r"NVIDIA H200", 989.5e12, "NVIDIA H200 datasheet, SXM: 1,979e12 with sparsity"),
+    Peak(r"NVIDIA H200 NVL", 835.5e12, "NVIDIA H200 datasheet, NVL: 1,671e12 with sparsity"),
+
+    Peak(r"NVIDIA B200", 2250e12, "NVIDIA HGX B200 datasheet: 36e15 with sparsity on 8 devices"),
+    Peak(r"NVIDIA L40S", 362.05e12, "NVIDIA L40S datasheet"),
+    Peak(r"NVIDIA L4", 121e12, "NVIDIA L4 datasheet: 242e12 with sparsity"),
+    Peak(r"NVIDIA A40", 149.7e12, "NVIDIA A40 datasheet"),
+    Peak(r"NVIDIA GeForce RTX 4090", 165.2e12, "NVIDIA Ada architecture white paper, bf16 with fp32 accumulation"),
+    Peak(r"NVIDIA GeForce RTX 3090", 71e12, "NVIDIA GA102 architecture white paper, bf16 with fp32 accumulation"),
+    Peak(r"AMD Instinct MI300X( OAM)?", 1307.4e12, "AMD Instinct MI300X data sheet"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """What a span of training did; `mfu` is a fraction, None where the device's peak is not known."""
+
+    tokens_per_second: float
+    tokens_per_second_per_device: float
+    mfu: float | None
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of one device, by the name that `torch.cuda.get_device_name` gives; None if unknown."""
+    for peak in PEAKS:
+        if re.fullmatch(peak.name_pattern, device_name.strip()):
+            return peak.flops
+    return None
+
+
+def mfu(*, tokens_per_second: float, flops_per_token: float, device_name: str, world_size: int) -> float | None:
+    """Achieved FLOP/s over the peak of all devices together; None where the peak is not known."""
+    peak = peak_flops(device_name)
+    return None if peak is None else tokens_per_second * flops_per_token / (peak * world_size)
+
+
+def throughput(
+    *, tokens: int, elapsed_s: float, flops_per_token: float, device_name: str, world_size: int
+) -> Throughput:
+    """Rates of the tokens that all ranks together trained on in a span of time."""
+    rate = tokens / elapsed_s
+    utilisation = mfu(
+        tokens_per_second=rate, flops_per_token=flops_per_token, device_name=device_name, world_size=world_size
+    )
+    return Throughput(tokens_per_second=rate, tokens_per_second_per_device=rate / world_size, mfu=utilisation)
