@@ -27,6 +27,10 @@ class TrainingError(ValueError):
     """A run that cannot start or go on, for a reason the user can mend. One line a problem, each with the way out."""
 
 
+class LocalError(TrainingError):
+    """A TrainingError that one rank found alone, so that it has to tell it itself."""
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,6 +84,7 @@ class ScheduleConfig(_Settings):
     name: Literal["wsd", "cosine", "linear"] = "wsd"
     warmup_steps: int = Field(default=0, ge=0)
     decay_steps: int = Field(default=0, ge=0)
+    min_factor: float = Field(default=0.0, ge=0, le=1)  # of the peak, where the decay ends
 
     @model_validator(mode="after")
     def _decay_belongs_to_wsd(self) -> Self:
@@ -181,9 +186,9 @@ class TrainConfig(_Settings):
         if self.batch_tokens % unit:
             below, above = self.batch_tokens // unit * unit, (self.batch_tokens // unit + 1) * unit
             nearest = f"{below} or {above}" if below else str(above)
-            ranks = f" × {world_size} ranks" if world_size > 1 else ""
+            ranks = f" * {world_size} ranks" if world_size > 1 else ""
             raise TrainingError(
-                f"batch_tokens={self.batch_tokens} is not a multiple of data.sequence_length × micro_batch_size{ranks} "
+                f"batch_tokens={self.batch_tokens} is not a multiple of data.sequence_length * micro_batch_size{ranks} "
                 f"= {unit}; use {nearest}"
             )
         return self.batch_tokens // unit

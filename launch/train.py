@@ -1,0 +1,89 @@
+"""One rank of a training run: what DeepSpeed's launcher starts on every device.
+
+    smollm2 launch train CONFIG key=value …
+    deepspeed --num_gpus 2 --module launch.train CONFIG key=value …
+    deepspeed --hostfile HOSTS --module launch.train CONFIG key=value …
+
+Order matters here: the outputs are led to the log before torch and DeepSpeed, the noisy ones, are imported, and what
+can be wrong is found by rank 0 before the process group is made, so that a mistake costs a second.
+
+Exit codes: 0 done; 1 a defect; 2 the user's to mend; 130 and 143 stopped by SIGINT and SIGTERM after saving;
+71 the launcher is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from checkpoint.manifest import CheckpointError
+from configs.load import ConfigError, dump, load
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.console import Console, open_console
+from launch.trainer.inputs import Inputs, read_inputs
+from launch.trainer.orphans import watch_parents
+from launch.trainer.ranks import RankEnvironment, read_environment
+from launch.trainer.run_folder import CONFIG_FILE, StartPoint, create_run_folder, hold_lock, prepare_run
+from pipeline.shards.format import DatasetError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one rank to its end and return its exit code."""
+    parsed = _parser().parse_args(arguments)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load(parsed.config, TrainConfig, parsed.overrides)
+        ranks = read_environment(os.environ)
+        config.accumulation_steps(world_size=ranks.world_size)
+        console = open_console(config.run_dir, rank=ranks.rank)
+    except (ConfigError, TrainingError) as error:
+        if first:
+            print(*(f"launch train: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        return 2
+    watch_parents(launcher_pid=ranks.launcher_pid)
+    # torch would take every core for every rank
+    local_size = int(os.environ.get("LOCAL_SIZE", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_size)))
+    return _run(config, ranks, console)
+
+
+def _run(config: TrainConfig, ranks: RankEnvironment, console: Console) -> int:
+    try:
+        inputs = read_inputs(config)
+        start = _start_point(config, ranks, inputs) if ranks.is_first else None
+        from launch.trainer.attempt import run_attempt
+
+        return run_attempt(config, ranks, console, inputs, start)
+    except (CheckpointError, ConfigError, DatasetError, TrainingError) as error:
+        console.user_error(error)
+        code = 2
+    except OSError as error:
+        code = console.os_error(error)
+    except Exception as error:
+        console.defect(error)
+        code = 1
+    # not sys.exit: threads and the process group of a run that failed may wait for ever
+    os._exit(code)
+
+
+def _start_point(config: TrainConfig, ranks: RankEnvironment, inputs: Inputs) -> StartPoint:
+    """Rank 0 takes the folder and compares it with this start."""
+    create_run_folder(config.run_dir)
+    hold_lock(config.run_dir)
+    file = config.run_dir / CONFIG_FILE
+    previous = load(file, TrainConfig) if file.is_file() else None
+    return prepare_run(config, resolved=dump(config), previous=previous, inputs=inputs, world_size=ranks.world_size)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="launch.train", description=__doc__)
+    parser.add_argument("config", help="a YAML file such as configs/train/demo.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-3")
+    parser.add_argument("--local_rank", type=int, default=0, help="given by the launcher; the environment counts")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""One attempt at a run, from the process group to the last step: builds the parts, resumes, trains, tells how it ended.
+
+Called on every rank; only rank 0 has a `StartPoint`, which it shares.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from checkpoint.events import EventWriter, events_file
+from checkpoint.manifest import step_name
+from launch.config import TrainConfig, TrainingError, flatten
+from launch.data.loader import LoaderError, PackedSamples, Source
+from launch.trainer.console import Console, summary
+from launch.trainer.engine import DTYPES, Engine, build_engine
+from launch.trainer.inputs import Inputs
+from launch.trainer.loop import Trainer
+from launch.trainer.ranks import RankEnvironment
+from launch.trainer.run_folder import StartPoint, finished_line
+from launch.trainer.state import Checkpoints
+from model.attention_backends.selection import AttentionBackendError, resolve
+from model.hf import WeightsError
+from pipeline.shards.format import Split
+
+
+def run_attempt(
+    config: TrainConfig, ranks: RankEnvironment, console: Console, inputs: Inputs, start: StartPoint | None
+) -> int:
+    """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike."""
+    get_accelerator().set_device(ranks.local_rank)
+    deepspeed.init_distributed(verbose=False)
+    start = _share(start)
+    for remark in start.remarks:
+        console.line(remark)
+    if start.step >= config.steps:
+        console.line(finished_line(config, start.step))
+        torch.distributed.destroy_process_group()
+        return 0
+    with ExitStack() as stack:
+        events = stack.enter_context(EventWriter(events_file(config.run_dir))) if ranks.is_first else None
+        try:
+            code = _build(config, ranks, console, inputs, start, events).run()
+        except Exception as error:
+            if events is not None:
+                events.write("state", step=start.step, state="failed", reason=summary(error))
+                events.sync()
+            raise
+    torch.distributed.destroy_process_group()
+    return code
+
+
+def _build(
+    config: TrainConfig,
+    ranks: RankEnvironment,
+    console: Console,
+    inputs: Inputs,
+    start: StartPoint,
+    events: EventWriter | None,
+) -> Trainer:
+    try:
+        train = _samples(config, "train")
+        validation = _samples(config, "validation")
+        device_type = get_accelerator().device_name()
+        attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
+        engine = build_engine(config, ranks)
+    except (AttentionBackendError, LoaderError, WeightsError) as error:
+        raise TrainingError(str(error)) from error
+    last_step = start.step or None
+    checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)
+    if last_step is not None:
+        checkpoints.load(engine, step=last_step)
+        console.line(f"resuming from {step_name(last_step)}")
+    console.line(_headline(config, ranks, engine, attention))
+    if events is not None:
+        events.write("state", step=start.step, state="running")
+        events.write("params", step=start.step, **_parameters(config, ranks, engine, attention))
+    return Trainer(
+        config,
+        ranks,
+        engine=engine,
+        train=train,
+        validation=validation,
+        checkpoints=checkpoints,
+        console=console,
+        events=events,
+        first_step=start.step,
+    )
+
+
+def _share(start: StartPoint | None) -> StartPoint:
+    """Rank 0's on every rank."""
+    box: list[StartPoint | None] = [start]
+    torch.distributed.broadcast_object_list(box, src=0)
+    shared = box[0]
+    assert shared is not None
+    return shared
+
+
+def _samples(config: TrainConfig, split: Split) -> PackedSamples:
+    """Training samples in the run's order; the validation split as it lies."""
+    sources = [Source(source.name, source.path, source.weight) for source in config.data.sources]
+    length = config.data.sequence_length
+    samples = PackedSamples(sources, seed=config.seed, sequence_length=length, split=split, shuffle=split == "train")
+    samples.check_shards()
+    return samples
+
+
+def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, attention: str) -> str:
+    return (
+        f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks.world_size} "
+        f"{engine.device.type} ranks, {attention} attention, {config.batch_tokens:,} tokens a step, "
+        f"{config.accumulation_steps(world_size=ranks.world_size)} micro-batches a rank; everything else is in "
+        f"{config.run_dir / 'logs'}"
+    )
+
+
+def _parameters(config: TrainConfig, ranks: RankEnvironment, engine: Engine, attention: str) -> dict[str, str | float]:
+    """The resolved config and what was chosen at the start, as flat text and numbers."""
+    chosen = {
+        "world_size": ranks.world_size,
+        "device_type": engine.device.type,
+        "attention": attention,
+        "num_parameters": engine.num_parameters,
+    }
+    flat = flatten(config.model_dump(mode="json")) | chosen
+    return {
+        key: value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)
+        for key, value in flat.items()
+    }

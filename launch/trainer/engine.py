@@ -1,0 +1,85 @@
+"""The model under DeepSpeed ZeRO-3: built sharded, filled one parameter at a time, wrapped with our optimizer.
+
+No rank ever holds the whole model: each parameter is gathered, written by rank 0 and partitioned again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from launch.config import Precision, TrainConfig, TrainingError
+from launch.trainer.deepspeed_config import deepspeed_config
+from launch.trainer.optimizer import build_optimizer
+from launch.trainer.ranks import RankEnvironment
+from model.hf import PretrainedWeights
+from model.init import fill_parameter_
+from model.transformer import SmolLM2
+
+DTYPES: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# What pretrained weights fix. Positions and rope_theta are free: a longer context is trained by changing them.
+_COMPUTED = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings",
+)  # fmt: skip
+Fill = Callable[[str, torch.Tensor], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`deepspeed` is called for the forward pass; `optimizer` is ours, inside of DeepSpeed's."""
+
+    deepspeed: Any
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    device_name: str
+    num_parameters: int
+
+
+def build_engine(config: TrainConfig, ranks: RankEnvironment) -> Engine:
+    """On all ranks together, after the process group. Raises TrainingError for weights that do not fit the model."""
+    settings = deepspeed_config(config, world_size=ranks.world_size)
+    device = torch.device(get_accelerator().device_name(ranks.local_rank))
+    fill = _choose_fill(config)
+    with deepspeed.zero.Init(config_dict_or_path=settings):
+        model = SmolLM2(
+            config.model,
+            attn_implementation=config.attn_implementation,
+            activation_checkpointing=config.activation_checkpointing,
+        )
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    num_parameters = 0
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            num_parameters += parameter.numel()
+            if ranks.is_first:
+                fill(name, parameter)
+    optimizer = build_optimizer(model, config.optimizer, device_type=device.type)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return Engine(engine, optimizer, device, device_name, num_parameters)
+
+
+def _choose_fill(config: TrainConfig) -> Fill:
+    """Fresh weights of the seed, or those of a Hugging Face directory."""
+    if config.init_from is None:
+        return lambda name, parameter: fill_parameter_(name, parameter, config=config.model, seed=config.seed)
+    weights = PretrainedWeights(config.init_from)
+    problems = [
+        f"model.{field}={getattr(config.model, field)} but init_from={config.init_from} has "
+        f"{getattr(weights.config, field)}; set model.{field} to it"
+        for field in _COMPUTED
+        if getattr(config.model, field) != getattr(weights.config, field)
+    ]
+    if problems:
+        raise TrainingError("\n".join(problems))
+    return lambda name, parameter: _copy(parameter, weights.tensor(name))
+
+
+def _copy(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(values)

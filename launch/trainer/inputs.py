@@ -1,0 +1,96 @@
+"""What a run reads, checked before anything heavy starts. Opens manifests, no shard; no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint.manifest import MIN_PROBE_TOKENS
+from launch.config import TrainConfig, TrainingError
+from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, TokenizerRecord, digest_file, read_manifest
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The identity of a run's data. `tokenizer_file` is the first source's copy of the tokenizer, if it has one."""
+
+    dataset_digests: dict[str, str]
+    tokenizer: TokenizerRecord
+    tokenizer_file: Path | None
+
+
+def read_inputs(config: TrainConfig) -> Inputs:
+    """Raises DatasetError for a dataset that is not there; TrainingError, all problems at once, for what does not fit."""
+    manifests = {source.name: read_manifest(source.path) for source in config.data.sources}
+    problems = [*_tokenizer_problems(config, manifests), *_size_problems(config, manifests), *_start_problems(config)]
+    if problems:
+        raise TrainingError("\n".join(problems))
+    first = config.data.sources[0]
+    tokenizer_file = first.path / TOKENIZER_FILE
+    return Inputs(
+        dataset_digests={name: manifest.digest() for name, manifest in manifests.items()},
+        tokenizer=manifests[first.name].tokenizer,
+        tokenizer_file=tokenizer_file if tokenizer_file.is_file() else None,
+    )
+
+
+def probe_rows(sequence_length: int) -> int:
+    """Rows of the probe: enough for `MIN_PROBE_TOKENS`."""
+    return math.ceil(MIN_PROBE_TOKENS / sequence_length)
+
+
+def _tokenizer_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
+    first_name, first = next(iter(manifests.items()))
+    wanted, origin = first.tokenizer.digest, f"that of {first_name}"
+    if config.data.tokenizer is not None:
+        try:
+            wanted, origin = digest_file(config.data.tokenizer), f"data.tokenizer={config.data.tokenizer}"
+        except OSError as error:
+            yield f"data.tokenizer={config.data.tokenizer}: {error.strerror}; name the tokenizer.json of the datasets"
+            return
+    for name, manifest in manifests.items():
+        if manifest.tokenizer.digest != wanted:
+            yield (
+                f"dataset {name} was made with another tokenizer ({manifest.tokenizer.digest[:19]}…) than {origin} "
+                f"({wanted[:19]}…); encode it again with that tokenizer, or take it out of data.sources"
+            )
+    tokenizer, model = first.tokenizer, config.model
+    if tokenizer.vocab_size > model.vocab_size:
+        yield (
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; "
+            f"use model.vocab_size={tokenizer.vocab_size} or the tokenizer that belongs to the model"
+        )
+    if tokenizer.eos_token_id != model.eos_token_id:
+        yield (
+            f"model.eos_token_id={model.eos_token_id} but the datasets' documents end in id {tokenizer.eos_token_id}; "
+            f"set model.eos_token_id={tokenizer.eos_token_id}"
+        )
+
+
+def _size_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
+    length = config.data.sequence_length
+    for name, manifest in manifests.items():
+        tokens = manifest.splits["train"].tokens if "train" in manifest.splits else 0
+        if tokens <= length:
+            yield (
+                f"dataset {name} has {tokens:,} training tokens, fewer than one sequence of {length} and the token "
+                "after it; use a shorter data.sequence_length or more data"
+            )
+    held_out = sum(
+        max(0, manifest.splits["validation"].tokens - 1) // length
+        for manifest in manifests.values()
+        if "validation" in manifest.splits
+    )
+    if held_out < probe_rows(length):
+        yield (
+            f"the validation splits hold {held_out} sequences of {length} tokens, wanted at least "
+            f"{probe_rows(length)} (the proof of an export needs {MIN_PROBE_TOKENS:,} tokens); "
+            "give the pipeline a larger validation share"
+        )
+
+
+def _start_problems(config: TrainConfig) -> Iterable[str]:
+    if config.init_from is not None and not (config.init_from / "config.json").is_file():
+        yield f"init_from={config.init_from} has no config.json; name a Hugging Face model directory"

@@ -1,0 +1,211 @@
+"""The training loop: what happens at a step, at the end of one, and at the end of the run.
+
+Steps are counted as they are completed: after step N the model has seen N global batches, and the metrics, the
+checkpoint and the validation loss of step N all belong to that model. All ranks run this together; rank 0 tells.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from model.cost import flops_per_token
+
+from checkpoint.events import EventKind, EventWriter
+from launch.config import TrainConfig
+from launch.data.loader import Loader, PackedSamples
+from launch.data.packing import Batch
+from launch.trainer import guards
+from launch.trainer.console import Console
+from launch.trainer.engine import Engine
+from launch.trainer.evaluate import measure_probe, validation_loss
+from launch.trainer.interruption import StopSignals, agreed_signal, exit_code
+from launch.trainer.optimizer import set_learning_rate
+from launch.trainer.progress import step_line
+from launch.trainer.ranks import RankEnvironment
+from launch.trainer.schedules import SCHEDULES
+from launch.trainer.state import Checkpoints
+from launch.trainer.throughput import Throughput, throughput
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step was: `loss` is the mean over the global batch, `stop_flags` what the ranks were asked to do."""
+
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    step_time_s: float
+    data_wait_s: float
+    stop_flags: list[float]
+
+
+class Trainer:
+    """Everything that a run needs between its start and its end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: RankEnvironment,
+        *,
+        engine: Engine,
+        train: PackedSamples,
+        validation: PackedSamples,
+        checkpoints: Checkpoints,
+        console: Console,
+        events: EventWriter | None,
+        first_step: int,
+    ) -> None:
+        self.config, self.ranks, self.engine = config, ranks, engine
+        self.train, self.validation, self.checkpoints = train, validation, checkpoints
+        self.console, self.events = console, events
+        self.first_step = first_step
+        self._flops_per_token = flops_per_token(config.model, sequence_length=config.data.sequence_length)
+        self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
+
+    def run(self) -> int:
+        """Train from `first_step` completed steps to the end. Returns the exit code; raises DivergedError."""
+        config, first_step = self.config, self.first_step
+        with StopSignals() as signals, self._loader(first_step) as loader:
+            window_started_s, window_step = time.perf_counter(), first_step
+            for step in range(first_step + 1, config.steps + 1):
+                result = self._train_step(step, loader, signals)
+                self._tell_step(step, result)
+                if step % config.logging.every_steps == 0 or step == config.steps:
+                    self._say_step(step, result, (time.perf_counter() - window_started_s) / (step - window_step))
+                    window_started_s, window_step = time.perf_counter(), step
+                number = agreed_signal(result.stop_flags)
+                pause_started_s = time.perf_counter()
+                self._evaluate_and_save(step, stopping=number is not None)
+                # the window measures training; evaluations and saves stand apart
+                window_started_s += time.perf_counter() - pause_started_s
+                if number is not None and step < config.steps:
+                    self._tell("state", step, state="killed", reason=number.name)
+                    self.console.line(f"stopped by {number.name} after step {step}; run the same command to go on")
+                    return exit_code(number)
+        self._tell("state", config.steps, state="finished")
+        self.console.line(f"finished: {config.steps} steps in {config.run_dir}")
+        return 0
+
+    def _loader(self, first_step: int) -> Loader:
+        return Loader(
+            self.train,
+            first_step=first_step,
+            samples_per_step=self.config.samples_per_step,
+            micro_batch_size=self.config.micro_batch_size,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+        )
+
+    def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
+        started_s, waited_s = time.perf_counter(), loader.wait_time_s
+        learning_rate = self._learning_rate(step)
+        set_learning_rate(self.engine.optimizer, learning_rate)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        for micro_step in range(1, self._accumulation + 1):
+            loss = self._loss(next(loader))
+            loss_sum += loss.detach()
+            self.engine.deepspeed.backward(loss)
+            if micro_step < self._accumulation:
+                self.engine.deepspeed.step()
+        loss_mean, stop_flags = self._agree(loss_sum / self._accumulation, signals)
+        guards.check_loss(loss_mean, step=step, last_checkpoint=self.checkpoints.last_step)
+        self.engine.deepspeed.step()
+        grad_norm = float(self.engine.deepspeed.get_global_grad_norm())
+        guards.check_grad_norm(grad_norm, step=step, last_checkpoint=self.checkpoints.last_step)
+        return StepResult(
+            loss=loss_mean,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            step_time_s=time.perf_counter() - started_s,
+            data_wait_s=loader.wait_time_s - waited_s,
+            stop_flags=stop_flags,
+        )
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        device = self.engine.device
+        document_ids = batch.document_ids.to(device) if self.config.data.document_masking else None
+        loss: torch.Tensor = self.engine.deepspeed(
+            batch.input_ids.to(device), document_ids=document_ids, labels=batch.labels.to(device)
+        )
+        return loss
+
+    def _agree(self, loss: torch.Tensor, signals: StopSignals) -> tuple[float, list[float]]:
+        """The mean loss and the sum of the stop flags over all ranks, in one exchange, so that all do the same next."""
+        flags = torch.tensor(signals.flags(), dtype=torch.float64, device=loss.device)
+        sums = torch.cat([loss[None], flags])
+        torch.distributed.all_reduce(sums)
+        loss_sum, *stop_flags = sums.tolist()
+        return loss_sum / self.ranks.world_size, stop_flags
+
+    def _learning_rate(self, step: int) -> float:
+        """Of the update that makes `step` steps complete; schedules count updates from 0."""
+        schedule = self.config.schedule
+        return self.config.optimizer.learning_rate * SCHEDULES[schedule.name](
+            step=step - 1,
+            total_steps=self.config.steps,
+            warmup_steps=schedule.warmup_steps,
+            decay_steps=schedule.decay_steps,
+            min_factor=schedule.min_factor,
+        )
+
+    def _throughput(self, step_time_s: float) -> Throughput:
+        return throughput(
+            tokens=self.config.batch_tokens,
+            elapsed_s=step_time_s,
+            flops_per_token=self._flops_per_token,
+            device_name=self.engine.device_name,
+            world_size=self.ranks.world_size,
+        )
+
+    def _evaluate_and_save(self, step: int, *, stopping: bool) -> None:
+        config, is_last = self.config, step == self.config.steps
+        loss = None
+        if is_last or step % config.validation.every_steps == 0:
+            loss = validation_loss(self.engine, self.validation, config, self.ranks)
+            self._tell("metrics", step, **{"validation/loss": loss})
+            self.console.line(f"step {step}/{config.steps}  validation loss {loss:.4f}")
+        if stopping or is_last or step % config.checkpoint.every_steps == 0:
+            started_s = time.perf_counter()
+            probe = measure_probe(self.engine, self.validation, config)
+            folder = self.checkpoints.save(self.engine, step=step, validation_loss=loss, probe=probe)
+            self._tell("checkpoint", step, path=str(folder.relative_to(config.run_dir)))
+            if self.events is not None:
+                self.events.sync()
+            self.console.line(f"step {step}/{config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
+
+    def _tell_step(self, step: int, result: StepResult) -> None:
+        rates = self._throughput(result.step_time_s)
+        metrics = {
+            "train/loss": result.loss,
+            "train/learning_rate": result.learning_rate,
+            "train/grad_norm": result.grad_norm,
+            "train/tokens_per_second": rates.tokens_per_second,
+            "train/step_time_s": result.step_time_s,
+            "train/data_wait_s": result.data_wait_s,
+            "train/tokens_consumed": step * self.config.batch_tokens,
+        }
+        if rates.mfu is not None:
+            metrics["train/mfu"] = rates.mfu
+        self._tell("metrics", step, **metrics)
+
+    def _say_step(self, step: int, result: StepResult, step_time_s: float) -> None:
+        rates = self._throughput(step_time_s)
+        self.console.line(
+            step_line(
+                step=step,
+                steps=self.config.steps,
+                loss=result.loss,
+                learning_rate=result.learning_rate,
+                grad_norm=result.grad_norm,
+                tokens_per_second=rates.tokens_per_second,
+                mfu=rates.mfu,
+                seconds_left=(self.config.steps - step) * step_time_s,
+            )
+        )
+
+    def _tell(self, kind: EventKind, step: int, **fields: Any) -> None:
+        if self.events is not None:
+            self.events.write(kind, step=step, **fields)

@@ -1,0 +1,36 @@
+"""Which process of the run this is, read once from the environment that DeepSpeed's launcher sets. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launch.config import TrainingError
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """`rank` of `world_size` processes; `local_rank` counts within the node, from 0."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    launcher_pid: int | None
+
+    @property
+    def is_first(self) -> bool:
+        """Rank 0 speaks, logs and publishes."""
+        return self.rank == 0
+
+
+def read_environment(environment: Mapping[str, str]) -> RankEnvironment:
+    """Raises TrainingError where no launcher has set RANK, WORLD_SIZE and LOCAL_RANK."""
+    try:
+        rank, world_size, local_rank = (int(environment[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    except KeyError as missing:
+        raise TrainingError(
+            f"launch.train runs under DeepSpeed's launcher ({missing.args[0]} is not set); use `smollm2 launch train "
+            "CONFIG` or `deepspeed --num_gpus 2 --module launch.train CONFIG`"
+        ) from None
+    launcher_pid = environment.get("SMOLLM2_LAUNCHER_PID")
+    return RankEnvironment(rank, world_size, local_rank, int(launcher_pid) if launcher_pid else None)

@@ -1,0 +1,220 @@
+"""The run's folder: who may write to it, what it says the run is, and where a start goes on from.
+
+    RUN/.lock         held by rank 0 for the life of its process; names its pid and host
+    RUN/config.yaml   the resolved config of the newest attempt
+    RUN/run.json, RUN/tokenizer.json   written once
+
+No torch; nothing here needs another rank.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.manifest import (
+    RUN_FILE,
+    RunRecord,
+    checkpoint_directory,
+    checkpoints_directory,
+    list_steps,
+    newest_verified,
+    read_manifest,
+    read_run,
+    step_name,
+    write_durably,
+    write_run,
+)
+from launch.config import TrainConfig, TrainingError, flatten
+from launch.trainer.console import unwritable
+from launch.trainer.inputs import Inputs
+from pipeline.shards.format import TOKENIZER_FILE, digest_bytes
+
+CONFIG_FILE = "config.yaml"
+LOCK_PATIENCE_S = 15.0
+
+# What a resumed run may change; every other setting is part of what the run is.
+_MAY_CHANGE = (
+    "run_dir", "steps", "schedule", "optimizer.learning_rate", "micro_batch_size", "attn_implementation",
+    "activation_checkpointing", "zero", "checkpoint", "validation", "logging", "launcher", "data.tokenizer",
+)  # fmt: skip
+_PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
+
+
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a start goes on: after `step` steps (0: from the beginning); `remarks` are lines for the user."""
+
+    step: int
+    run_key: str
+    remarks: tuple[str, ...]
+
+
+def create_run_folder(run_dir: Path) -> None:
+    """Make the folder and try to write in it. Raises TrainingError."""
+    probe = run_dir / f".writable-{os.getpid()}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise unwritable(run_dir, error) from None
+
+
+def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
+    """Take the folder for this process until it ends; the descriptor is the lock.
+
+    Waits, because the ranks of a run that was just killed need a moment to go. Raises TrainingError.
+    """
+    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+                os.close(descriptor)
+                raise TrainingError(
+                    f"another trainer ({holder}) is at work in {run_dir}; "
+                    "wait for it, end it, or choose another run_dir"
+                ) from None
+            time.sleep(0.2)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def prepare_run(
+    config: TrainConfig, *, resolved: str, previous: TrainConfig | None, inputs: Inputs, world_size: int
+) -> StartPoint:
+    """Compare this start with what the folder holds, write what identifies the run, choose the checkpoint.
+
+    `resolved` is the config as YAML; `previous` the one that the folder's config.yaml holds, if it has one.
+    Raises TrainingError, a line a difference, if this start would be another run; CheckpointError.
+    """
+    run_dir = config.run_dir
+    record = _same_run(config, previous, inputs)
+    _remove_leftovers(checkpoints_directory(run_dir))
+    if record is None:
+        record = _new_record(config, inputs)
+        if inputs.tokenizer_file is not None:
+            write_durably(run_dir / TOKENIZER_FILE, inputs.tokenizer_file.read_bytes())
+        write_run(run_dir, record)
+    write_durably(run_dir / CONFIG_FILE, resolved.encode())
+    step, passed_over = newest_verified(run_dir)
+    remarks = [f"passed over checkpoint {problem}" for problem in passed_over]
+    if step is None:
+        return StartPoint(0, record.run_key, tuple(remarks))
+    manifest = read_manifest(checkpoint_directory(run_dir, step))
+    if manifest.world_size != world_size:
+        raise TrainingError(
+            f"checkpoint {step_name(step)} was saved by {manifest.world_size} ranks and this start has {world_size}; "
+            f"start it with {manifest.world_size} (launcher.ranks_per_node={manifest.world_size} on one node)"
+        )
+    return StartPoint(step, record.run_key, tuple(remarks))
+
+
+def finished_step(config: TrainConfig) -> int | None:
+    """The newest checkpoint's step if the run has no steps left; a look at names only."""
+    steps = list_steps(config.run_dir)
+    return steps[-1] if steps and steps[-1] >= config.steps else None
+
+
+def finished_line(config: TrainConfig, step: int) -> str:
+    return f"run {config.run_dir} has finished: {step} of {config.steps} steps; raise steps to go on"
+
+
+def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
+    """One line for each setting that a resumed run may not change and that did."""
+    old, new = _identity(before), _identity(now)
+    return [
+        f"{key}={_shown(new.get(key))} but this run was started with {_shown(old.get(key))}; "
+        "set it back, or choose another run_dir"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+
+
+def config_digest(config: TrainConfig) -> str:
+    """Equal for starts that are the same run, whatever they change of what may change."""
+    return digest_bytes(json.dumps(_identity(config), sort_keys=True).encode())
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    flat = flatten(config.model_dump(mode="json"))
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+        # a dataset may be moved: its digest is compared
+        and not (key.startswith("data.sources.") and key.endswith(".path"))
+    }
+
+
+def _same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
+    problems = differences(previous, config) if previous is not None else []
+    record = read_run(config.run_dir) if (config.run_dir / RUN_FILE).is_file() else None
+    if record is not None:
+        if inputs.tokenizer.digest != record.tokenizer_digest:
+            problems.append(
+                f"the datasets were made with another tokenizer ({inputs.tokenizer.digest[:19]}…) than this run's "
+                f"({record.tokenizer_digest[:19]}…); use the datasets it was started with, or choose another run_dir"
+            )
+        for name, digest in inputs.dataset_digests.items():
+            if record.dataset_digests.get(name, digest) != digest:
+                problems.append(
+                    f"dataset {name} has other contents ({digest[:19]}…) than when this run was started "
+                    f"({record.dataset_digests[name][:19]}…); put the old one back, or choose another run_dir"
+                )
+    if problems:
+        raise TrainingError("\n".join(problems))
+    return record
+
+
+def _new_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return RunRecord(
+        run_key=uuid.uuid4().hex,
+        name=config.name,
+        created_ms=time.time_ns() // 1_000_000,
+        code_revision=_code_revision(),
+        dataset_digests=inputs.dataset_digests,
+        tokenizer_digest=inputs.tokenizer.digest,
+        versions={"python": platform.python_version(), **versions},
+    )
+
+
+def _code_revision() -> str:
+    """The commit of this code, `-dirty` if it was changed since; "unknown" outside a clone."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        answer = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def _remove_leftovers(checkpoints: Path) -> None:
+    """Folders of saves that a crash cut short."""
+    for pattern in (".partial-*", ".replaced-*"):
+        for folder in checkpoints.glob(pattern):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)

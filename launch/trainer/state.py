@@ -1,0 +1,128 @@
+"""Saving and loading the whole state of a run, through the protocol of `checkpoint/manifest.py`.
+
+A checkpoint exists when its manifest does: all ranks write below a partial folder, each makes its own files durable
+and digests them, rank 0 writes the manifest and renames. All functions are called by all ranks together.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from checkpoint.manifest import (
+    ZERO_TAG,
+    CheckpointManifest,
+    FileRecord,
+    Probe,
+    checkpoint_directory,
+    describe_files,
+    partial_directory,
+    publish_checkpoint,
+)
+from launch.config import LocalError, TrainConfig, TrainingError
+from launch.trainer.engine import Engine
+from launch.trainer.inputs import Inputs
+from launch.trainer.ranks import RankEnvironment
+from launch.trainer.run_folder import config_digest
+
+_RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_")
+# fp32 master weight and AdamW's two moments, and the working copy
+_BYTES_PER_PARAMETER = {"bfloat16": 14, "float32": 16}
+
+
+class Checkpoints:
+    """The saves of one attempt. `last_step` is the newest that exists."""
+
+    def __init__(
+        self, config: TrainConfig, ranks: RankEnvironment, inputs: Inputs, *, run_key: str, last_step: int | None
+    ) -> None:
+        self.last_step = last_step
+        self._config, self._ranks, self._inputs, self._run_key = config, ranks, inputs, run_key
+
+    def save(self, engine: Engine, *, step: int, validation_loss: float | None, probe: Probe) -> Path:
+        """Returns the folder of the new checkpoint. Raises TrainingError where the disk does not take it."""
+        partial = partial_directory(self._config.run_dir, step)
+        self._prepare(partial, engine)
+        try:
+            engine.deepspeed.save_checkpoint(str(partial), tag=ZERO_TAG, save_latest=False)
+            records = describe_files(partial, _own_files(partial, self._ranks.rank))
+        except (OSError, RuntimeError) as error:
+            raise LocalError(
+                f"rank {self._ranks.rank}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
+                f"see that {self._config.run_dir} has space left and run again: {self._goes_on()}"
+            ) from error
+        gathered: list[list[FileRecord]] = [[] for _ in range(self._ranks.world_size)]
+        dist.all_gather_object(gathered, records)
+        if self._ranks.is_first:
+            files = sorted((record for own in gathered for record in own), key=lambda record: record.path)
+            publish_checkpoint(self._config.run_dir, self._manifest(step, validation_loss, probe, tuple(files)))
+        dist.barrier()
+        self.last_step = step
+        return checkpoint_directory(self._config.run_dir, step)
+
+    def load(self, engine: Engine, *, step: int) -> None:
+        """Weights, optimizer and counters of a verified checkpoint into a fresh engine."""
+        folder = checkpoint_directory(self._config.run_dir, step)
+        loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
+        if loaded is None or engine.deepspeed.global_steps != step:
+            raise RuntimeError(f"DeepSpeed did not load step {step} of {folder} (got {loaded})")
+
+    def _prepare(self, partial: Path, engine: Engine) -> None:
+        """An empty partial folder on a disk with room, or the same error on every rank."""
+        problem: list[str | None] = [None]
+        if self._ranks.is_first:
+            try:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                problem = [self._lack_of_space(partial, engine)]
+            except OSError as error:
+                problem = [f"{error.filename}: {error.strerror}"]
+        dist.broadcast_object_list(problem, src=0)
+        if problem[0] is not None:
+            raise TrainingError(f"the checkpoint could not be written: {problem[0]}; run again then: {self._goes_on()}")
+
+    def _lack_of_space(self, partial: Path, engine: Engine) -> str | None:
+        needed_bytes = engine.num_parameters * _BYTES_PER_PARAMETER[self._config.precision]
+        free_bytes = shutil.disk_usage(partial).free
+        if free_bytes >= needed_bytes:
+            return None
+        return f"{partial} has {free_bytes:,} bytes free, a checkpoint takes {needed_bytes:,}; free some"
+
+    def _goes_on(self) -> str:
+        where = "the beginning" if self.last_step is None else f"the checkpoint of step {self.last_step}"
+        return f"it goes on from {where}"
+
+    def _manifest(
+        self, step: int, validation_loss: float | None, probe: Probe, files: tuple[FileRecord, ...]
+    ) -> CheckpointManifest:
+        config = self._config
+        return CheckpointManifest(
+            run_key=self._run_key,
+            step=step,
+            tokens_consumed=step * config.batch_tokens,
+            samples_consumed=step * config.samples_per_step,
+            world_size=self._ranks.world_size,
+            zero_stage=config.zero.stage,
+            dtype=config.precision,
+            config_digest=config_digest(config),
+            dataset_digests=self._inputs.dataset_digests,
+            tokenizer_digest=self._inputs.tokenizer.digest,
+            model=config.model.model_dump(mode="json"),
+            validation_loss=validation_loss,
+            probe=probe,
+            files=files,
+        )
+
+
+def _own_files(partial: Path, rank: int) -> list[Path]:
+    """What this rank wrote: DeepSpeed puts a rank's number into the names of its files; the others are rank 0's."""
+    owners = {path: _RANK_FILE.search(path.name) for path in partial.rglob("*") if path.is_file()}
+    return [path for path, owner in owners.items() if (int(owner[1]) if owner else 0) == rank]
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__
