@@ -31,7 +31,7 @@ PEAKS = (
     Peak(r"NVIDIA H100 NVL", 835.5e12, "NVIDIA H100 datasheet, NVL: 1,671e12 with sparsity"),
     Peak(r"NVIDIA H200", 989.5e12, "NVIDIA H200 datasheet, SXM: 1,979e12 with sparsity"),
     Peak(r"NVIDIA H200 NVL", 835.5e12, "NVIDIA H200 datasheet, NVL: 1,671e12 with sparsity"),
-
+    Peak(r"NVIDIA GH200 480GB", 989.5e12, "NVIDIA GH200 datasheet: 1,979e12 with sparsity"),
     Peak(r"NVIDIA B200", 2250e12, "NVIDIA HGX B200 datasheet: 36e15 with sparsity on 8 devices"),
     Peak(r"NVIDIA L40S", 362.05e12, "NVIDIA L40S datasheet"),
     Peak(r"NVIDIA L4", 121e12, "NVIDIA L4 datasheet: 242e12 with sparsity"),
@@ -44,33 +44,21 @@ PEAKS = (
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a span of training did; `mfu` is a fraction, None where the device's peak is not known."""
+    """What turns a rate of tokens into utilisation; `flops_per_token` is of training, forward and backward."""
 
-    tokens_per_second: float
-    tokens_per_second_per_device: float
-    mfu: float | None
+    flops_per_token: float
+    device_name: str  # as torch.cuda.get_device_name gives it
+    world_size: int
+
+    def mfu(self, tokens_per_second: float) -> float | None:
+        """Achieved FLOP/s of all ranks together over their devices' peak; None where the peak is not known."""
+        peak = peak_flops(self.device_name)
+        return None if peak is None else tokens_per_second * self.flops_per_token / (peak * self.world_size)
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of one device, by the name that `torch.cuda.get_device_name` gives; None if unknown."""
+    """Dense bf16 FLOP/s of one device; None if it is not in the table."""
     for peak in PEAKS:
         if re.fullmatch(peak.name_pattern, device_name.strip()):
             return peak.flops
     return None
-
-
-def mfu(*, tokens_per_second: float, flops_per_token: float, device_name: str, world_size: int) -> float | None:
-    """Achieved FLOP/s over the peak of all devices together; None where the peak is not known."""
-    peak = peak_flops(device_name)
-    return None if peak is None else tokens_per_second * flops_per_token / (peak * world_size)
-
-
-def throughput(
-    *, tokens: int, elapsed_s: float, flops_per_token: float, device_name: str, world_size: int
-) -> Throughput:
-    """Rates of the tokens that all ranks together trained on in a span of time."""
-    rate = tokens / elapsed_s
-    utilisation = mfu(
-        tokens_per_second=rate, flops_per_token=flops_per_token, device_name=device_name, world_size=world_size
-    )
-    return Throughput(tokens_per_second=rate, tokens_per_second_per_device=rate / world_size, mfu=utilisation)
