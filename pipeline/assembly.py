@@ -1,0 +1,149 @@
+"""Makes a dataset of finished units: checks the sums, and writes what stands beside the shards, the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PipelineConfig, config_digest, content_of
+from pipeline.document import PipelineError
+from pipeline.report import Tally, add_up, report_tree
+from pipeline.shards.format import (
+    TOKENIZER_FILE,
+    DatasetManifest,
+    DroppedRecord,
+    Split,
+    SplitRecord,
+    TokenizerRecord,
+    split_directory,
+    write_durably,
+    write_manifest,
+)
+from pipeline.unit import SPLITS, UnitRecord
+from pipeline.workspace import CONFIG_FILE
+
+REPORT_FILE = "report.json"
+
+
+def assemble(
+    config: PipelineConfig,
+    records: Sequence[UnitRecord],
+    *,
+    tokenizer: TokenizerRecord,
+    tokenizer_content: bytes,
+    seconds: float,
+) -> DatasetManifest:
+    """`records` in the order of their units. From the return on the dataset exists.
+
+    Raises PipelineError if the sums do not agree, if too many records are bad, or if nothing was kept.
+    """
+    dataset = config.output_dir
+    _check_balance(records)
+    splits = {split: _split_record(records, split) for split in SPLITS}
+    by_source = {
+        source.name: add_up(record.tally for record in records if record.source == source.name)
+        for source in config.sources
+    }
+    report = report_tree(
+        config.name,
+        by_source,
+        tokens_by_split={split: record.tokens for split, record in splits.items()},
+        seconds=seconds,
+        worker_seconds=sum(record.seconds for record in records),
+    )
+    write_durably(dataset / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    total = add_up(by_source.values())
+    _check_bad_records(config, total)
+    _check_not_empty(config, total, splits)
+
+    for split, record in splits.items():
+        _write_hugging_face_files(split_directory(dataset, split), record)
+    write_durably(dataset / TOKENIZER_FILE, tokenizer_content)
+    write_durably(dataset / CONFIG_FILE, (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode())
+    manifest = DatasetManifest(
+        name=config.name,
+        tokenizer=tokenizer,
+        splits=splits,
+        documents_in=total.documents_in,
+        text_bytes_kept=total.text_bytes_kept,
+        dropped={
+            reason: DroppedRecord(documents=dropped.documents, text_bytes=dropped.text_bytes)
+            for reason, dropped in total.dropped.items()
+        },
+        config_digest=config_digest(config),
+    )
+    write_manifest(dataset, manifest)
+    return manifest
+
+
+def _split_record(records: Sequence[UnitRecord], split: Split) -> SplitRecord:
+    shards = tuple(shard for record in records for shard in record.shards[split])
+    return SplitRecord(
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+    )
+
+
+def _check_balance(records: Sequence[UnitRecord]) -> None:
+    for record in records:
+        tally = record.tally
+        written = sum(shard.documents for shards in record.shards.values() for shard in shards)
+        if not tally.is_balanced() or written != tally.documents_kept:
+            raise PipelineError(
+                f"unit {record.index} does not add up: {tally.documents_in} documents in, {tally.documents_kept} kept, "
+                f"{tally.documents_dropped} dropped, {written} written; "
+                f"remove .work/units/{record.index:05d}.json in the output folder and run again"
+            )
+
+
+def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
+    share = total.documents_bad / max(1, total.documents_in)
+    if share <= config.max_bad_record_fraction:
+        return
+    reasons = {reason: dropped for reason, dropped in total.dropped.items() if dropped.documents}
+    worst = max(reasons, key=lambda reason: reasons[reason].documents)
+    counts = ", ".join(f"{dropped.documents:,} {reason}" for reason, dropped in reasons.items())
+    raise PipelineError(
+        f"{total.documents_bad:,} of {total.documents_in:,} records are bad ({counts}), more than "
+        f"max_bad_record_fraction={config.max_bad_record_fraction:g} allows; the first {worst}: "
+        f"{reasons[worst].examples[0].location}; see {config.output_dir / REPORT_FILE}, then mend the source or "
+        f"raise the limit and run again"
+    )
+
+
+def _check_not_empty(config: PipelineConfig, total: Tally, splits: dict[Split, SplitRecord]) -> None:
+    if splits["train"].documents:
+        return
+    dropped = ", ".join(f"{dropped.documents:,} {reason}" for reason, dropped in total.dropped.items()) or "none"
+    raise PipelineError(
+        f"nothing to train on: {total.documents_in:,} documents in, dropped: {dropped}, "
+        f"validation: {splits['validation'].documents:,}; give more text, or loosen filters and validation_fraction"
+    )
+
+
+def _write_hugging_face_files(directory: Path, record: SplitRecord) -> None:
+    """What `datasets.load_from_disk` wants beside the Arrow files; it cannot open a split without documents."""
+    if not record.shards:
+        directory.rmdir()
+        return
+    info: dict[str, Any] = {
+        "features": {
+            "input_ids": {"feature": {"dtype": "uint16", "_type": "Value"}, "_type": "List"},
+            "document_id": {"dtype": "string", "_type": "Value"},
+        }
+    }
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": Path(shard.path).name} for shard in record.shards],
+        "_fingerprint": hashlib.sha256("".join(shard.digest for shard in record.shards).encode()).hexdigest()[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_durably(directory / "dataset_info.json", (json.dumps(info, indent=1) + "\n").encode())
+    write_durably(directory / "state.json", (json.dumps(state, indent=1) + "\n").encode())

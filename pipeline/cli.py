@@ -1,0 +1,127 @@
+"""The verbs of `smollm2 pipeline`: run, train-tokenizer, verify, inspect."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.command import run_room
+from configs.load import load
+from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError
+from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return run_room(build_parser(), user_errors=(PipelineError, DatasetError), arguments=arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="smollm2 pipeline",
+        description="Corpora to tokenized Arrow shards with a manifest.",
+        epilog="example: smollm2 pipeline run configs/data/demo.yaml",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    run = verbs.add_parser(
+        "run",
+        help="sources to Arrow shards; goes on where it was interrupted",
+        description="Make the dataset that CONFIG describes. After an interruption of any kind the same command goes "
+        "on and ends with the same bytes.",
+        epilog="example: smollm2 pipeline run configs/data/demo.yaml output_dir=data/demo workers=2",
+    )
+    _add_config(run)
+    run.set_defaults(run=_run)
+
+    train = verbs.add_parser(
+        "train-tokenizer",
+        help="only the tokenizer of a config, to share it between datasets",
+        description="Train the tokenizer that CONFIG describes (tokenizer.train) on its sources.",
+        epilog="example: smollm2 pipeline train-tokenizer configs/data/demo.yaml --output data/demo-tokenizer.json",
+    )
+    _add_config(train)
+    train.add_argument("--output", type=Path, help="the file to write (default: OUTPUT_DIR-tokenizer.json)")
+    train.set_defaults(run=_train_tokenizer)
+
+    verify = verbs.add_parser(
+        "verify",
+        help="re-read and re-hash a dataset; exit 1 names the bad shard",
+        description="Re-read a dataset against its manifest: digests, rows, sums. Exit 1 if anything differs.",
+        epilog="example: smollm2 pipeline verify data/demo",
+    )
+    verify.add_argument("dataset", type=Path, metavar="DATASET")
+    verify.set_defaults(run=_verify)
+
+    inspect = verbs.add_parser(
+        "inspect",
+        help="counts, document lengths, decoded samples",
+        description="Print a dataset's counts, the lengths of its documents, and decoded samples.",
+        epilog="example: smollm2 pipeline inspect data/demo --samples 5",
+    )
+    inspect.add_argument("dataset", type=Path, metavar="DATASET")
+    inspect.add_argument("--samples", type=int, default=3, help="documents to decode (default: 3)")
+    inspect.set_defaults(run=_inspect)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/data/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace the file's")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    config = load(arguments.config, PipelineConfig, arguments.overrides)
+    from pipeline.run import run
+
+    result = run(config)
+    documents = sum(split.documents for split in result.manifest.splits.values())
+    tokens = sum(split.tokens for split in result.manifest.splits.values())
+    if result.was_finished:
+        print(f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir}")
+        return
+    print(
+        f"{config.name}: {documents:,} documents, {tokens:,} tokens in {result.seconds:.1f} s "
+        f"({result.tokens / result.seconds:,.0f} tokens/s): {config.output_dir}"
+    )
+
+
+def _train_tokenizer(arguments: argparse.Namespace) -> None:
+    config = load(arguments.config, PipelineConfig, arguments.overrides)
+    output: Path = arguments.output or config.output_dir.with_name(f"{config.output_dir.name}-tokenizer.json")
+    if output.exists():
+        raise PipelineError(f"{output} is there already; remove it, or choose another with --output")
+    from pipeline.plan import make_plan
+    from pipeline.run import make_tokenizer
+
+    content = make_tokenizer(config, make_plan(config))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(output, content)
+    print(f"{output}: {digest_bytes(content)}")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.executors import available_cores
+    from pipeline.shards.verify import verify_dataset
+
+    problems = verify_dataset(arguments.dataset, threads=available_cores())
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    manifest = read_manifest(arguments.dataset)
+    shards = sum(len(split.shards) for split in manifest.splits.values())
+    print(f"{arguments.dataset}: {f'{len(problems)} problems' if problems else 'whole'}, {shards:,} shards")
+    return 1 if problems else 0
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    manifest = read_manifest(arguments.dataset)
+    from pipeline.summary import summary
+
+    for line in summary(arguments.dataset, manifest, samples=arguments.samples):
+        print(line)

@@ -1,0 +1,193 @@
+"""What a pipeline run is told: sources, tokenizer, filters, sizes. Frozen; unknown keys are errors.
+
+Relative paths are relative to the folder that the command is started in. The output's bytes depend on every field but
+those of `FREE_FIELDS`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes
+from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
+
+# may differ between the attempts of one run: they change when and where bytes are written, not which
+FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction"})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _RecordFields(_Section):
+    """The fields of a structured record that are read: the text, and, if named, the document's id."""
+
+    text_field: str = "text"
+    id_field: str | None = None
+
+
+class _Globs(_Section):
+    """Paths and globs (`**` for any depth); the files are read in the order of their sorted paths."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+
+
+class JsonlConfig(_RecordFields, _Globs):
+    """JSON lines, plain, .gz or .zst."""
+
+    type: Literal["jsonl"]
+    name: str = Field(min_length=1)
+
+
+class ParquetConfig(_RecordFields, _Globs):
+    """Parquet files, read by row groups."""
+
+    type: Literal["parquet"]
+    name: str = Field(min_length=1)
+
+
+class TextConfig(_Globs):
+    """Text files, each one document."""
+
+    type: Literal["text"]
+    name: str = Field(min_length=1)
+
+
+class SourceTreeConfig(_Section):
+    """A tree of source code, each file one document. `root: python:stdlib` is the running interpreter's library."""
+
+    type: Literal["source_tree"]
+    name: str = Field(min_length=1)
+    root: str
+    include: tuple[str, ...] = Field(default=("**/*.py",), min_length=1)
+    exclude: tuple[str, ...] = ()
+
+
+class HuggingFaceConfig(_RecordFields):
+    """A dataset of the Hugging Face hub or a local folder of its kind.
+
+    `loader: load_dataset` downloads and prepares `path` (`config_name`, `split`, `revision`) in the cache of
+    `datasets`; `loader: load_from_disk` opens what `save_to_disk` wrote.
+    """
+
+    type: Literal["huggingface"]
+    name: str = Field(min_length=1)
+    path: str
+    loader: Literal["load_dataset", "load_from_disk"] = "load_dataset"
+    config_name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _disk_has_one_split(self) -> Self:
+        if self.loader == "load_from_disk" and (self.config_name or self.revision):
+            raise ValueError("load_from_disk takes a path only; remove config_name and revision")
+        return self
+
+
+SourceConfig = Annotated[
+    JsonlConfig | ParquetConfig | TextConfig | SourceTreeConfig | HuggingFaceConfig,
+    Field(discriminator="type"),
+]
+
+
+class TrainTokenizerConfig(_Section):
+    """A byte-level BPE like SmolLM2's, trained on `sample_bytes` of text spread evenly over the sources."""
+
+    vocab_size: int = Field(ge=MIN_VOCAB_SIZE, le=MAX_VOCAB_SIZE)
+    sample_bytes: int = Field(default=256 << 20, ge=1)
+
+
+class TokenizerConfig(_Section):
+    """Either an existing `tokenizer.json` (`path`) or a new one (`train`)."""
+
+    path: Path | None = None
+    train: TrainTokenizerConfig | None = None
+    eos_token: str = EOS_TOKEN
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.path is None) == (self.train is None):
+            raise ValueError(
+                "wanted either path (an existing tokenizer.json) or train (vocab_size), not both, not none"
+            )
+        if self.train is not None and self.eos_token != EOS_TOKEN:
+            raise ValueError(f"a trained tokenizer ends documents with {EOS_TOKEN}; remove eos_token={self.eos_token}")
+        return self
+
+
+class LengthFilterConfig(_Section):
+    """Bounds of a document's length, in characters, both included."""
+
+    min_characters: int = Field(default=1, ge=1)
+    max_characters: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters={self.max_characters} is below min_characters={self.min_characters}; no text passes"
+            )
+        return self
+
+
+class FiltersConfig(_Section):
+    """The rules that a document must pass, in the order in which they are asked."""
+
+    length: LengthFilterConfig = LengthFilterConfig()
+
+
+class PipelineConfig(_Section):
+    """One dataset: what goes in, how it becomes ids, and where it lies."""
+
+    name: str = Field(min_length=1)
+    output_dir: Path
+    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    tokenizer: TokenizerConfig
+    filters: FiltersConfig = FiltersConfig()
+    validation_fraction: float = Field(default=0.001, ge=0, lt=1)
+    max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
+    unit_size_bytes: int = Field(default=128 << 20, ge=1)
+    shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
+    workers: int | None = Field(default=None, ge=1, description="processes; None: one for each core")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two sources are named {twice[0]!r}; give each a name of its own")
+        return self
+
+
+def content_of(config: PipelineConfig) -> dict[str, Any]:
+    """The fields that decide the dataset's bytes, as JSON values."""
+    content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(FREE_FIELDS)))
+    return content
+
+
+def config_digest(config: PipelineConfig) -> str:
+    """Equal for two configs that make the same bytes of the same inputs."""
+    return digest_bytes(json.dumps(content_of(config), sort_keys=True).encode())
+
+
+def differences(before: Any, after: Any, *, path: str = "") -> list[str]:
+    """`key: before → after` for every leaf in which two JSON trees differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = list(dict.fromkeys([*before, *after]))
+        return [
+            line
+            for key in keys
+            for line in differences(before.get(key), after.get(key), path=f"{path}.{key}" if path else key)
+        ]
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return [
+            line
+            for index, (old, new) in enumerate(zip(before, after, strict=True))
+            for line in differences(old, new, path=f"{path}.{index}")
+        ]
+    return [] if before == after else [f"{path}: {json.dumps(before)} → {json.dumps(after)}"]

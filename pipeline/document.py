@@ -1,0 +1,62 @@
+"""What sources hand on: a document, or a record that is not one, with the reason.
+
+Contract: a source yields `Document | BadRecord` and nothing else; whatever it reads is one of the two, so that
+documents in = kept + dropped can be checked. Names of reasons are data: they stand in reports and manifests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+BadReason = Literal["malformed_json", "not_an_object", "missing_field", "not_text", "invalid_utf8", "too_large"]
+BAD_REASONS: tuple[BadReason, ...] = (
+    "malformed_json",
+    "not_an_object",
+    "missing_field",
+    "not_text",
+    "invalid_utf8",
+    "too_large",
+)
+
+# a record is held in memory as a whole; one beyond this is a file in the wrong format, not a document
+MAX_RECORD_BYTES = 256 << 20
+
+EXAMPLE_CHARACTERS = 200
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot go on, and what its user can do: one line.
+
+    The tree: `SourceError` for a corpus that is missing or damaged, `TokenizerError` for a tokenizer that cannot make
+    this dataset, `WorkerError` for a worker process that died. `shards.format.DatasetError` stands apart: it belongs to
+    whoever reads datasets.
+    """
+
+
+class SourceError(PipelineError):
+    """A source with no files, or a file that is damaged as a whole. The message names the source or the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text of a corpus, and where it came from."""
+
+    document_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadRecord:
+    """A record that holds no document: where it lies, its size in bytes, and the beginning of what was found."""
+
+    location: str
+    reason: BadReason
+    size_bytes: int
+    example: str
+
+
+def shorten(content: object) -> str:
+    """At most 200 characters of anything, for examples in reports."""
+    text = content.decode("utf-8", errors="backslashreplace") if isinstance(content, bytes) else str(content)
+    return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]}…"

@@ -1,0 +1,143 @@
+"""Where units are done: worker processes of this machine. What a unit is, they do not know.
+
+Workers are spawned, not forked: the parent has threads (Arrow, the tokenizer's training). A worker dies with its
+parent, whatever kills that, and a worker that dies is an error of the whole, not a wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any, Generic, Protocol, TypeVar
+
+from pipeline.document import PipelineError
+
+Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(PipelineError):
+    """A worker process died in the middle of its work."""
+
+
+class Task(Protocol):
+    """Does one item; whatever it hands to `tell` reaches the parent at once. Built in the worker, once."""
+
+    def __call__(self, item: Any, tell: Callable[[Any], None]) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Result]):
+    """The result of an item, as against news of one that is being done."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: BaseException
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_in_processes(
+    make_task: Callable[[], Task], items: Sequence[Any], *, workers: int, poll_s: float = 0.5
+) -> Iterator[Finished[Any] | Any | None]:
+    """Do every item; yields `Finished(result)` in the order of completion, news as told, None when nothing happens.
+
+    `make_task` is called in each worker and must be picklable. An exception of a task is raised here after all workers
+    are stopped. Raises WorkerError if a worker is killed.
+    """
+    waiting = list(reversed(items))
+    context = multiprocessing.get_context("spawn")
+    crew: dict[Connection, SpawnProcess] = {}
+    at_work: dict[Connection, Any] = {}
+    try:
+        for _ in range(min(workers, len(items))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, make_task, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            crew[ours] = process
+            _hand_out(ours, waiting, at_work)
+        while at_work:
+            ready = wait(list(at_work), timeout=poll_s)
+            if not ready:
+                yield None
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                message = _receive(connection, crew[connection], at_work[connection])
+                if isinstance(message, _Failed):
+                    raise message.error
+                if isinstance(message, Finished):
+                    _hand_out(connection, waiting, at_work)
+                yield message
+    finally:
+        for connection, process in crew.items():
+            connection.close()
+            process.kill()
+            process.join()
+
+
+def _hand_out(connection: Connection, waiting: list[Any], at_work: dict[Connection, Any]) -> None:
+    if waiting:
+        at_work[connection] = waiting.pop()
+        # if the worker is dead, the next receive says of what
+        with contextlib.suppress(BrokenPipeError):
+            connection.send(at_work[connection])
+    else:
+        del at_work[connection]
+
+
+def _receive(connection: Connection, process: SpawnProcess, item: Any) -> Any:
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError):
+        process.join(timeout=10)
+        code = process.exitcode
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"ended with code {code}"
+        )
+        raise WorkerError(
+            f"a worker (pid {process.pid}) {how} while doing unit {getattr(item, 'index', item)}; nothing is lost: "
+            "run the same command to go on, with fewer workers (workers=1) if memory was short"
+        ) from None
+
+
+def _work(connection: Connection, make_task: Callable[[], Task], parent: int) -> None:
+    """The life of a worker process."""
+    _die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    try:
+        task = make_task()
+        while True:
+            connection.send(Finished(task(connection.recv(), connection.send)))
+    except EOFError:
+        return
+    except BaseException as error:
+        error.add_note(f"in worker {os.getpid()}:\n{traceback.format_exc()}")
+        connection.send(_Failed(error))
+
+
+def _die_with_parent(parent: int) -> None:
+    """Linux ends us when the parent dies, however it dies; elsewhere the closed pipe does, at the end of a unit."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before we asked

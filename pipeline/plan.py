@@ -1,0 +1,92 @@
+"""How a run is cut into units of work: a pure function of the config and the input files, not of the workers.
+
+A unit's documents go to shards of its own, so units can be done in any order, anywhere, and again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.config import PipelineConfig
+from pipeline.document import SourceError
+from pipeline.sources.catalog import reader_of
+from pipeline.sources.piece import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Consecutive pieces of one source: the work of one worker at one time."""
+
+    index: int
+    source: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(piece.size_bytes for piece in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All units of a run, in the order of the dataset's shards."""
+
+    units: tuple[Unit, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(unit.size_bytes for unit in self.units)
+
+
+def make_plan(config: PipelineConfig) -> Plan:
+    """Lists the sources' input and groups it.
+
+    Raises SourceError for a source that has no input or cannot be opened.
+    """
+    units: list[Unit] = []
+    for source in config.sources:
+        pieces = reader_of(source).find_pieces(source, unit_size_bytes=config.unit_size_bytes)
+        before = len(units)
+        for group in group_pieces(pieces, unit_size_bytes=config.unit_size_bytes):
+            units.append(Unit(index=len(units), source=source.name, pieces=group))
+        if len(units) == before:
+            raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
+    return Plan(tuple(units))
+
+
+def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    """Consecutive pieces of at most `unit_size_bytes` together; a larger piece stands alone."""
+    group: list[Piece] = []
+    size_bytes = 0
+    for piece in pieces:
+        if group and size_bytes + piece.size_bytes > unit_size_bytes:
+            yield tuple(group)
+            group, size_bytes = [], 0
+        group.append(piece)
+        size_bytes += piece.size_bytes
+    if group:
+        yield tuple(group)
+
+
+def plan_to_json(plan: Plan) -> bytes:
+    return json.dumps([asdict(unit) for unit in plan.units]).encode()
+
+
+def changed_inputs(stored: bytes, plan: Plan) -> list[str]:
+    """What differs between the inputs that a run began with and those of now, a line a file."""
+    before = _versions(json.loads(stored))
+    after = _versions([asdict(unit) for unit in plan.units])
+    lines = [f"{path} is gone" for path in before if path not in after]
+    lines += [f"{path} is new" for path in after if path not in before]
+    lines += [
+        f"{path} has changed ({before[path]} → {after[path]})"
+        for path in after
+        if path in before and before[path] != after[path]
+    ]
+    return sorted(lines)
+
+
+def _versions(units: list[dict[str, Any]]) -> dict[str, str]:
+    return {piece["path"]: piece["version"] for unit in units for piece in unit["pieces"]}

@@ -1,0 +1,164 @@
+"""A pipeline run from sources to manifest, which goes on where an earlier attempt stopped.
+
+Bytes of the output depend on the config and the input only: not on the number of workers, nor on how often, when or
+how hard the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.assembly import assemble
+from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError
+from pipeline.executors import Finished, available_cores, run_in_processes
+from pipeline.plan import Plan, Unit, make_plan
+from pipeline.progress import ProgressDisplay
+from pipeline.sample import sample_texts
+from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
+from pipeline.tokenizer.encode import Encoder, missing_byte_tokens, read_tokenizer
+from pipeline.tokenizer.train import train_tokenizer
+from pipeline.unit import Progress, UnitRecord, process_unit
+from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What a run made, or found made. `tokens` and `seconds` are this attempt's."""
+
+    manifest: DatasetManifest
+    was_finished: bool
+    tokens: int
+    seconds: float
+
+
+def run(config: PipelineConfig) -> RunResult:
+    """Make the dataset `config.output_dir`, or as much of it as an earlier attempt has left.
+
+    Raises PipelineError (a SourceError, TokenizerError or WorkerError among them) and OSError; what is done by then
+    is kept, and the same call goes on from there.
+    """
+    started = time.perf_counter()
+    with only_run(config.output_dir):
+        workspace = Workspace(config.output_dir)
+        if is_finished(config.output_dir):
+            manifest = _check_finished(config)
+            workspace.remove()
+            return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
+        workspace.check_config(config)
+        plan = make_plan(config)
+        workspace.begin(config, plan)
+        encoder, content = _tokenizer(config, plan, workspace)
+        records, tokens = _do_units(config, plan, workspace)
+        seconds = time.perf_counter() - started
+        manifest = assemble(
+            config,
+            [records[unit.index] for unit in plan.units],
+            tokenizer=encoder.record,
+            tokenizer_content=content,
+            seconds=seconds,
+        )
+        workspace.remove()
+        return RunResult(manifest, was_finished=False, tokens=tokens, seconds=seconds)
+
+
+def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
+    """Train the tokenizer that the config asks for. Raises PipelineError if it asks for none."""
+    training = config.tokenizer.train
+    if training is None:
+        raise PipelineError(
+            f"tokenizer.path={config.tokenizer.path} names an existing tokenizer; "
+            "to train one, remove it and set tokenizer.train.vocab_size"
+        )
+    sampled_bytes = 0
+
+    def counted() -> Any:
+        nonlocal sampled_bytes
+        for text in sample_texts(config, plan, sample_bytes=training.sample_bytes):
+            sampled_bytes += len(text.encode())
+            yield text
+
+    started = time.perf_counter()
+    content = train_tokenizer(counted(), vocab_size=training.vocab_size)
+    log.info(
+        "tokenizer: %s entries trained on %.1f MB of text in %.1f s",
+        f"{training.vocab_size:,}",
+        sampled_bytes / 1e6,
+        time.perf_counter() - started,
+    )
+    return content
+
+
+def _check_finished(config: PipelineConfig) -> DatasetManifest:
+    require_same_config(config.output_dir / CONFIG_FILE, config)
+    manifest = read_manifest(config.output_dir)
+    path = config.tokenizer.path
+    if path is not None and path.is_file() and digest_bytes(path.read_bytes()) != manifest.tokenizer.digest:
+        raise PipelineError(
+            f"output_dir={config.output_dir} was made with another tokenizer than {path} holds now; "
+            "choose another output_dir, or remove the folder to start over"
+        )
+    return manifest
+
+
+def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tuple[Encoder, bytes]:
+    """Read or train it once; later attempts take the one that the first used."""
+    path = config.tokenizer.path
+    stored = workspace.tokenizer_path.read_bytes() if workspace.tokenizer_path.is_file() else None
+    if path is not None:
+        content = read_tokenizer(path)
+        if stored is not None and stored != content:
+            raise PipelineError(
+                f"{path} has changed since the run in {config.output_dir} began; "
+                f"restore it, or remove {config.output_dir} to start over"
+            )
+    else:
+        content = stored or make_tokenizer(config, plan)
+    encoder = Encoder(content, eos_token=config.tokenizer.eos_token, origin=str(path or TOKENIZER_FILE))
+    if stored is None:
+        write_durably(workspace.tokenizer_path, content)
+        if missing := missing_byte_tokens(encoder):
+            log.info("tokenizer: %s has no token for %d of the 256 bytes; it drops those silently", path, missing)
+    return encoder, content
+
+
+def _do_units(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tuple[dict[int, UnitRecord], int]:
+    """The records of all units, and the tokens that were made now."""
+    records = workspace.finished_units(plan)
+    if records:
+        log.info("going on: %d of %d units were done before", len(records), len(plan.units))
+    done_bytes = sum(record.size_bytes for record in records.values())
+    items = [unit for unit in plan.units if unit.index not in records]
+    workers = config.workers or available_cores()
+    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory)
+    with ProgressDisplay(total_bytes=plan.size_bytes, done_bytes=done_bytes) as display:
+        for message in run_in_processes(make_task, items, workers=workers):
+            if isinstance(message, Finished):
+                display.finish(message.result)
+                records[message.result.index] = message.result
+            elif isinstance(message, Progress):
+                display.update(message)
+            display.show()
+    return records, display.tokens
+
+
+class UnitTask:
+    """A worker's task: it loads the tokenizer once and does unit after unit."""
+
+    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._config = config
+        self._units_directory = units_directory
+        self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)
+
+    def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
+        return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)

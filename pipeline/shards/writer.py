@@ -1,0 +1,172 @@
+"""Writes the shards of one unit and one split: Arrow IPC streams that appear only when whole and safe on disk.
+
+Equal documents in equal order give equal bytes. A shard is `data-UNIT-PART.arrow`; a new part begins where the next
+document would take it past `shard_size_bytes`, so only a document larger than that makes a larger shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+from pipeline.shards.format import SCHEMA, ShardRecord, Split, split_directory, sync_directory
+
+# a batch is closed by the first document that takes it to so many ids
+BATCH_TOKENS = 1 << 20
+
+
+class ShardWriter:
+    """Use as a context: leaving it by an error removes what is unfinished; `finish` gives the records."""
+
+    def __init__(self, dataset: Path, *, split: Split, unit: int, shard_size_bytes: int) -> None:
+        self._dataset = dataset
+        self._directory = split_directory(dataset, split)
+        self._unit = unit
+        self._shard_size_bytes = shard_size_bytes
+        self._shard: _OpenShard | None = None
+        self._records: list[ShardRecord] = []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+
+    def add(self, document_id: str, ids: NDArray[np.uint16]) -> None:
+        """Append a document: ids that end in EOS. Raises OSError, with the file's name, when the disk is full."""
+        size_bytes = ids.nbytes + len(document_id.encode())
+        if self._shard is not None and self._shard.content_bytes + size_bytes > self._shard_size_bytes:
+            self._close_shard()
+        if self._shard is None:
+            name = f"data-{self._unit:05d}-{len(self._records):03d}.arrow"
+            self._shard = _OpenShard(self._directory / name)
+        self._shard.add(document_id, ids, size_bytes=size_bytes)
+
+    def finish(self) -> tuple[ShardRecord, ...]:
+        """Close the last shard. Every shard is on disk for good when this returns."""
+        if self._shard is not None:
+            self._close_shard()
+        if self._records:
+            sync_directory(self._directory)
+        return tuple(self._records)
+
+    def _close_shard(self) -> None:
+        assert self._shard is not None
+        shard = self._shard
+        digest, size_bytes = shard.close()
+        self._shard = None
+        self._records.append(
+            ShardRecord(
+                path=shard.path.relative_to(self._dataset).as_posix(),
+                documents=shard.documents,
+                tokens=shard.tokens,
+                size_bytes=size_bytes,
+                digest=digest,
+            )
+        )
+
+
+class _OpenShard:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.documents = 0
+        self.tokens = 0
+        self.content_bytes = 0
+        self._temporary = path.with_name(f".{path.name}.partial")
+        self._file = _DigestingFile(self._temporary)
+        self._stream: Any = pa.ipc.new_stream(self._file, SCHEMA)
+        self._ids: list[NDArray[np.uint16]] = []
+        self._document_ids: list[str] = []
+        self._pending_tokens = 0
+
+    def add(self, document_id: str, ids: NDArray[np.uint16], *, size_bytes: int) -> None:
+        self._ids.append(ids)
+        self._document_ids.append(document_id)
+        self._pending_tokens += len(ids)
+        self.documents += 1
+        self.tokens += len(ids)
+        self.content_bytes += size_bytes
+        if self._pending_tokens >= BATCH_TOKENS:
+            self._write_batch()
+
+    def close(self) -> tuple[str, int]:
+        """Digest and size of the finished file, which is in place, but whose folder is not yet synced."""
+        if self._ids:
+            self._write_batch()
+        self._stream.close()
+        self._file.sync()
+        self._file.close()
+        self._temporary.replace(self.path)
+        return self._file.digest, self._file.size_bytes
+
+    def abandon(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _write_batch(self) -> None:
+        offsets = np.zeros(len(self._ids) + 1, dtype=np.int32)
+        np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
+        input_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self._ids)))
+        document_ids = pa.array(self._document_ids, pa.string())
+        self._stream.write_batch(pa.RecordBatch.from_arrays([input_ids, document_ids], schema=SCHEMA))
+        self._ids, self._document_ids, self._pending_tokens = [], [], 0
+
+
+class _DigestingFile:
+    """A binary file that hashes what is written, so that no shard is read back for its digest.
+
+    Unbuffered: Arrow writes a batch in a few large pieces, and nothing is left to be written when it is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("wb", buffering=0)
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        return f"sha256:{self._sha256.hexdigest()}"
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, content: Buffer) -> int:
+        view = memoryview(content)
+        self._sha256.update(view)
+        self.size_bytes += view.nbytes
+        written = 0
+        with _naming(self._path):
+            while written < view.nbytes:
+                written += self._file.write(view[written:])
+        return view.nbytes
+
+    def flush(self) -> None:
+        """Nothing to do; Arrow asks for it."""
+
+    def sync(self) -> None:
+        with _naming(self._path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of write or fsync, which knows only a descriptor, the name of its file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -1,0 +1,90 @@
+"""Datasets of the Hugging Face hub, or saved by `save_to_disk`, cut by ranges of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from pipeline.config import HuggingFaceConfig
+from pipeline.document import BadRecord, Document, SourceError
+from pipeline.sources.fields import document_of
+from pipeline.sources.piece import Piece
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BATCH_ROWS = 256
+
+
+def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
+    """Ranges of rows of about `unit_size_bytes` each, by the mean size of a row.
+
+    Raises SourceError if the dataset cannot be had or lacks a column.
+    """
+    dataset = _load(config)
+    for name in (config.text_field, config.id_field):
+        if name is not None and name not in dataset.column_names:
+            raise SourceError(
+                f"source {config.name!r}: {config.path} has no column {name!r}; "
+                f"it has {', '.join(dataset.column_names)}"
+            )
+    row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset)))
+    rows_a_piece = max(1, unit_size_bytes // row_bytes)
+    for start in range(0, len(dataset), rows_a_piece):
+        stop = min(start + rows_a_piece, len(dataset))
+        yield Piece(
+            path=_title(config),
+            version=f"{len(dataset)} rows, fingerprint {dataset._fingerprint}",
+            start=start,
+            stop=stop,
+            size_bytes=(stop - start) * row_bytes,
+        )
+
+
+def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Document | BadRecord]:
+    columns = [config.text_field, config.id_field] if config.id_field else [config.text_field]
+    rows = _load(config).select_columns(list(dict.fromkeys(columns)))
+    for first in range(piece.start, piece.stop, _BATCH_ROWS):
+        batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
+        texts = batch[config.text_field]
+        identities = batch[config.id_field] if config.id_field else [None] * len(texts)
+        for row, (text, identity) in enumerate(zip(texts, identities, strict=True), start=first):
+            yield document_of(
+                text,
+                identity=identity,
+                location=f"{piece.path}:{row}",
+                size_bytes=len(text.encode()) if isinstance(text, str) else 0,
+                example=text,
+            )
+
+
+def _title(config: HuggingFaceConfig) -> str:
+    return "/".join(filter(None, (config.path, config.config_name, config.split)))
+
+
+@lru_cache(maxsize=8)
+def _load(config: HuggingFaceConfig) -> Dataset:
+    """Once a process: opening a dataset of thousands of files takes seconds."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if config.loader == "load_from_disk":
+            dataset = datasets.load_from_disk(config.path)
+        else:
+            dataset = datasets.load_dataset(
+                config.path, config.config_name, split=config.split, revision=config.revision
+            )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(
+            f"source {config.name!r}: datasets.{config.loader} of {config.path!r} failed: {reason}"
+        ) from None
+    if isinstance(dataset, datasets.DatasetDict):
+        if config.split not in dataset:
+            raise SourceError(
+                f"source {config.name!r}: {config.path} has no split {config.split!r}; it has {', '.join(dataset)}"
+            )
+        dataset = dataset[config.split]
+    return dataset

@@ -1,0 +1,80 @@
+"""A tree of source code, chosen by globs below a root; each file is one document, named by its path in the tree.
+
+`root: python:stdlib` is the standard library of the running interpreter, which every machine with this program has.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.config import SourceTreeConfig
+from pipeline.document import BadRecord, Document, SourceError
+from pipeline.sources.piece import Piece, whole_file
+from pipeline.sources.text import read_document
+
+PYTHON_STANDARD_LIBRARY = "python:stdlib"
+
+
+def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
+    """Each chosen file is a piece, in the order of the sorted paths. Raises SourceError if there is none."""
+    root = _root(config)
+    if not root.is_dir():
+        raise SourceError(f"source {config.name!r}: root {root} is not a folder (from {Path.cwd()})")
+    chosen = [path for path in _walk(root) if is_chosen(path, include=config.include, exclude=config.exclude)]
+    if not chosen:
+        raise SourceError(
+            f"source {config.name!r}: no file below {root} is included; include is {', '.join(config.include)}"
+            + (f", exclude is {', '.join(config.exclude)}" if config.exclude else "")
+        )
+    for path in sorted(chosen):
+        yield whole_file(root / path)
+
+
+def read_piece(config: SourceTreeConfig, piece: Piece) -> Iterator[Document | BadRecord]:
+    path = Path(piece.path)
+    document_id = path.relative_to(_root(config)).as_posix()
+    yield read_document(path, size_bytes=piece.size_bytes, document_id=document_id)
+
+
+def is_chosen(path: str, *, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    """Whether a path (relative, with `/`) matches a glob of `include` and none of `exclude`.
+
+    `*` and `?` stay within a folder, `**` spans any number of them, `[a-c]` is one of these characters.
+    """
+
+    def matches(globs: Sequence[str]) -> bool:
+        return any(re.fullmatch(_expression(pattern), path, re.DOTALL) for pattern in globs)
+
+    return matches(include) and not matches(exclude)
+
+
+def _root(config: SourceTreeConfig) -> Path:
+    return Path(sysconfig.get_paths()["stdlib"] if config.root == PYTHON_STANDARD_LIBRARY else config.root)
+
+
+def _walk(root: Path) -> Iterator[str]:
+    """Paths of all regular files. Links to folders are not followed: they may lead round in circles."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            if path.is_file():
+                yield path.relative_to(root).as_posix()
+
+
+def _expression(pattern: str) -> str:
+    """A glob as a regular expression (the standard library has it from Python 3.13 on: glob.translate)."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^]]+\])", pattern)
+    meaning = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    return "".join(
+        meaning.get(part) or (_character_class(part) if index % 2 else re.escape(part))
+        for index, part in enumerate(parts)
+    )
+
+
+def _character_class(part: str) -> str:
+    inside = part[1:-1].replace("\\", r"\\")
+    return f"[^{inside[1:]}]" if inside.startswith("!") else f"[{inside}]"

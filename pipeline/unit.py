@@ -1,0 +1,179 @@
+"""One unit of work: read its records, filter, encode, write its shards, and leave a record that it is done.
+
+The record `UNITS/00003.json` is written after the unit's shards are on disk for good. A unit without a record is done
+again from its start and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.config import PipelineConfig, SourceConfig
+from pipeline.document import BadRecord, Document, shorten
+from pipeline.filters import length
+from pipeline.plan import Unit
+from pipeline.report import Tally
+from pipeline.shards.format import ShardRecord, Split, write_durably
+from pipeline.shards.writer import ShardWriter
+from pipeline.sources.catalog import reader_of
+from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder
+
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+PROGRESS_INTERVAL_S = 0.5
+
+
+class UnitRecord(BaseModel):
+    """What a finished unit made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int
+    source: str
+    size_bytes: int
+    shards: dict[Split, tuple[ShardRecord, ...]]
+    tally: Tally
+    seconds: float
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shards in self.shards.values() for shard in shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a unit is: bytes of its input read, of `Unit.size_bytes`, and tokens made, both since its start."""
+
+    unit: int
+    input_bytes: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptDocument:
+    """A document that passed the filters, with its split."""
+
+    document: Document
+    split: Split
+    text_bytes: int
+
+
+def split_of(content: bytes, *, validation_fraction: float) -> Split:
+    """By a hash of the text, so that equal texts are never on both sides."""
+    draw = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2.0**64
+    return "validation" if draw < validation_fraction else "train"
+
+
+class UnitReader:
+    """The kept documents of a unit, counting every record as it goes by."""
+
+    def __init__(self, config: PipelineConfig, unit: Unit) -> None:
+        self.tally = Tally()
+        self.input_bytes = 0
+        self._config = config
+        self._unit = unit
+        self._source: SourceConfig = next(source for source in config.sources if source.name == unit.source)
+
+    def __iter__(self) -> Iterator[KeptDocument]:
+        reader = reader_of(self._source)
+        done_bytes = 0
+        for piece in self._unit.pieces:
+            read_bytes = 0
+            for record in reader.read_piece(self._source, piece):
+                self.tally.documents_in += 1
+                if isinstance(record, BadRecord):
+                    read_bytes += record.size_bytes
+                    self.tally.drop(
+                        record.reason, size_bytes=record.size_bytes, location=record.location, example=record.example
+                    )
+                    continue
+                content = record.text.encode()
+                # an estimate: a compressed file holds more text than bytes
+                read_bytes += len(content)
+                self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
+                reason = length.rejection(record.text, self._config.filters.length)
+                if reason is not None:
+                    self.drop(record, reason, text_bytes=len(content))
+                    continue
+                split = split_of(content, validation_fraction=self._config.validation_fraction)
+                yield KeptDocument(document=record, split=split, text_bytes=len(content))
+            done_bytes += piece.size_bytes
+            self.input_bytes = done_bytes
+
+    def drop(self, document: Document, reason: str, *, text_bytes: int) -> None:
+        self.tally.drop(
+            reason, size_bytes=text_bytes, location=document.document_id, example=shorten(document.text[:1000])
+        )
+
+
+def process_unit(
+    config: PipelineConfig,
+    unit: Unit,
+    encoder: Encoder,
+    *,
+    units_directory: Path,
+    tell: Callable[[Progress], None] = lambda progress: None,
+) -> UnitRecord:
+    """Make the unit's shards below `config.output_dir`, then its record.
+
+    Raises SourceError, TokenizerError, and OSError with the name of the file that could not be written.
+    """
+    started = time.perf_counter()
+    told = started
+    tokens = 0
+    reader = UnitReader(config, unit)
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                ShardWriter(config.output_dir, split=split, unit=unit.index, shard_size_bytes=config.shard_size_bytes)
+            )
+            for split in SPLITS
+        }
+        for batch in _batches(reader):
+            for kept, ids in zip(batch, encoder.encode([kept.document.text for kept in batch]), strict=True):
+                if len(ids) == 1:
+                    # only an EOS: the tokenizer has no token for any byte of the text
+                    reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)
+                    continue
+                writers[kept.split].add(kept.document.document_id, ids)
+                reader.tally.documents_kept += 1
+                reader.tally.text_bytes_kept += kept.text_bytes
+                tokens += len(ids)
+            if time.perf_counter() - told >= PROGRESS_INTERVAL_S:
+                told = time.perf_counter()
+                tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))
+        shards = {split: writer.finish() for split, writer in writers.items()}
+    record = UnitRecord(
+        index=unit.index,
+        source=unit.source,
+        size_bytes=unit.size_bytes,
+        shards=shards,
+        tally=reader.tally,
+        seconds=time.perf_counter() - started,
+    )
+    write_durably(unit_record_path(units_directory, unit.index), record.model_dump_json().encode())
+    return record
+
+
+def unit_record_path(units_directory: Path, index: int) -> Path:
+    return units_directory / f"{index:05d}.json"
+
+
+def _batches(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
+    batch: list[KeptDocument] = []
+    characters = 0
+    for kept in documents:
+        batch.append(kept)
+        characters += len(kept.document.text)
+        if characters >= BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,149 @@
+"""The output folder while a run is at work, and the rule that only one run is.
+
+    DATASET/.lock                  held by the run; the kernel releases it when the process dies, however it dies
+    DATASET/.work/config.json      the fields that decide the bytes
+    DATASET/.work/plan.json        the units, with the version of every input file
+    DATASET/.work/tokenizer.json   once it is there
+    DATASET/.work/units/00000.json one a finished unit
+
+`.work` goes when the manifest is there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipeline.config import PipelineConfig, content_of, differences
+from pipeline.document import PipelineError
+from pipeline.plan import Plan, changed_inputs, plan_to_json
+from pipeline.shards.format import MANIFEST_FILE, TOKENIZER_FILE, split_directory, write_durably
+from pipeline.unit import SPLITS, UnitRecord, unit_record_path
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+WORK_DIRECTORY = ".work"
+
+MAX_DIFFERENCES = 5
+
+
+class Workspace:
+    """Paths and records of an unfinished run."""
+
+    def __init__(self, dataset: Path) -> None:
+        self.dataset = dataset
+        self.directory = dataset / WORK_DIRECTORY
+        self.units_directory = self.directory / "units"
+        self.tokenizer_path = self.directory / TOKENIZER_FILE
+        self._config_path = self.directory / CONFIG_FILE
+        self._plan_path = self.directory / "plan.json"
+
+    def check_config(self, config: PipelineConfig) -> None:
+        """Raises PipelineError if the folder belongs to another config, or is not ours at all."""
+        if self._config_path.is_file():
+            require_same_config(self._config_path, config)
+        elif foreign := sorted(entry.name for entry in self.dataset.iterdir() if entry.name not in _OURS):
+            raise PipelineError(
+                f"output_dir={self.dataset} holds other files ({', '.join(foreign[:3])}); choose a new or empty folder"
+            )
+
+    def begin(self, config: PipelineConfig, plan: Plan) -> None:
+        """Record the config and the plan, or compare them with those that the run began with.
+
+        Raises PipelineError, saying what differs, if the inputs have changed since.
+        """
+        self.units_directory.mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            split_directory(self.dataset, split).mkdir(exist_ok=True)
+        write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
+        if self._plan_path.is_file():
+            changes = changed_inputs(self._plan_path.read_bytes(), plan)
+            if changes:
+                raise PipelineError(
+                    f"the input has changed since the run in {self.dataset} began: {_some(changes)}; "
+                    f"restore it, or remove {self.dataset} to start over"
+                )
+        else:
+            write_durably(self._plan_path, plan_to_json(plan))
+
+    def finished_units(self, plan: Plan) -> dict[int, UnitRecord]:
+        """The records of units whose shards are all there."""
+        records: dict[int, UnitRecord] = {}
+        for unit in plan.units:
+            path = unit_record_path(self.units_directory, unit.index)
+            try:
+                record = UnitRecord.model_validate_json(path.read_bytes())
+            except FileNotFoundError:
+                continue
+            except ValidationError:
+                raise PipelineError(f"{path} is damaged; remove it to do that unit again") from None
+            shards = [shard for shards in record.shards.values() for shard in shards]
+            if all(_has_size(self.dataset / shard.path, shard.size_bytes) for shard in shards):
+                records[unit.index] = record
+        return records
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation"})
+
+
+@contextmanager
+def only_run(dataset: Path) -> Iterator[None]:
+    """Make the folder and hold its lock.
+
+    Raises PipelineError if another run holds it, and OSError if the folder cannot be made or written.
+    """
+    dataset.mkdir(parents=True, exist_ok=True)
+    path = dataset / LOCK_FILE
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            raise PipelineError(
+                f"another pipeline ({holder}) is writing {dataset}; wait for it, or choose another output_dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_finished(dataset: Path) -> bool:
+    return (dataset / MANIFEST_FILE).is_file()
+
+
+def require_same_config(path: Path, config: PipelineConfig) -> None:
+    """Raises PipelineError, saying what differs, unless `path` holds the deciding fields of this config."""
+    try:
+        before: Any = json.loads(path.read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError):
+        before = {}
+    changes = differences(before, content_of(config))
+    if changes:
+        raise PipelineError(
+            f"output_dir={config.output_dir} was made with another config ({_some(changes)}); "
+            "choose another output_dir, restore the config, or remove the folder to start over"
+        )
+
+
+def _some(lines: list[str]) -> str:
+    more = len(lines) - MAX_DIFFERENCES
+    return "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    return path.is_file() and path.stat().st_size == size_bytes
