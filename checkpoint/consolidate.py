@@ -1,0 +1,235 @@
+"""ZeRO-3 rank files into safetensors, a piece at a time. The streaming core of `consolidate` and `export`.
+
+Memory is bounded by one buffer of `BUFFER_ELEMENTS`, whatever the size of the model, of a tensor or of a shard. The
+output folder appears by one rename, after everything in it is on the disk. No process group, no deepspeed.
+
+The file format: eight bytes with the length of a JSON header, the header, the tensors without gaps
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+import torch
+
+from checkpoint.manifest import (
+    ZERO_TAG,
+    CheckpointError,
+    checkpoint_directory,
+    read_manifest,
+    sync_directory,
+    verify_checkpoint,
+)
+from checkpoint.zero3_layout import FLOAT32_BYTES, ParameterLayout, Slice, Zero3Layout, read_layout
+
+Dtype = Literal["bfloat16", "float32"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+BUFFER_ELEMENTS = 4 * 1024 * 1024
+MAX_SHARD_BYTES = 5_000_000_000
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_ELEMENT_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
+_FORMAT_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32"}
+_HEADER_ALIGNMENT = 8
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are not those of its manifest."""
+
+
+@dataclass(frozen=True)
+class WrittenWeights:
+    """What `write_weights` made: its files, and the sums over all tensors."""
+
+    files: tuple[Path, ...]
+    total_bytes: int
+    total_parameters: int
+
+
+def as_dtype(name: str) -> Dtype:
+    """Raises CheckpointError for a dtype that weights are not written in."""
+    for dtype in DTYPES:
+        if name == dtype:
+            return dtype
+    raise CheckpointError(f"dtype {name!r}, wanted one of {', '.join(DTYPES)}; give it with --dtype")
+
+
+def consolidate_checkpoint(run: Path, step: int, output: Path, *, dtype: Dtype) -> WrittenWeights:
+    """Write a checkpoint's weights, under the names they have in training, to the new folder `output`.
+
+    A tied head is left out, as in every safetensors file: it is `embed_tokens.weight`. Raises CheckpointError for a
+    damaged checkpoint and an output that exists.
+    """
+    if output.exists():
+        raise CheckpointError(f"{output} exists already; remove it or name another folder")
+    layout = verified_layout(run, step)
+    with hidden_folder(output) as partial:
+        written = write_weights(partial, layout.parameters, dtype=dtype)
+        publish_folder(partial, output)
+    files = tuple(output / file.name for file in written.files)
+    return WrittenWeights(files, written.total_bytes, written.total_parameters)
+
+
+def verified_layout(run: Path, step: int) -> Zero3Layout:
+    """The layout of a checkpoint whose files are those of its manifest.
+
+    Raises DamagedCheckpointError, a line a bad file, if they are not; CheckpointError for what `read_layout` refuses.
+    """
+    checkpoint = checkpoint_directory(run, step)
+    manifest = read_manifest(checkpoint)
+    if problems := verify_checkpoint(checkpoint):
+        lines = (f"{checkpoint}/{problem}; take another step" for problem in problems)
+        raise DamagedCheckpointError("\n".join(lines))
+    layout = read_layout(checkpoint / ZERO_TAG)
+    if layout.world_size != manifest.world_size:
+        raise CheckpointError(
+            f"{checkpoint} holds the files of {layout.world_size} ranks, its manifest says {manifest.world_size}; "
+            "take another step"
+        )
+    return layout
+
+
+def write_weights(
+    folder: Path,
+    parameters: Mapping[str, ParameterLayout],
+    *,
+    dtype: Dtype,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> WrittenWeights:
+    """Write tensors under the mapping's names as `model.safetensors`, or as numbered shards and an index.
+
+    A shard exceeds `max_shard_bytes` only where a single tensor does. Rounding to bfloat16 is to nearest even, as the
+    engine rounds its own copy of the weights. Files are on the disk when this returns. Raises CheckpointError if a rank
+    file ends early.
+    """
+    shards = _fill_shards(parameters, dtype=dtype, max_shard_bytes=max_shard_bytes)
+    names = [WEIGHTS_FILE]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file_name, shard in zip(names, shards, strict=True):
+        _write_shard(folder / file_name, shard, dtype=dtype)
+    total_parameters = sum(parameter.numel for parameter in parameters.values())
+    total_bytes = total_parameters * _ELEMENT_BYTES[dtype]
+    files = [folder / name for name in names]
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": total_bytes, "total_parameters": total_parameters},
+            "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
+        }
+        files.append(folder / INDEX_FILE)
+        write_file(folder / INDEX_FILE, (json.dumps(index, indent=2) + "\n").encode())
+    sync_directory(folder)
+    return WrittenWeights(tuple(files), total_bytes, total_parameters)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A file that is on the disk when this returns, in a folder that is not visible yet."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def hidden_folder(final: Path) -> Iterator[Path]:
+    """An empty `.partial-NAME` beside `final`, removed if the block fails; a crash leaves it to the next attempt."""
+    partial = final.with_name(f".partial-{final.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Rename a finished folder into place. Raises CheckpointError if there is one already."""
+    sync_directory(partial)
+    try:
+        partial.rename(final)
+    except OSError:
+        if final.exists():
+            raise CheckpointError(f"{final} exists already; remove it or name another folder") from None
+        raise
+    sync_directory(final.parent)
+
+
+def _fill_shards(
+    parameters: Mapping[str, ParameterLayout], *, dtype: Dtype, max_shard_bytes: int
+) -> list[dict[str, ParameterLayout]]:
+    shards: list[dict[str, ParameterLayout]] = [{}]
+    filled_bytes = 0
+    for name, parameter in parameters.items():
+        size_bytes = parameter.numel * _ELEMENT_BYTES[dtype]
+        if shards[-1] and filled_bytes + size_bytes > max_shard_bytes:
+            shards.append({})
+            filled_bytes = 0
+        shards[-1][name] = parameter
+        filled_bytes += size_bytes
+    return shards
+
+
+def _write_shard(path: Path, shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> None:
+    source = torch.empty(BUFFER_ELEMENTS, dtype=torch.float32)
+    target = torch.empty(BUFFER_ELEMENTS, dtype=getattr(torch, dtype))
+    with path.open("wb") as file:
+        file.write(_header(shard, dtype=dtype))
+        for parameter in shard.values():
+            for piece in parameter.slices:
+                _copy_slice(piece, file, source=source, target=target)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, parameter in shard.items():
+        end = offset + parameter.numel * _ELEMENT_BYTES[dtype]
+        entries[name] = {
+            "dtype": _FORMAT_NAMES[dtype],
+            "shape": list(parameter.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padded = math.ceil(len(text) / _HEADER_ALIGNMENT) * _HEADER_ALIGNMENT  # so that the tensors are aligned
+    return padded.to_bytes(8, "little") + text.ljust(padded)
+
+
+def _copy_slice(piece: Slice, output: BinaryIO, *, source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy fp32 elements, converted to the dtype of `target`, a buffer at a time."""
+    with piece.path.open("rb", buffering=0) as file:
+        file.seek(piece.offset_bytes)
+        for numel in _portions(piece.numel):
+            _read_fully(file, source[:numel], piece.path)
+            target[:numel].copy_(source[:numel])
+            output.write(target[:numel].view(torch.uint8).numpy().data)
+
+
+def _portions(numel: int) -> Sequence[int]:
+    whole, rest = divmod(numel, BUFFER_ELEMENTS)
+    return [BUFFER_ELEMENTS] * whole + ([rest] if rest else [])
+
+
+def _read_fully(file: FileIO, buffer: torch.Tensor, path: Path) -> None:
+    view = buffer.view(torch.uint8).numpy().data
+    wanted = buffer.numel() * FLOAT32_BYTES
+    filled = 0
+    while filled < wanted:
+        count = file.readinto(view[filled:])
+        if not count:
+            raise CheckpointError(f"{path} ends early ({filled:,} of {wanted:,} bytes); take another step")
+        filled += count

@@ -1,0 +1,201 @@
+"""A checkpoint into a Hugging Face model directory that has proven itself: `RUN/exports/step-00000100/`.
+
+The directory is built and proven as `.partial-step-…` and appears by one rename, `proof.json` inside. One that fails
+its proof becomes `.quarantine-step-…`, where the reasons can be read, and is never published.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from tokenizers import Tokenizer
+
+from checkpoint.consolidate import (
+    MAX_SHARD_BYTES,
+    Dtype,
+    as_dtype,
+    hidden_folder,
+    publish_folder,
+    verified_layout,
+    write_file,
+    write_weights,
+)
+from checkpoint.lock import exclusive_lock
+from checkpoint.manifest import CheckpointError, CheckpointManifest, checkpoint_directory, read_manifest, step_name
+from checkpoint.prove import PROOF_FILE, ProofReport, probe_of, prove_directory, read_proof
+from checkpoint.zero3_layout import Zero3Layout
+from model.config import SmolLM2Config
+from model.hf_config import huggingface_config
+from model.parameters import parameter_shapes, to_huggingface_name
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where an export ended up, and its proof: below `exports` under its own name only if the proof passed."""
+
+    directory: Path
+    proof: ProofReport
+
+    @property
+    def passed(self) -> bool:
+        return self.proof.verdict == "passed"
+
+
+def export_directory(run: Path, step: int) -> Path:
+    """`RUN/exports/step-00000100`."""
+    return run / "exports" / step_name(step)
+
+
+def quarantine_directory(run: Path, step: int) -> Path:
+    return run / "exports" / f".quarantine-{step_name(step)}"
+
+
+def find_export(run: Path, step: int) -> Export | None:
+    """The export of a step that was made before, published or quarantined; None if there is none."""
+    for directory in (export_directory(run, step), quarantine_directory(run, step)):
+        if directory.is_dir():
+            return Export(directory, read_proof(directory))
+    return None
+
+
+def list_exports(run: Path) -> dict[int, Export]:
+    """Every export of a run by step, published or quarantined."""
+    names = [path.name.removeprefix(".quarantine-") for path in (run / "exports").glob("*step-*")]
+    steps = {int(name.removeprefix("step-")) for name in names if name.startswith("step-")}
+    found = {step: find_export(run, step) for step in sorted(steps)}
+    return {step: export for step, export in found.items() if export is not None}
+
+
+def export_checkpoint(
+    run: Path, step: int, *, dtype: Dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Export:
+    """Build, prove, and publish or quarantine. The dtype is the training's unless one is given.
+
+    Raises CheckpointError for an export that exists, a damaged checkpoint, one of another model than its manifest
+    describes, one without a probe, and a run without its tokenizer.
+    """
+    final = export_directory(run, step)
+    if final.exists():
+        raise CheckpointError(f"{final} exists already; remove it to export the step again")
+    manifest = read_manifest(checkpoint_directory(run, step))
+    probe_of(manifest)
+    config, dtype = _model_config(manifest, run), dtype or as_dtype(manifest.dtype)
+    with _exclusive(run), hidden_folder(final) as partial:
+        # what can be wrong at once comes before what takes minutes
+        _write_description(partial, run, config, dtype=dtype)
+        layout = verified_layout(run, step)
+        _check_parameters(layout, config, manifest)
+        renamed = {to_huggingface_name(name): layout.parameters[name] for name in parameter_shapes(config)}
+        write_weights(partial, renamed, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        return _settle(partial, run, manifest, published=final)
+
+
+def prove_export(run: Path, step: int) -> Export:
+    """Prove a published or quarantined export again; it changes sides if the verdict does.
+
+    Raises CheckpointError if the step has not been exported.
+    """
+    found = find_export(run, step)
+    if found is None:
+        raise CheckpointError(f"{step_name(step)} of {run} is not exported; run `smollm2 checkpoint export {run}`")
+    manifest = read_manifest(checkpoint_directory(run, step))
+    with _exclusive(run):
+        return _settle(found.directory, run, manifest, published=export_directory(run, step))
+
+
+def _exclusive(run: Path) -> AbstractContextManager[None]:
+    return exclusive_lock(run / "exports" / ".lock", busy=f"another export of {run} is under way; wait for its end")
+
+
+def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, published: Path) -> Export:
+    """Prove a directory, write the proof into it, and give it the name that the verdict earns."""
+    proof = prove_directory(directory, checkpoint_directory(run, manifest.step))
+    write_file(directory / PROOF_FILE, (proof.model_dump_json(indent=1) + "\n").encode())
+    quarantine = quarantine_directory(run, manifest.step)
+    final = published if proof.verdict == "passed" else quarantine
+    if final != directory:
+        if final == quarantine:
+            shutil.rmtree(quarantine, ignore_errors=True)
+        publish_folder(directory, final)
+    if final == published:
+        shutil.rmtree(quarantine, ignore_errors=True)
+    return Export(final, proof)
+
+
+def _write_description(folder: Path, run: Path, config: SmolLM2Config, *, dtype: Dtype) -> None:
+    _write_json(folder / "config.json", huggingface_config(config, dtype=dtype))
+    _write_json(
+        folder / "generation_config.json", {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
+    )
+    _write_tokenizer(folder, run, config)
+
+
+def _model_config(manifest: CheckpointManifest, run: Path) -> SmolLM2Config:
+    try:
+        return SmolLM2Config.model_validate(manifest.model)
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(
+            f"{checkpoint_directory(run, manifest.step)}: the manifest's model is no SmolLM2 ({reason})"
+        ) from None
+
+
+def _check_parameters(layout: Zero3Layout, config: SmolLM2Config, manifest: CheckpointManifest) -> None:
+    """The checkpoint must hold exactly the model that its manifest describes, name by name and shape by shape."""
+    wanted = parameter_shapes(config)
+    held = {name: parameter.shape for name, parameter in layout.parameters.items()}
+    for name in sorted(wanted.keys() | held.keys()):
+        if held.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"step {manifest.step}: parameter {name} is {_shape(held.get(name))} in the rank files and "
+                f"{_shape(wanted.get(name))} by the manifest's model; take another step"
+            )
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else " by ".join(map(str, shape))
+
+
+def _write_tokenizer(folder: Path, run: Path, config: SmolLM2Config) -> None:
+    source = run / TOKENIZER_FILE
+    if not source.is_file():
+        raise CheckpointError(f"{source} is missing; copy it from the dataset that the run was trained on")
+    content = source.read_bytes()
+    write_file(folder / TOKENIZER_FILE, content)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    # tokenizers raises a bare Exception for a file that it cannot read
+    except Exception as error:
+        raise CheckpointError(f"{source} is not a tokenizer ({error}); copy it from the run's dataset again") from None
+    special = {
+        "bos_token": _token(tokenizer, config.bos_token_id, source),
+        "eos_token": _token(tokenizer, config.eos_token_id, source),
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "attention_mask"],
+        "model_max_length": config.max_position_embeddings,
+        "clean_up_tokenization_spaces": False,
+        **special,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+    _write_json(folder / "special_tokens_map.json", special)
+
+
+def _token(tokenizer: Tokenizer, token_id: int, source: Path) -> str:
+    token = tokenizer.id_to_token(token_id)
+    if token is None:
+        raise CheckpointError(f"{source} has no token of id {token_id}, which the model's config names as special")
+    return str(token)
+
+
+def _write_json(path: Path, tree: dict[str, Any]) -> None:
+    write_file(path, (json.dumps(tree, indent=2) + "\n").encode())

@@ -1,0 +1,140 @@
+"""What of an event log MLflow has confirmed, and what comes next, as rows that MLflow takes. Knows no MLflow client.
+
+`RUN/service/journal.json` may be deleted at any time: the log is then read from its beginning, and every row made from
+it is equal to the one that was sent before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from checkpoint.events import Event, MetricsFilter, read_events
+from checkpoint.manifest import write_durably
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 1000  # MLflow's limit on the metrics of one request
+MAX_PARAM_CHARACTERS = 6000  # MLflow cuts what is longer
+_MAX_NAME_CHARACTERS = 250
+
+
+class Journal(BaseModel):
+    """How far a log has been shipped, to which server, for which run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tracking_uri: str
+    run_key: str
+    mlflow_run_id: str
+    offset: int = Field(default=0, ge=0)
+    last_steps: dict[str, int] = Field(default_factory=dict)
+    state: str = "running"
+    timestamp_ms: int = 0
+    status: str = "RUNNING"
+    files: dict[str, str] = Field(default_factory=dict)
+    tags: dict[str, str] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One value of one metric."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+@dataclass
+class Batch:
+    """Consecutive lines of a log, and where the log stands after them."""
+
+    rows: list[Row] = field(default_factory=list)
+    params: list[Mapping[str, Any]] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+    offset: int = 0
+    last_steps: dict[str, int] = field(default_factory=dict)
+    state: str = "running"
+    timestamp_ms: int = 0
+
+
+def journal_file(run: Path) -> Path:
+    return run / "service" / "journal.json"
+
+
+def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) -> Iterator[Batch]:
+    """What a log holds beyond the journal's offset, in pieces that are confirmed one by one.
+
+    A metric that is not finite is sent as NaN, because MLflow would plot an infinity as 1.8e308, and a tag says what it
+    was and at which step it came first.
+    """
+    metrics_filter = MetricsFilter(journal.last_steps)
+    state, timestamp_ms = journal.state, journal.timestamp_ms
+    batch = Batch()
+    for event, offset in read_events(path, offset=journal.offset):
+        timestamp_ms = event.timestamp_ms
+        if event.kind == "state":
+            state = str(event.fields.get("state"))
+        _add(batch, event, metrics_filter)
+        batch.offset, batch.last_steps = offset, dict(metrics_filter.last_steps)
+        batch.state, batch.timestamp_ms = state, timestamp_ms
+        if len(batch.rows) >= batch_rows:
+            yield batch
+            batch = Batch()
+    if batch.offset:
+        yield batch
+
+
+def _add(batch: Batch, event: Event, metrics_filter: MetricsFilter) -> None:
+    if event.kind == "metrics":
+        for key, value in metrics_filter.new_metrics(event).items():
+            name = legal_name(key)
+            if not math.isfinite(value):
+                batch.tags.setdefault(f"smollm2.not_finite.{name}", f"{value} at step {event.step}")
+            batch.rows.append(Row(name, value if math.isfinite(value) else math.nan, event.timestamp_ms, event.step))
+    elif event.kind == "params":
+        batch.params.append(event.fields)
+    elif event.kind == "checkpoint":
+        batch.tags["smollm2.checkpoint"] = str(event.fields.get("path"))
+    elif event.kind == "text":
+        batch.texts[event.step] = str(event.fields.get("text"))
+
+
+def shorten_param(value: str) -> str:
+    """A value that MLflow keeps whole; one over its limit ends in its length and digest instead of being cut unseen."""
+    if len(value) <= MAX_PARAM_CHARACTERS:
+        return value
+    digest = hashlib.sha256(value.encode()).hexdigest()[:16]
+    ending = f" … ({len(value)} characters, sha256 {digest})"
+    return value[: MAX_PARAM_CHARACTERS - len(ending)] + ending
+
+
+def legal_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and `_-. :/` only."""
+    return re.sub(r"[^\w\-./ :]", "_", name, flags=re.ASCII)[:_MAX_NAME_CHARACTERS]
+
+
+def read_journal(run: Path) -> Journal | None:
+    try:
+        return Journal.model_validate_json(journal_file(run).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValidationError, UnicodeDecodeError):
+        logger.warning("%s is not a journal; it is made again from the log", journal_file(run))
+        return None
+
+
+def write_journal(run: Path, journal: Journal) -> None:
+    path = journal_file(run)
+    path.parent.mkdir(exist_ok=True)
+    write_durably(path, (journal.model_dump_json(indent=1) + "\n").encode())
