@@ -96,13 +96,19 @@ class ScheduleConfig(_Settings):
 class ZeroConfig(_Settings):
     """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them."""
 
-    stage: Literal[3] = 3
+    stage: int = 3
     reduce_bucket_size: int = Field(default=50_000_000, ge=1)
     prefetch_bucket_size: int = Field(default=50_000_000, ge=0)
     param_persistence_threshold: int = Field(default=100_000, ge=0)
     max_live_parameters: int = Field(default=1_000_000_000, ge=1)
     overlap_comm: bool = True
     reduce_dtype: Precision = "float32"  # in which gradients are summed over ranks
+
+    @model_validator(mode="after")
+    def _stage_is_three(self) -> Self:
+        if self.stage != 3:
+            raise ValueError(f"stage={self.stage} is not supported, as checkpoints are read in ZeRO-3's layout; use 3")
+        return self
 
 
 class CheckpointConfig(_Settings):
@@ -125,11 +131,18 @@ class LoggingConfig(_Settings):
 
 
 class LauncherConfig(_Settings):
-    """How `smollm2 launch train` starts DeepSpeed's launcher; `deepspeed` by hand does not read it."""
+    """How `smollm2 launch train` starts DeepSpeed's launcher; `deepspeed` by hand does not read it.
 
-    ranks_per_node: int | None = Field(default=None, ge=1)  # None: one a device
+    Without a hostfile: this machine, or the nodes of a Slurm allocation. None leaves the choice to the launcher.
+    """
+
+    ranks_per_node: int | None = Field(default=None, ge=1)
     hostfile: Path | None = None
-    master_port: int | None = Field(default=None, ge=1, le=65535)  # None: a free one
+    remote_launcher: Literal["pdsh", "openmpi", "mpich", "impi", "mvapich"] = "pdsh"
+    launcher_args: str = ""
+    master_addr: str | None = None
+    master_port: int | None = Field(default=None, ge=1, le=65535)
+    ssh_port: int | None = Field(default=None, ge=1, le=65535)
 
 
 class TrainConfig(_Settings):

@@ -22,7 +22,7 @@ class Inputs:
 
 
 def read_inputs(config: TrainConfig) -> Inputs:
-    """Raises DatasetError for a dataset that is not there; TrainingError, all problems at once, for what does not fit."""
+    """Raises DatasetError for a dataset that is missing, TrainingError, with all problems, for one unfit."""
     manifests = {source.name: read_manifest(source.path) for source in config.data.sources}
     problems = [*_tokenizer_problems(config, manifests), *_size_problems(config, manifests), *_start_problems(config)]
     if problems:

@@ -27,7 +27,7 @@ from launch.trainer.progress import step_line
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
-from launch.trainer.throughput import Throughput, throughput
+from launch.trainer.throughput import Throughput
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,11 @@ class Trainer:
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.console, self.events = console, events
         self.first_step = first_step
-        self._flops_per_token = flops_per_token(config.model, sequence_length=config.data.sequence_length)
+        self._throughput = Throughput(
+            flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
+            device_name=engine.device_name,
+            world_size=ranks.world_size,
+        )
         self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
 
     def run(self) -> int:
@@ -151,15 +155,6 @@ class Trainer:
             min_factor=schedule.min_factor,
         )
 
-    def _throughput(self, step_time_s: float) -> Throughput:
-        return throughput(
-            tokens=self.config.batch_tokens,
-            elapsed_s=step_time_s,
-            flops_per_token=self._flops_per_token,
-            device_name=self.engine.device_name,
-            world_size=self.ranks.world_size,
-        )
-
     def _evaluate_and_save(self, step: int, *, stopping: bool) -> None:
         config, is_last = self.config, step == self.config.steps
         loss = None
@@ -177,22 +172,23 @@ class Trainer:
             self.console.line(f"step {step}/{config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
 
     def _tell_step(self, step: int, result: StepResult) -> None:
-        rates = self._throughput(result.step_time_s)
+        tokens_per_second = self.config.batch_tokens / result.step_time_s
         metrics = {
             "train/loss": result.loss,
             "train/learning_rate": result.learning_rate,
             "train/grad_norm": result.grad_norm,
-            "train/tokens_per_second": rates.tokens_per_second,
+            "train/tokens_per_second": tokens_per_second,
             "train/step_time_s": result.step_time_s,
             "train/data_wait_s": result.data_wait_s,
             "train/tokens_consumed": step * self.config.batch_tokens,
         }
-        if rates.mfu is not None:
-            metrics["train/mfu"] = rates.mfu
+        mfu = self._throughput.mfu(tokens_per_second)
+        if mfu is not None:
+            metrics["train/mfu"] = mfu
         self._tell("metrics", step, **metrics)
 
     def _say_step(self, step: int, result: StepResult, step_time_s: float) -> None:
-        rates = self._throughput(step_time_s)
+        tokens_per_second = self.config.batch_tokens / step_time_s
         self.console.line(
             step_line(
                 step=step,
@@ -200,8 +196,8 @@ class Trainer:
                 loss=result.loss,
                 learning_rate=result.learning_rate,
                 grad_norm=result.grad_norm,
-                tokens_per_second=rates.tokens_per_second,
-                mfu=rates.mfu,
+                tokens_per_second=tokens_per_second,
+                mfu=self._throughput.mfu(tokens_per_second),
                 seconds_left=(self.config.steps - step) * step_time_s,
             )
         )

@@ -28,7 +28,6 @@ from checkpoint.manifest import (
     RunRecord,
     checkpoint_directory,
     checkpoints_directory,
-    list_steps,
     newest_verified,
     read_manifest,
     read_run,
@@ -106,7 +105,7 @@ def prepare_run(
     Raises TrainingError, a line a difference, if this start would be another run; CheckpointError.
     """
     run_dir = config.run_dir
-    record = _same_run(config, previous, inputs)
+    record = check_same_run(config, previous, inputs)
     _remove_leftovers(checkpoints_directory(run_dir))
     if record is None:
         record = _new_record(config, inputs)
@@ -127,13 +126,29 @@ def prepare_run(
     return StartPoint(step, record.run_key, tuple(remarks))
 
 
-def finished_step(config: TrainConfig) -> int | None:
-    """The newest checkpoint's step if the run has no steps left; a look at names only."""
-    steps = list_steps(config.run_dir)
-    return steps[-1] if steps and steps[-1] >= config.steps else None
+def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
+    """The run's record, None if it has not begun. Raises TrainingError, a line a difference."""
+    problems = differences(previous, config) if previous is not None else []
+    record = read_run(config.run_dir) if (config.run_dir / RUN_FILE).is_file() else None
+    if record is not None:
+        if inputs.tokenizer.digest != record.tokenizer_digest:
+            problems.append(
+                f"the datasets were made with another tokenizer ({inputs.tokenizer.digest[:19]}…) than this run's "
+                f"({record.tokenizer_digest[:19]}…); use the datasets it was started with, or choose another run_dir"
+            )
+        for name, digest in inputs.dataset_digests.items():
+            if record.dataset_digests.get(name, digest) != digest:
+                problems.append(
+                    f"dataset {name} has other contents ({digest[:19]}…) than when this run was started "
+                    f"({record.dataset_digests[name][:19]}…); put the old one back, or choose another run_dir"
+                )
+    if problems:
+        raise TrainingError("\n".join(problems))
+    return record
 
 
 def finished_line(config: TrainConfig, step: int) -> str:
+    """What is said to the start of a run that has no steps left."""
     return f"run {config.run_dir} has finished: {step} of {config.steps} steps; raise steps to go on"
 
 
@@ -162,26 +177,6 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         # a dataset may be moved: its digest is compared
         and not (key.startswith("data.sources.") and key.endswith(".path"))
     }
-
-
-def _same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
-    problems = differences(previous, config) if previous is not None else []
-    record = read_run(config.run_dir) if (config.run_dir / RUN_FILE).is_file() else None
-    if record is not None:
-        if inputs.tokenizer.digest != record.tokenizer_digest:
-            problems.append(
-                f"the datasets were made with another tokenizer ({inputs.tokenizer.digest[:19]}…) than this run's "
-                f"({record.tokenizer_digest[:19]}…); use the datasets it was started with, or choose another run_dir"
-            )
-        for name, digest in inputs.dataset_digests.items():
-            if record.dataset_digests.get(name, digest) != digest:
-                problems.append(
-                    f"dataset {name} has other contents ({digest[:19]}…) than when this run was started "
-                    f"({record.dataset_digests[name][:19]}…); put the old one back, or choose another run_dir"
-                )
-    if problems:
-        raise TrainingError("\n".join(problems))
-    return record
 
 
 def _new_record(config: TrainConfig, inputs: Inputs) -> RunRecord:

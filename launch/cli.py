@@ -1,0 +1,81 @@
+"""`smollm2 launch VERB`: argparse, and nothing that takes a second to import before a verb is chosen."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from checkpoint.manifest import CheckpointError, newest_verified
+from configs.command import run_room
+from configs.load import load
+from launch.cluster.hostfile import HostfileError
+from launch.cluster.launcher import LauncherError
+from launch.cluster.slurm import SlurmError
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.inputs import read_inputs
+from launch.trainer.run_folder import CONFIG_FILE, check_same_run, create_run_folder, finished_line
+from pipeline.shards.format import DatasetError
+
+USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_room(build_parser(), user_errors=USER_ERRORS, arguments=arguments)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="smollm2 launch",
+        description="Train with DeepSpeed ZeRO-3: on this machine, on a hostfile's hosts, in a Slurm allocation.",
+        epilog="example: smollm2 launch train configs/train/demo.yaml optimizer.learning_rate=1e-3",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_train(verbs)
+    return parser
+
+
+def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = verbs.add_parser(
+        "train",
+        help="train, or go on with a run, from a config",
+        description="Start DeepSpeed's launcher on launch.train. A run that was stopped goes on from its newest whole "
+        "checkpoint. SIGINT and SIGTERM end it after the current step with a checkpoint (exit codes 130, 143).",
+        epilog="example: smollm2 launch train configs/train/demo.yaml steps=100 run_dir=runs/short\n"
+        "by hand: deepspeed --num_gpus 2 --module launch.train configs/train/demo.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("config", type=Path, help="a YAML file such as configs/train/demo.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-3")
+    train.set_defaults(run=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    """Find what is wrong before any rank starts, then start them."""
+    from launch.cluster.process import start_training
+
+    config = load(arguments.config, TrainConfig, arguments.overrides)
+    inputs = read_inputs(config)
+    if config.launcher.ranks_per_node is not None and config.launcher.hostfile is None:
+        # a lower bound: in an allocation there are more, and the ranks check again
+        config.accumulation_steps(world_size=config.launcher.ranks_per_node)
+    create_run_folder(config.run_dir)
+    resolved = config.run_dir / CONFIG_FILE
+    check_same_run(config, load(resolved, TrainConfig) if resolved.is_file() else None, inputs)
+    step, _ = newest_verified(config.run_dir)
+    if step is not None and step >= config.steps:
+        print(finished_line(config, step))
+        return 0
+    launcher = config.launcher
+    return start_training(
+        arguments.config,
+        arguments.overrides,
+        run_dir=config.run_dir,
+        ranks_per_node=launcher.ranks_per_node,
+        hostfile=launcher.hostfile,
+        launcher=launcher.remote_launcher,
+        launcher_args=launcher.launcher_args,
+        master_addr=launcher.master_addr,
+        master_port=launcher.master_port,
+        ssh_port=launcher.ssh_port,
+    )
