@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -38,7 +38,7 @@ class SmolLM2Config(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def _heads_divide(self) -> SmolLM2Config:
         hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         if hidden % heads:
             raise ValueError(
