@@ -1,0 +1,139 @@
+"""The training config: what it refuses and in which words, and the recipes in the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from configs.load import ConfigError, dump, load
+from launch.config import TrainConfig, TrainingError, flatten
+
+RECIPES = Path(__file__).resolve().parents[2] / "configs" / "train"
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "run_dir": "run",
+        "name": "tiny",
+        "model": {
+            "vocab_size": 256,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        },
+        "data": {"sources": [{"name": "a", "path": "data/a"}], "sequence_length": 64},
+        "batch_tokens": 1024,
+        "micro_batch_size": 4,
+        "steps": 100,
+        "optimizer": {"learning_rate": "1e-3"},
+        "schedule": {"name": "wsd", "warmup_steps": 10, "decay_steps": 20},
+        "checkpoint": {"every_steps": 50},
+        "validation": {"every_steps": 50, "sequences": 8},
+    }
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        node = settings
+        for parent in parents:
+            node = node[parent]
+        node[last] = value
+    return settings
+
+
+def message(**changes: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        TrainConfig.model_validate(tree(**changes))
+    return str(caught.value)
+
+
+def test_sequence_longer_than_positions_is_refused() -> None:
+    assert "data.sequence_length=128 is longer than model.max_position_embeddings=64; use at most 64" in message(
+        data__sequence_length=128
+    )
+
+
+def test_warmup_and_decay_longer_than_the_run_are_refused() -> None:
+    assert "warmup_steps + schedule.decay_steps = 110 is more than steps=100" in message(schedule__warmup_steps=90)
+
+
+def test_batch_that_no_rank_could_split_is_refused_with_the_nearest() -> None:
+    assert "batch_tokens=1000 is not a multiple of data.sequence_length * micro_batch_size = 256; use 768 or 1024" in (
+        message(batch_tokens=1000)
+    )
+
+
+def test_batch_smaller_than_a_micro_batch_names_the_one_that_works() -> None:
+    assert "= 256; use 256" in message(batch_tokens=100)
+
+
+def test_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
+    config = TrainConfig.model_validate(tree())
+    with pytest.raises(TrainingError, match=r"micro_batch_size \* 3 ranks = 768; use 768 or 1536"):
+        config.accumulation_steps(world_size=3)
+
+
+def test_accumulation_makes_up_the_batch() -> None:
+    config = TrainConfig.model_validate(tree())
+    # 1024 tokens = 16 sequences of 64; two ranks of 4 sequences each need two turns
+    assert config.samples_per_step == 16
+    assert config.accumulation_steps(world_size=2) == 2
+    assert config.accumulation_steps(world_size=4) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer__betas": [0.9, 1.0]}, "betas: got 1.0, wanted two numbers from 0 to below 1"),
+        ({"schedule__name": "cosine"}, "decay_steps=20 means nothing to cosine"),
+        ({"zero": {"stage": 2}}, "stage=2 is not supported"),
+        ({"data__sources": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "the name 'a' stands 2 times"),
+        ({"data__sources": []}, "at least 1 item"),
+    ],
+)
+def test_what_cannot_be_is_said(changes: dict[str, Any], words: str) -> None:
+    assert words in message(**changes)
+
+
+def test_flatten_names_every_leaf() -> None:
+    assert flatten({"a": {"b": 1}, "c": [{"d": None}, 2], "e": []}) == {"a.b": 1, "c.0.d": None, "c.1": 2, "e": []}
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_recipe_loads_and_survives_being_written_back(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe, TrainConfig)
+    written = tmp_path / "config.yaml"
+    written.write_text(dump(config))
+    assert load(written, TrainConfig) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "batch_tokens", "steps", "decay_steps"),
+    [
+        ("smollm2-135m", 3e-3, 1_048_576, 2_000_000, 400_000),
+        ("smollm2-360m", 3e-3, 1_572_864, 2_600_000, 520_000),
+        ("smollm2-1.7b", 5e-4, 2_097_152, 5_240_000, 524_000),
+    ],
+)
+def test_recipe_is_the_published_one(
+    name: str, learning_rate: float, batch_tokens: int, steps: int, decay_steps: int
+) -> None:
+    config = load(RECIPES / f"{name}.yaml", TrainConfig)
+    assert config.optimizer.learning_rate == learning_rate
+    assert (config.batch_tokens, config.steps) == (batch_tokens, steps)
+    assert (config.schedule.warmup_steps, config.schedule.decay_steps) == (2000, decay_steps)
+    assert (config.optimizer.betas, config.optimizer.eps, config.optimizer.weight_decay) == ((0.9, 0.95), 1e-8, 0.01)
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("smollm2-*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_recipe_divides_over_nodes_of_eight(recipe: Path, nodes: int) -> None:
+    assert load(recipe, TrainConfig).accumulation_steps(world_size=8 * nodes) >= 1
+
+
+def test_unknown_key_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key optimizer\.learning_rat; did you mean learning_rate\?"):
+        load(RECIPES / "demo.yaml", TrainConfig, ["optimizer.learning_rat=1"])
