@@ -17,23 +17,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pipeline.document import PipelineError
 
 Result = TypeVar("Result")
+
+# does one item; whatever it hands to its second argument reaches the parent at once
+Task = Callable[[Any, Callable[[Any], None]], Any]
 
 _PR_SET_PDEATHSIG = 1
 
 
 class WorkerError(PipelineError):
     """A worker process died in the middle of its work."""
-
-
-class Task(Protocol):
-    """Does one item; whatever it hands to `tell` reaches the parent at once. Built in the worker, once."""
-
-    def __call__(self, item: Any, tell: Callable[[Any], None]) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)

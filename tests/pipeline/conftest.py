@@ -1,0 +1,89 @@
+"""Small real corpora, a small real tokenizer, and configs that put them together."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import PipelineConfig
+from pipeline.tokenizer.train import train_tokenizer
+
+WORDS = (
+    "def",
+    "return",
+    "the",
+    "shard",
+    "naïve",
+    "東京",
+    "12",
+    "3.14",
+    "\n",
+    "\t",
+    "don't",
+    "🙂",
+    "<|endoftext|>",
+    "x=y",
+)
+
+
+def random_texts(count: int, *, seed: int, words: int = 60) -> list[str]:
+    """Texts with digits, line ends, accents, emoji and the literal of a special token."""
+    draw = random.Random(seed)
+    return [" ".join(draw.choices(WORDS, k=draw.randint(1, words))) + f" {seed}:{index}" for index in range(count)]
+
+
+def write_jsonl(path: Path, texts: Sequence[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_texts() -> Callable[..., list[str]]:
+    """`make_texts(count, seed=…)`."""
+    return random_texts
+
+
+@pytest.fixture(scope="session")
+def make_jsonl() -> Callable[[Path, Sequence[str]], Path]:
+    """`make_jsonl(path, texts)`."""
+    return write_jsonl
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 300 entries, trained on random texts."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_bytes(train_tokenizer(random_texts(200, seed=1), vocab_size=300))
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Three JSONL files of 40 documents each."""
+    for part in range(3):
+        write_jsonl(tmp_path / "corpus" / f"{part}.jsonl", random_texts(40, seed=part))
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def make_config(tmp_path: Path, tokenizer_file: Path) -> Callable[..., PipelineConfig]:
+    """A config of one worker that reads `corpus/*.jsonl`, with any field replaced."""
+
+    def make(**fields: Any) -> PipelineConfig:
+        default: dict[str, Any] = {
+            "name": "test",
+            "output_dir": tmp_path / "dataset",
+            "sources": [{"name": "corpus", "type": "jsonl", "files": [str(tmp_path / "corpus" / "*.jsonl")]}],
+            "tokenizer": {"path": tokenizer_file},
+            "validation_fraction": 0.2,
+            "workers": 1,
+        }
+        return PipelineConfig.model_validate(default | fields)
+
+    return make

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.shards import writer
+from pipeline.shards.format import SCHEMA, ShardRecord
+from pipeline.shards.writer import ShardWriter
+
+
+def document(*ids: int) -> NDArray[np.uint16]:
+    return np.array([*ids, 0], dtype=np.uint16)
+
+
+def write(
+    dataset: Path, documents: list[NDArray[np.uint16]], *, shard_size_bytes: int = 1 << 20
+) -> tuple[ShardRecord, ...]:
+    with ShardWriter(dataset, split="train", unit=7, shard_size_bytes=shard_size_bytes) as shards:
+        for index, ids in enumerate(documents):
+            shards.add(f"d{index}", ids)
+        return shards.finish()
+
+
+def rows(path: Path) -> list[tuple[list[int], str]]:
+    with pa.ipc.open_stream(path.read_bytes()) as stream:
+        assert stream.schema.equals(SCHEMA)
+        table = stream.read_all()
+    return list(zip(table["input_ids"].to_pylist(), table["document_id"].to_pylist(), strict=True))
+
+
+def test_a_shard_is_an_arrow_stream_of_documents(tmp_path: Path) -> None:
+    write(tmp_path, [document(1, 2), document(65535)])
+    assert rows(tmp_path / "data-00007-000.arrow") == [([1, 2, 0], "d0"), ([65535, 0], "d1")]
+
+
+def test_the_record_says_what_is_on_disk(tmp_path: Path) -> None:
+    (record,) = write(tmp_path, [document(1, 2), document(3)])
+    content = (tmp_path / record.path).read_bytes()
+    assert record == ShardRecord(
+        path="data-00007-000.arrow",
+        documents=2,
+        tokens=5,
+        size_bytes=len(content),
+        digest=f"sha256:{hashlib.sha256(content).hexdigest()}",
+    )
+
+
+def test_a_new_part_begins_before_the_size_is_passed(tmp_path: Path) -> None:
+    # a document of 3 ids is 6 bytes and its id 2: two fit into 16 bytes, three do not
+    records = write(tmp_path, [document(1, 2)] * 5, shard_size_bytes=16)
+    assert [record.documents for record in records] == [2, 2, 1]
+    assert [record.path for record in records] == [f"data-00007-00{part}.arrow" for part in range(3)]
+
+
+def test_a_document_larger_than_a_shard_stands_alone(tmp_path: Path) -> None:
+    records = write(tmp_path, [document(1), document(*range(1, 100)), document(2)], shard_size_bytes=16)
+    assert [record.tokens for record in records] == [2, 100, 2]
+
+
+def test_a_batch_is_closed_by_the_document_that_fills_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BATCH_TOKENS", 5)
+    write(tmp_path, [document(1, 2)] * 5)
+    with pa.ipc.open_stream((tmp_path / "data-00007-000.arrow").read_bytes()) as stream:
+        assert [batch.num_rows for batch in stream] == [2, 2, 1]
+
+
+def test_no_documents_make_no_shard(tmp_path: Path) -> None:
+    assert write(tmp_path, []) == ()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with ShardWriter(tmp_path, split="train", unit=0, shard_size_bytes=1 << 20) as shards:
+            shards.add("d", document(1))
+            assert [path.name for path in tmp_path.iterdir()] == [".data-00000-000.arrow.partial"]
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names_at_sync: list[list[str]] = []
+    fsync = os.fsync
+
+    def spy(descriptor: int) -> None:
+        names_at_sync.append([path.name for path in tmp_path.iterdir()])
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    write(tmp_path, [document(1)])
+    # first the file, still unnamed; then, for the rename, the folder
+    assert names_at_sync == [[".data-00007-000.arrow.partial"], ["data-00007-000.arrow"]]
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write(tmp_path, [document(1)])
+    assert caught.value.filename == str(tmp_path / ".data-00007-000.arrow.partial")

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import HuggingFaceConfig
+from pipeline.document import BadRecord, Document, SourceError
+from pipeline.sources import huggingface
+
+datasets = pytest.importorskip("datasets")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No download, and no traces in the user's cache."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    huggingface._load.cache_clear()
+    yield
+    huggingface._load.cache_clear()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    rows = {"text": [f"document {n}" for n in range(9)] + [None], "id": [f"id-{n}" for n in range(10)]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def config_of(path: Path | str, **fields: Any) -> HuggingFaceConfig:
+    return HuggingFaceConfig(type="huggingface", name="corpus", path=str(path), **fields)
+
+
+def read(config: HuggingFaceConfig, *, unit_size_bytes: int) -> list[Document | BadRecord]:
+    pieces = huggingface.find_pieces(config, unit_size_bytes=unit_size_bytes)
+    return [record for piece in pieces for record in huggingface.read_piece(config, piece)]
+
+
+def test_load_from_disk_reads_every_row_once_and_in_order(saved: Path) -> None:
+    records = read(config_of(saved, loader="load_from_disk", id_field="id"), unit_size_bytes=60)
+    assert records[:9] == [Document(f"id-{n}", f"document {n}") for n in range(9)]
+    assert isinstance(records[9], BadRecord)
+    assert (records[9].reason, records[9].location) == ("missing_field", f"{saved}/train:9")
+
+
+def test_rows_are_cut_by_their_mean_size(saved: Path) -> None:
+    pieces = list(huggingface.find_pieces(config_of(saved, loader="load_from_disk"), unit_size_bytes=60))
+    assert len(pieces) > 1
+    assert [piece.start for piece in pieces[1:]] == [piece.stop for piece in pieces[:-1]]
+    assert pieces[-1].stop == 10
+
+
+def test_the_version_of_an_input_is_its_fingerprint(saved: Path, tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": ["other"] * 10, "id": ["x"] * 10}).save_to_disk(tmp_path / "other")
+    versions = {
+        next(huggingface.find_pieces(config_of(path, loader="load_from_disk"), unit_size_bytes=60)).version
+        for path in (saved, tmp_path / "other")
+    }
+    assert len(versions) == 2
+
+
+def test_load_dataset_reads_a_folder_as_it_reads_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).to_parquet(folder / "train.parquet")
+    records = read(config_of(folder), unit_size_bytes=1 << 20)
+    assert [record.text for record in records if isinstance(record, Document)] == ["one", "two"]
+
+
+def test_a_split_of_several_is_chosen(tmp_path: Path) -> None:
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": [name]}) for name in ("train", "test")})
+    splits.save_to_disk(tmp_path / "saved")
+    config = config_of(tmp_path / "saved", loader="load_from_disk", split="test")
+    assert [record.text for record in read(config, unit_size_bytes=9) if isinstance(record, Document)] == ["test"]
+    with pytest.raises(SourceError, match=r"has no split 'dev'; it has train, test"):
+        read(config_of(tmp_path / "saved", loader="load_from_disk", split="dev"), unit_size_bytes=9)
+
+
+def test_a_missing_column_is_an_error_that_names_those_there(saved: Path) -> None:
+    with pytest.raises(SourceError, match=r"source 'corpus': .* has no column 'body'; it has text, id"):
+        read(config_of(saved, loader="load_from_disk", text_field="body"), unit_size_bytes=9)
+
+
+@pytest.mark.parametrize("loader", ["load_from_disk", "load_dataset"])
+def test_a_dataset_that_cannot_be_had_is_one_line(tmp_path: Path, loader: str) -> None:
+    with pytest.raises(SourceError, match=rf"^source 'corpus': datasets.{loader} of '.*none' failed: [^\n]+$"):
+        read(config_of(tmp_path / "none", loader=loader), unit_size_bytes=9)

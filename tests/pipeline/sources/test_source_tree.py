@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import SourceTreeConfig
+from pipeline.document import Document, SourceError
+from pipeline.sources import source_tree
+
+
+def config_of(root: Path | str, **fields: Any) -> SourceTreeConfig:
+    return SourceTreeConfig(type="source_tree", name="code", root=str(root), **fields)
+
+
+def chosen(path: str, include: str, *exclude: str) -> bool:
+    return source_tree.is_chosen(path, include=[include], exclude=exclude)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "expected"),
+    [
+        ("*.py", "a.py", True),
+        ("*.py", "deep/a.py", False),
+        ("**/*.py", "a.py", True),
+        ("**/*.py", "very/deep/a.py", True),
+        ("**/*.py", "a.pyc", False),
+        ("src/**", "src/a/b", True),
+        ("src/**", "source/a", False),
+        ("a?.py", "ab.py", True),
+        ("a?.py", "a/.py", False),
+        ("test_[f-z]*.py", "test_gzip.py", True),
+        ("test_[f-z]*.py", "test_abc.py", False),
+        ("test_[!f-z]*.py", "test_abc.py", True),
+        ("a+b.py", "a+b.py", True),
+        ("a+b.py", "aab.py", False),
+    ],
+)
+def test_globs(pattern: str, path: str, expected: bool) -> None:
+    assert chosen(path, pattern) is expected
+
+
+def test_exclude_wins_over_include() -> None:
+    assert not chosen("a/site-packages/b.py", "**/*.py", "**/site-packages/**")
+
+
+def test_files_are_documents_named_by_their_path_in_the_tree(tmp_path: Path) -> None:
+    (tmp_path / "pkg").mkdir()
+    (tmp_path / "pkg" / "b.py").write_text("b = 1\n")
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "a.txt").write_text("no")
+    config = config_of(tmp_path)
+    pieces = source_tree.find_pieces(config, unit_size_bytes=1)
+    assert [record for piece in pieces for record in source_tree.read_piece(config, piece)] == [
+        Document("a.py", "a = 1\n"),
+        Document("pkg/b.py", "b = 1\n"),
+    ]
+
+
+def test_a_link_to_its_own_parent_does_not_lead_round_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("a = 1\n")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert len(list(source_tree.find_pieces(config_of(tmp_path), unit_size_bytes=1))) == 1
+
+
+def test_python_stdlib_is_the_running_interpreters_library() -> None:
+    config = config_of("python:stdlib", include=("json/*.py",))
+    (first, *_) = source_tree.find_pieces(config, unit_size_bytes=1)
+    assert first.path == f"{sysconfig.get_paths()['stdlib']}/json/__init__.py"
+    (document,) = source_tree.read_piece(config, first)
+    assert document == Document("json/__init__.py", Path(json.__file__).read_text(encoding="utf-8"))
+
+
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"source 'code': root .*/none is not a folder"):
+        list(source_tree.find_pieces(config_of(tmp_path / "none"), unit_size_bytes=1))
+
+
+def test_no_file_left_says_what_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no file below .* is included; include is \*\.c, exclude is b\*"):
+        list(source_tree.find_pieces(config_of(tmp_path, include=("*.c",), exclude=("b*",)), unit_size_bytes=1))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import PipelineConfig
+from pipeline.document import SourceError
+from pipeline.plan import changed_inputs, group_pieces, make_plan, plan_to_json
+from pipeline.sources.piece import Piece
+
+
+def piece(name: str, size_bytes: int) -> Piece:
+    return Piece(path=name, version="1", start=0, stop=size_bytes, size_bytes=size_bytes)
+
+
+def test_consecutive_pieces_fill_a_unit_and_a_larger_one_stands_alone() -> None:
+    pieces = [piece(name, size) for name, size in (("a", 4), ("b", 6), ("c", 1), ("d", 30), ("e", 5))]
+    groups = group_pieces(pieces, unit_size_bytes=10)
+    assert [[piece.path for piece in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_units_are_numbered_over_all_sources(
+    corpus: Path, tmp_path: Path, make_config: Callable[..., PipelineConfig]
+) -> None:
+    sources = [
+        {"name": "one", "type": "text", "files": [f"{corpus}/0.jsonl"]},
+        {"name": "two", "type": "text", "files": [f"{corpus}/*.jsonl"]},
+    ]
+    plan = make_plan(make_config(sources=sources, unit_size_bytes=1))
+    assert [(unit.index, unit.source, Path(unit.pieces[0].path).name) for unit in plan.units] == [
+        (0, "one", "0.jsonl"),
+        (1, "two", "0.jsonl"),
+        (2, "two", "1.jsonl"),
+        (3, "two", "2.jsonl"),
+    ]
+
+
+def test_the_plan_covers_every_byte_once(corpus: Path, make_config: Callable[..., PipelineConfig]) -> None:
+    plan = make_plan(make_config(unit_size_bytes=1000))
+    assert plan.size_bytes == sum(file.stat().st_size for file in corpus.iterdir())
+    assert all(unit.size_bytes <= 1000 for unit in plan.units)
+
+
+def test_changed_inputs_are_listed_a_line_a_file(corpus: Path, make_config: Callable[..., PipelineConfig]) -> None:
+    config = make_config(unit_size_bytes=1000)
+    stored = plan_to_json(make_plan(config))
+    assert changed_inputs(stored, make_plan(config)) == []
+    (corpus / "0.jsonl").unlink()
+    with (corpus / "1.jsonl").open("a") as file:
+        file.write("\n")
+    (corpus / "3.jsonl").write_text('{"text": "new"}\n')
+    gone, changed, new = changed_inputs(stored, make_plan(config))
+    assert gone == f"{corpus}/0.jsonl is gone"
+    assert changed.startswith(f"{corpus}/1.jsonl has changed (")
+    assert new == f"{corpus}/3.jsonl is new"
+
+
+def test_a_source_of_empty_files_is_an_error(tmp_path: Path, make_config: Callable[..., PipelineConfig]) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").touch()
+    with pytest.raises(SourceError, match="source 'corpus' is empty: none of its files holds a record"):
+        make_plan(make_config())

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer
+
+from pipeline import unit as unit_module
+from pipeline.config import PipelineConfig
+from pipeline.plan import make_plan
+from pipeline.shards.format import digest_file
+from pipeline.tokenizer.encode import Encoder
+from pipeline.unit import Progress, UnitRecord, process_unit, split_of
+
+MakeConfig = Callable[..., PipelineConfig]
+
+
+@pytest.fixture
+def process(tokenizer_file: Path) -> Callable[[PipelineConfig], UnitRecord]:
+    """Do the only unit of a config, in this process."""
+
+    def run(config: PipelineConfig) -> UnitRecord:
+        (only,) = make_plan(config).units
+        (config.output_dir / "validation").mkdir(parents=True)
+        (config.output_dir / "units").mkdir()
+        encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+        return process_unit(config, only, encoder, units_directory=config.output_dir / "units")
+
+    return run
+
+
+def ids_of(directory: Path) -> list[list[int]]:
+    return [
+        row
+        for shard in sorted(directory.glob("*.arrow"))
+        for row in pa.ipc.open_stream(shard.read_bytes()).read_all()["input_ids"].to_pylist()
+    ]
+
+
+def test_ids_are_those_of_one_document_at_a_time(
+    corpus: Path,
+    make_config: MakeConfig,
+    process: Callable[[PipelineConfig], UnitRecord],
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(unit_module, "BATCH_CHARACTERS", 500)
+    config = make_config(shard_size_bytes=2000)
+    process(config)
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    tokenizer.encode_special_tokens = True
+    expected: dict[str, list[list[int]]] = {"train": [], "validation": []}
+    for file in sorted(corpus.iterdir()):
+        for line in file.read_text().splitlines():
+            text = json.loads(line)["text"]
+            split = split_of(text.encode(), validation_fraction=config.validation_fraction)
+            expected[split].append([*tokenizer.encode(text).ids, 0])
+    assert ids_of(config.output_dir) == expected["train"]
+    assert ids_of(config.output_dir / "validation") == expected["validation"]
+    assert len(expected["validation"]) > 5
+
+
+def test_the_split_follows_the_text_alone() -> None:
+    assert split_of(b"abc", validation_fraction=0.0) == "train"
+    # blake2b of 8 bytes of b"abc" is d8bb14d833d59559, over 2^64 that is 0.8466
+    assert split_of(b"abc", validation_fraction=0.8465) == "train"
+    assert split_of(b"abc", validation_fraction=0.8467) == "validation"
+
+
+def test_the_record_says_what_was_written(
+    corpus: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    config = make_config()
+    record = process(config)
+    assert UnitRecord.model_validate_json((config.output_dir / "units" / "00000.json").read_bytes()) == record
+    for shards in record.shards.values():
+        for shard in shards:
+            assert digest_file(config.output_dir / shard.path) == shard.digest
+    assert record.tally.documents_in == record.tally.documents_kept == 120
+    assert record.tokens == sum(map(len, ids_of(config.output_dir) + ids_of(config.output_dir / "validation")))
+
+
+def test_every_record_is_kept_or_dropped_under_a_reason(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_bytes(
+        b'{"text": "the shard"}\n{"text": ""}\n{"text": "way too long"}\n{"body": "x"}\n{"text": "\xff"}\n{"te\n'
+    )
+    tally = process(make_config(filters={"length": {"max_characters": 10}})).tally
+    assert (tally.documents_in, tally.documents_kept, tally.text_bytes_kept) == (6, 1, 9)
+    assert {reason: (dropped.documents, dropped.text_bytes) for reason, dropped in tally.dropped.items()} == {
+        "too_short": (1, 0),
+        "too_long": (1, 12),
+        "missing_field": (1, 14),
+        "invalid_utf8": (1, 14),
+        "malformed_json": (1, 5),
+    }
+
+
+def test_a_text_that_the_tokenizer_has_no_tokens_for_is_dropped(
+    tmp_path: Path, make_config: MakeConfig, tokenizer_file: Path
+) -> None:
+    tree = json.loads(tokenizer_file.read_bytes())
+    del tree["model"]["vocab"]["Ā"]  # byte 00
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "\\u0000"}\n')
+    config = make_config()
+    (config.output_dir / "units").mkdir(parents=True)
+    (unit,) = make_plan(config).units
+    encoder = Encoder(json.dumps(tree).encode(), eos_token="<|endoftext|>")
+    record = process_unit(config, unit, encoder, units_directory=config.output_dir / "units")
+    assert record.tally.dropped["no_tokens"].documents == 1
+    assert record.tally.is_balanced()
+    assert record.tokens == 0
+
+
+def test_progress_never_passes_the_size_of_the_input(
+    corpus: Path, make_config: MakeConfig, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit_module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(unit_module, "PROGRESS_INTERVAL_S", 0.0)
+    config = make_config()
+    (config.output_dir / "validation").mkdir(parents=True)
+    (unit,) = make_plan(config).units
+    told: list[Progress] = []
+    encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    record = process_unit(config, unit, encoder, units_directory=config.output_dir, tell=told.append)
+    bytes_told = [progress.input_bytes for progress in told]
+    assert len(told) > 5
+    assert bytes_told == sorted(bytes_told)
+    # the text is a little less than its lines of JSON
+    assert 0.8 * unit.size_bytes < bytes_told[-1] <= unit.size_bytes
+    assert told[-1].tokens == record.tokens
