@@ -139,4 +139,5 @@ def _word_level_tokenizer(vocab_size: int) -> str:
     words = {"<|endoftext|>": EOS} | {f"t{number}": number for number in range(1, vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<|endoftext|>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
     return str(tokenizer.to_str())
