@@ -13,11 +13,12 @@ from launch.cluster.hostfile import HostfileError
 from launch.cluster.launcher import LauncherError
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
+from launch.generate import GenerateError, add_generate_verb
 from launch.trainer.inputs import read_inputs
 from launch.trainer.run_folder import CONFIG_FILE, check_same_run, create_run_folder, finished_line
 from pipeline.shards.format import DatasetError
 
-USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError)
+USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError, GenerateError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
+    add_generate_verb(verbs)
     return parser
 
 

@@ -1,0 +1,125 @@
+"""`smollm2 launch`: a mistake is found before any rank starts, and said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.manifest import CheckpointManifest, partial_directory, publish_checkpoint
+from launch.cli import build_parser, main
+
+MakeDataset = Callable[..., Path]
+DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
+CONFIG = """
+run_dir: {folder}/run
+name: tiny
+model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+  max_position_embeddings: 64}}
+data: {{sources: [{{name: chain, path: {folder}/data}}], sequence_length: 64}}
+batch_tokens: 1024
+micro_batch_size: 4
+steps: 20
+optimizer: {{learning_rate: 1e-3}}
+schedule: {{warmup_steps: 2, decay_steps: 4}}
+checkpoint: {{every_steps: 10}}
+validation: {{every_steps: 10, sequences: 8}}
+launcher: {{ranks_per_node: 2}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_dataset: MakeDataset) -> Path:
+    make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path))
+    return file
+
+
+@pytest.fixture(autouse=True)
+def no_rank_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> int:
+        raise AssertionError("the launcher was started")
+
+    monkeypatch.setattr("launch.cluster.process.start_training", refuse)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["data.sources.0.path=nowhere"], "dataset nowhere does not exist; make it with `smollm2 pipeline run`"),
+        (["launcher.ranks_per_node=3"], "batch_tokens=1024 is not a multiple of"),
+        (["data.sequence_length=128"], "data.sequence_length=128 is longer than model.max_position_embeddings=64"),
+        (["model.vocab_size=100"], "model.vocab_size=100 is smaller than the tokenizer's 256"),
+        (["stepps=3"], "unknown key stepps; did you mean steps?"),
+        (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1"),
+    ],
+)
+def test_mistake_is_one_line(config: Path, overrides: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config), *overrides]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert line in shown.err
+
+
+def test_unwritable_run_folder_is_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(config), f"run_dir={config}/run"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "cannot be written" in line
+    assert "choose a folder that this user may write to" in line
+
+
+def test_changed_run_is_refused_before_ranks_start(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(config.read_text())
+    assert main(["train", str(config), "seed=1", "batch_tokens=2048"]) == 2
+    assert [line.split(": ")[1].split("=")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "batch_tokens",
+        "seed",
+    ]
+
+
+def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "run"
+    partial_directory(run, 20).mkdir(parents=True)
+    manifest = CheckpointManifest(
+        run_key="key",
+        step=20,
+        tokens_consumed=0,
+        samples_consumed=0,
+        world_size=2,
+        zero_stage=3,
+        dtype="float32",
+        config_digest="",
+        dataset_digests={},
+        tokenizer_digest="",
+        model={},
+        files=(),
+    )
+    publish_checkpoint(run, manifest)
+    assert main(["train", str(config)]) == 0
+    assert capsys.readouterr().out == f"run {run} has finished: 20 of 20 steps; raise steps to go on\n"
+
+
+def test_a_right_config_starts_the_launcher_with_what_was_typed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: dict[str, object] = {}
+
+    def start(file: Path, overrides: list[str], **options: object) -> int:
+        started.update(options, file=file, overrides=overrides)
+        return 143
+
+    monkeypatch.setattr("launch.cluster.process.start_training", start)
+    assert main(["train", str(config), "steps=30", "launcher.master_port=1234"]) == 143
+    assert (started["file"], started["overrides"]) == (config, ["steps=30", "launcher.master_port=1234"])
+    assert (started["ranks_per_node"], started["master_port"]) == (2, 1234)
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["generate"]])
+def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        build_parser().parse_args([*verb, "--help"])
+    assert stopped.value.code == 0
+    assert "example: smollm2 launch" in capsys.readouterr().out

@@ -1,0 +1,80 @@
+"""One rank as the launcher starts it: what goes wrong before the process group is told by rank 0, at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+run_dir: {folder}/run
+name: tiny
+model: {{vocab_size: 100, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+  max_position_embeddings: 64}}
+data: {{sources: [{{name: chain, path: {folder}/data}}], sequence_length: 64}}
+batch_tokens: 1024
+micro_batch_size: 4
+steps: 20
+optimizer: {{learning_rate: 1e-3}}
+schedule: {{warmup_steps: 2, decay_steps: 4}}
+checkpoint: {{every_steps: 10}}
+validation: {{every_steps: 10, sequences: 8}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_dataset: Callable[..., Path]) -> Path:
+    documents = [[1 + number % 200] * 99 for number in range(40)]
+    make_dataset(tmp_path / "data", documents, validation=documents)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path))
+    return file
+
+
+def run_rank(rank: int | None, *arguments: str | Path, world_size: int = 2) -> subprocess.CompletedProcess[str]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    if rank is not None:
+        environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+    command = [sys.executable, "-m", "launch.train", f"--local_rank={rank or 0}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_without_a_launcher_it_says_how_to_start_one(config: Path) -> None:
+    ended = run_rank(None, config)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("launch train: launch.train runs under DeepSpeed's launcher (RANK is not set)")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "model.vocab_size=100 is smaller than the tokenizer's 256"),
+        (["data.sources.0.path=nowhere"], "dataset nowhere does not exist"),
+        (["stepps=1"], "unknown key stepps; did you mean steps?"),
+        (["run_dir=/dev/null/run"], "cannot be written"),
+    ],
+)
+def test_rank_0_tells_the_users_mistake_in_one_line(config: Path, arguments: list[str], words: str) -> None:
+    ended = run_rank(0, config, *arguments)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("launch train: ")
+    assert words in line
+
+
+def test_batch_that_does_not_divide_over_the_ranks_is_one_line(config: Path) -> None:
+    [line] = run_rank(0, config, world_size=3).stderr.splitlines()
+    assert "use 768 or 1536" in line
+
+
+def test_other_ranks_leave_the_word_to_rank_0(config: Path) -> None:
+    ended = run_rank(1, config)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")

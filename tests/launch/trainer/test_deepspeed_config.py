@@ -1,0 +1,62 @@
+"""The JSON that DeepSpeed gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.deepspeed_config import deepspeed_config
+
+
+@pytest.fixture
+def settings(train_config: Callable[..., TrainConfig]) -> dict[str, object]:
+    return deepspeed_config(train_config(), world_size=2)
+
+
+def test_batch_is_micro_batch_times_accumulation_times_ranks(settings: dict[str, object]) -> None:
+    # 1024 tokens in sequences of 64 are 16 samples
+    assert settings["train_batch_size"] == 16
+    assert settings["train_micro_batch_size_per_gpu"] == 4
+    assert settings["gradient_accumulation_steps"] == 2
+
+
+def test_bfloat16_sums_gradients_in_float32(settings: dict[str, object]) -> None:
+    assert settings["bf16"] == {"enabled": True}
+    assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert settings["communication_data_type"] == "fp32"
+
+
+def test_float32_turns_bfloat16_off(train_config: Callable[..., TrainConfig]) -> None:
+    assert deepspeed_config(train_config(precision="float32"), world_size=1)["bf16"] == {"enabled": False}
+
+
+def test_reduce_dtype_is_the_users(train_config: Callable[..., TrainConfig]) -> None:
+    settings = deepspeed_config(train_config(zero={"reduce_dtype": "bfloat16"}), world_size=1)
+    assert settings["communication_data_type"] == "bf16"
+
+
+def test_clipping_and_stage_are_passed_on(train_config: Callable[..., TrainConfig]) -> None:
+    config = train_config(optimizer={"learning_rate": 1e-3, "gradient_clipping": 0.5})
+    settings = deepspeed_config(config, world_size=1)
+    assert settings["gradient_clipping"] == 0.5
+    assert settings["zero_optimization"]["stage"] == 3
+
+
+def test_batch_that_does_not_divide_is_refused(train_config: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(TrainingError, match="use 768 or 1536"):
+        deepspeed_config(train_config(), world_size=3)
+
+
+def test_deepspeed_reads_what_is_meant(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    config = train_config(zero={"param_persistence_threshold": 7, "max_live_parameters": 11})
+    parsed = DeepSpeedConfig(deepspeed_config(config, world_size=1))
+    assert parsed.grad_accum_dtype == "fp32"
+    assert parsed.checkpoint_tag_validation_fail
+    assert (parsed.zero_config.param_persistence_threshold, parsed.zero_config.max_live_parameters) == (7, 11)

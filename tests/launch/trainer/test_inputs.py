@@ -1,0 +1,114 @@
+"""What a run reads, found unfit before anything heavy starts."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.inputs import probe_rows, read_inputs
+from pipeline.shards.format import DatasetError, read_manifest
+
+MakeDataset = Callable[..., Path]
+LONG: Sequence[Sequence[int]] = [[1 + number % 200] * 99 for number in range(40)]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, make_dataset: MakeDataset) -> Path:
+    return make_dataset(tmp_path / "data", LONG, validation=LONG[:20])
+
+
+def problems(config: TrainConfig) -> list[str]:
+    with pytest.raises(TrainingError) as caught:
+        read_inputs(config)
+    return str(caught.value).splitlines()
+
+
+def test_inputs_are_the_identity_of_the_data(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    inputs = read_inputs(train_config())
+    manifest = read_manifest(dataset)
+    assert inputs.dataset_digests == {"chain": manifest.digest()}
+    assert inputs.tokenizer == manifest.tokenizer
+    assert inputs.tokenizer_file == dataset / "tokenizer.json"
+
+
+def test_missing_dataset_says_what_to_run(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"does not exist; make it with `smollm2 pipeline run`"):
+        read_inputs(train_config())
+
+
+def test_dataset_of_another_tokenizer_than_the_run_names(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    source = {"name": "chain", "path": dataset}
+    [line] = problems(train_config(data={"sources": [source], "sequence_length": 64, "tokenizer": other}))
+    assert line.startswith("dataset chain was made with another tokenizer (sha256:")
+    assert f"than data.tokenizer={other}" in line
+
+
+def test_the_tokenizer_that_the_run_names_may_be_a_copy(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path
+) -> None:
+    copied = shutil.copy(dataset / "tokenizer.json", tmp_path / "copy.json")
+    source = {"name": "chain", "path": dataset}
+    read_inputs(train_config(data={"sources": [source], "sequence_length": 64, "tokenizer": copied}))
+
+
+def test_two_sources_of_different_tokenizers(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    second = make_dataset(tmp_path / "second", LONG, validation=LONG, vocab_size=250)
+    sources = [{"name": "chain", "path": dataset}, {"name": "second", "path": second}]
+    [line] = problems(train_config(data={"sources": sources, "sequence_length": 64}))
+    assert line.startswith("dataset second was made with another tokenizer")
+    assert "than that of chain" in line
+
+
+def small_model(config: TrainConfig, **changes: Any) -> dict[str, Any]:
+    return {**config.model.model_dump(), **changes}
+
+
+def test_model_that_does_not_know_the_tokenizer(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    config = train_config()
+    lines = problems(train_config(model=small_model(config, vocab_size=200, eos_token_id=7)))
+    assert lines == [
+        "model.vocab_size=200 is smaller than the tokenizer's 256; use model.vocab_size=256 or the tokenizer that "
+        "belongs to the model",
+        "model.eos_token_id=7 but the datasets' documents end in id 0; set model.eos_token_id=0",
+    ]
+
+
+def test_too_little_data_for_one_sequence(
+    train_config: Callable[..., TrainConfig], tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    # 64 tokens make no sequence of 64 with the token after it
+    make_dataset(tmp_path / "data", [[1] * 63], validation=LONG)
+    [line] = problems(train_config())
+    assert "dataset chain has 64 training tokens, fewer than one sequence of 64" in line
+
+
+def test_validation_split_too_small_for_a_proof(
+    train_config: Callable[..., TrainConfig], tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    make_dataset(tmp_path / "data", LONG, validation=LONG[:10])
+    # 1,000 tokens are 15 sequences of 64 and the token after them; 1,024 tokens need 16
+    [line] = problems(train_config())
+    assert "the validation splits hold 15 sequences of 64 tokens, wanted at least 16" in line
+
+
+def test_start_from_a_folder_that_is_no_model(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path
+) -> None:
+    [line] = problems(train_config(init_from=tmp_path))
+    assert line == f"init_from={tmp_path} has no config.json; name a Hugging Face model directory"
+
+
+@pytest.mark.parametrize(("sequence_length", "rows"), [(64, 16), (512, 2), (1000, 2), (2048, 1)])
+def test_probe_has_at_least_1024_tokens(sequence_length: int, rows: int) -> None:
+    assert probe_rows(sequence_length) == rows

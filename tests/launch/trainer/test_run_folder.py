@@ -1,0 +1,245 @@
+"""The run's folder: one trainer at a time, one run for ever, and where a start goes on."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.manifest import (
+    CheckpointManifest,
+    checkpoint_directory,
+    describe_files,
+    list_steps,
+    partial_directory,
+    publish_checkpoint,
+    read_run,
+)
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.inputs import Inputs, read_inputs
+from launch.trainer.run_folder import (
+    StartPoint,
+    config_digest,
+    create_run_folder,
+    differences,
+    hold_lock,
+    prepare_run,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
+
+
+@pytest.fixture
+def config(train_config: Callable[..., TrainConfig], tmp_path: Path, make_dataset: Callable[..., Path]) -> TrainConfig:
+    make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS)
+    create_run_folder(tmp_path / "run")
+    return train_config()
+
+
+@pytest.fixture
+def inputs(config: TrainConfig) -> Inputs:
+    return read_inputs(config)
+
+
+def start(
+    config: TrainConfig, inputs: Inputs, *, previous: TrainConfig | None = None, world_size: int = 2
+) -> StartPoint:
+    return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs, world_size=world_size)
+
+
+def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
+    file = partial_directory(config.run_dir, step) / "zero" / "weights.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights of step %d" % step)
+    manifest = CheckpointManifest(
+        run_key="key",
+        step=step,
+        tokens_consumed=0,
+        samples_consumed=0,
+        world_size=2,
+        zero_stage=3,
+        dtype="float32",
+        config_digest=config_digest(config),
+        dataset_digests=inputs.dataset_digests,
+        tokenizer_digest=inputs.tokenizer.digest,
+        model={},
+        files=tuple(describe_files(partial_directory(config.run_dir, step), [file])),
+    )
+    return publish_checkpoint(config.run_dir, manifest)
+
+
+def test_first_start_writes_who_the_run_is(config: TrainConfig, inputs: Inputs) -> None:
+    begun = start(config, inputs)
+    assert (begun.step, begun.remarks) == (0, ())
+    record = read_run(config.run_dir)
+    assert record.run_key == begun.run_key
+    assert record.dataset_digests == inputs.dataset_digests
+    assert set(record.versions) >= {"python", "torch", "deepspeed"}
+    assert (config.run_dir / "config.yaml").read_text() == "name: tiny\n"
+    assert (config.run_dir / "tokenizer.json").is_file()
+
+
+def test_second_start_is_the_same_run(config: TrainConfig, inputs: Inputs) -> None:
+    assert start(config, inputs).run_key == start(config, inputs, previous=config).run_key
+
+
+def test_start_goes_on_from_the_newest_checkpoint(config: TrainConfig, inputs: Inputs) -> None:
+    for step in (50, 100):
+        add_checkpoint(config, inputs, step)
+    assert start(config, inputs).step == 100
+
+
+def test_damaged_checkpoint_is_passed_over_and_named(config: TrainConfig, inputs: Inputs) -> None:
+    add_checkpoint(config, inputs, 50)
+    damaged = add_checkpoint(config, inputs, 100) / "zero" / "weights.pt"
+    damaged.write_bytes(damaged.read_bytes().replace(b"100", b"101"))
+    begun = start(config, inputs)
+    assert begun.step == 50
+    [remark] = begun.remarks
+    assert remark.startswith("passed over checkpoint step-00000100/zero/weights.pt: contents changed")
+
+
+def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs: Inputs) -> None:
+    add_checkpoint(config, inputs, 50).joinpath("zero", "weights.pt").unlink()
+    begun = start(config, inputs)
+    assert begun.step == 0
+    assert begun.remarks == ("passed over checkpoint step-00000050/zero/weights.pt: missing",)
+
+
+def test_other_number_of_ranks_is_refused_with_the_right_one(config: TrainConfig, inputs: Inputs) -> None:
+    add_checkpoint(config, inputs, 50)
+    with pytest.raises(
+        TrainingError, match=r"step-00000050 was saved by 2 ranks and this start has 1; start it with 2"
+    ):
+        start(config, inputs, world_size=1)
+
+
+def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: Inputs) -> None:
+    partial_directory(config.run_dir, 50).mkdir(parents=True)
+    kept = add_checkpoint(config, inputs, 100)
+    start(config, inputs)
+    assert not partial_directory(config.run_dir, 50).exists()
+    assert kept.is_dir()
+
+
+def test_a_step_saved_again_replaces_the_old_one(config: TrainConfig, inputs: Inputs) -> None:
+    first = add_checkpoint(config, inputs, 50)
+    (first / "mark").touch()
+    assert add_checkpoint(config, inputs, 50) == checkpoint_directory(config.run_dir, 50)
+    assert not (first / "mark").exists()
+    assert list_steps(config.run_dir) == [50]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"seed": 1}, "seed=1 but this run was started with 0"),
+        ({"batch_tokens": 2048}, "batch_tokens=2048 but this run was started with 1024"),
+        ({"precision": "float32"}, "precision=float32 but this run was started with bfloat16"),
+        ({"optimizer": {"learning_rate": 1e-3, "eps": 1e-6}}, "optimizer.eps=1e-06"),
+        ({"init_from": "somewhere"}, "init_from=somewhere but this run was started with nothing"),
+    ],
+)
+def test_what_the_run_is_may_not_change(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, change: dict[str, object], key: str
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        start(train_config(**change), inputs, previous=config)
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(key)
+    assert line.endswith("; set it back, or choose another run_dir")
+    assert not (config.run_dir / "config.yaml").exists()
+
+
+def test_each_difference_has_its_line(train_config: Callable[..., TrainConfig], config: TrainConfig) -> None:
+    model = {**config.model.model_dump(), "num_hidden_layers": 3, "intermediate_size": 65}
+    lines = differences(config, train_config(model=model, seed=4))
+    assert [line.split("=")[0] for line in lines] == ["model.intermediate_size", "model.num_hidden_layers", "seed"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 500},
+        {"schedule": {"name": "cosine"}},
+        {"optimizer": {"learning_rate": 5e-4}},
+        {"micro_batch_size": 8},
+        {"checkpoint": {"every_steps": 7}},
+        {"validation": {"every_steps": 7, "sequences": 1}},
+        {"logging": {"every_steps": 1}},
+        {"launcher": {"ranks_per_node": 2}},
+        {"activation_checkpointing": "full"},
+        {"attn_implementation": "eager"},
+        {"data": {"sources": [{"name": "chain", "path": "moved"}], "sequence_length": 64}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_how_the_run_is_run_may_change(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, change: dict[str, object]
+) -> None:
+    changed = train_config(**change)
+    assert differences(config, changed) == []
+    assert config_digest(changed) == config_digest(config)
+
+
+def test_other_contents_under_the_same_name_are_refused(
+    config: TrainConfig, inputs: Inputs, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    start(config, inputs)
+    make_dataset(tmp_path / "data", DOCUMENTS[:-1], validation=DOCUMENTS)
+    with pytest.raises(TrainingError, match="dataset chain has other contents"):
+        start(config, read_inputs(config), previous=config)
+
+
+def test_dataset_of_another_tokenizer_is_refused(
+    config: TrainConfig, inputs: Inputs, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    start(config, inputs)
+    make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS, vocab_size=250)
+    with pytest.raises(TrainingError, match="made with another tokenizer"):
+        start(config, read_inputs(config), previous=config)
+
+
+def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingError, match=r"run_dir=.*cannot be written: .*Not a directory; choose a folder"):
+        create_run_folder(tmp_path / "file" / "run")
+
+
+HOLD = (
+    "import sys, time; from pathlib import Path; from launch.trainer.run_folder import hold_lock; "
+    "hold_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(float(sys.argv[2]))"
+)
+
+
+def holder(run_dir: Path, seconds: float) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", HOLD, str(run_dir), str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    process.stdout.close()
+    return process
+
+
+def test_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
+    process = holder(tmp_path, 60)
+    try:
+        with pytest.raises(TrainingError, match=rf"another trainer \(pid {process.pid} on .+\) is at work in"):
+            hold_lock(tmp_path, patience_s=0.3)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_lock_of_a_trainer_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
+    process = holder(tmp_path, 0.5)
+    started_s = time.monotonic()
+    os.close(hold_lock(tmp_path, patience_s=15))
+    assert time.monotonic() - started_s < 10
+    assert process.wait() == 0
