@@ -60,9 +60,9 @@ def _other_tally(config: SmolLM2Config, figures: dict[str, Any]) -> list[str]:
     shape = f"{config.hidden_size} x {config.intermediate_size}"
     return [
         f"  {'gate and up counted as one matrix':<34}{tally:>13,}",
-        "  Some documents count so, the one behind smollm2-seed among them. This parts from the total in mlp: the model has",
-        f"  gate, up and down, the tally two matrices a layer, {config.num_hidden_layers} x {shape} = "
-        f"{figures['parameters']['total'] - tally:,} fewer.",
+        "  Some documents count so, the one behind smollm2-seed among them. It parts from the total in mlp:",
+        f"  three matrices a layer here, two there, {config.num_hidden_layers} x {shape} = "
+        f"{figures['parameters']['total'] - tally:,} parameters fewer.",
     ]
 
 

@@ -10,10 +10,9 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from model.documents import Documents
@@ -25,15 +24,9 @@ class AttentionBackendError(ValueError):
     """A kernel that cannot run here, or that does not exist. The message names what is missing and what to take."""
 
 
-class Attend(Protocol):
-    """Causal attention within documents, scaled by head_dim^-1/2. Query heads share key/value heads in groups."""
-
-    def __call__(
-        self,
-        query: Float[Tensor, "batch seq heads head_dim"],
-        key: Float[Tensor, "batch seq kv_heads head_dim"],
-        value: Float[Tensor, "batch seq kv_heads head_dim"],
-    ) -> Float[Tensor, "batch seq heads head_dim"]: ...
+# (query [batch, seq, heads, head_dim], key and value [batch, seq, kv_heads, head_dim]) → the shape of query: causal
+# attention within documents, scaled by head_dim^-1/2. Query heads share key/value heads in groups of heads / kv_heads.
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)

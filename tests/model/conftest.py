@@ -1,0 +1,85 @@
+"""A model small enough for hundreds of forwards, and its twin in transformers with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from model.config import SmolLM2Config
+from model.init import initialize
+from model.parameters import to_huggingface_name
+from model.transformer import SmolLM2
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 500.0,
+    # large enough that attention is not uniform, so that a wrong mask or angle shows in the logits
+    "initializer_range": 0.2,
+}
+
+
+def tiny_config(**changes: Any) -> SmolLM2Config:
+    return SmolLM2Config.model_validate({**SIZES, **changes})
+
+
+@pytest.fixture
+def make_model() -> Callable[..., SmolLM2]:
+    """SmolLM2 of the tiny sizes, changed by keyword, with weights of seed 0."""
+
+    def make(
+        *,
+        dtype: torch.dtype = torch.float32,
+        attn_implementation: str = "auto",
+        activation_checkpointing: Any = "none",
+        **changes: Any,
+    ) -> SmolLM2:
+        model = SmolLM2(
+            tiny_config(**changes),
+            attn_implementation=attn_implementation,
+            activation_checkpointing=activation_checkpointing,
+        )
+        initialize(model, seed=0)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def make_twin() -> Callable[[SmolLM2], Any]:
+    """transformers' LlamaForCausalLM with a model's weights and dtype, configured from transformers' own arguments."""
+
+    def make(model: SmolLM2) -> Any:
+        fields = model.config.model_dump()
+        rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+        config = transformers.LlamaConfig(**fields, rope_parameters=rope, attn_implementation="eager")
+        twin = transformers.LlamaForCausalLM(config).to(model.embed_tokens.weight.dtype)
+        weights = {to_huggingface_name(name): tensor for name, tensor in model.state_dict().items()}
+        twin.load_state_dict(weights, strict=True)
+        return twin
+
+    return make
+
+
+@pytest.fixture
+def tokens() -> torch.Tensor:
+    """Two rows of 33 ids."""
+    return torch.randint(0, SIZES["vocab_size"], (2, 33), generator=torch.Generator().manual_seed(1))
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    """Every parameter's gradient by its name; a parameter without one is a failure."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        found[name] = parameter.grad
+    return found

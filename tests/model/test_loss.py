@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.loss import chunked_cross_entropy
+
+TOKENS, HIDDEN, VOCAB = 23, 8, 31
+CHUNK_SIZES = {
+    "one token": VOCAB,
+    "uneven": 5 * VOCAB,
+    "exact": TOKENS * VOCAB,
+    "larger than all": 10**6,
+    "under a row": 1,
+}
+
+
+def inputs(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(VOCAB, HIDDEN, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(0, VOCAB, (TOKENS,), generator=generator)
+    labels[[0, 7, 8]] = -100
+    return hidden, weight, labels
+
+
+@pytest.mark.parametrize("chunk_logits", CHUNK_SIZES.values(), ids=CHUNK_SIZES.keys())
+def test_loss_and_gradients_equal_plain_cross_entropy(chunk_logits: int) -> None:
+    hidden, weight, labels = inputs()
+    ours = chunked_cross_entropy(hidden, weight, labels, chunk_logits=chunk_logits)
+    plain = F.cross_entropy(hidden @ weight.t(), labels)
+    torch.testing.assert_close(ours, plain)
+    wanted = torch.autograd.grad(plain * 3, (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(ours * 3, (hidden, weight)), wanted)
+
+
+def test_uniform_logits_cost_the_log_of_the_vocabulary() -> None:
+    loss = chunked_cross_entropy(torch.ones(4, 2), torch.ones(VOCAB, 2), torch.arange(4))
+    assert loss.item() == pytest.approx(math.log(VOCAB), rel=1e-6)
+
+
+def test_bf16_logits_are_not_rounded() -> None:
+    hidden, weight, labels = inputs(torch.bfloat16)
+    loss = chunked_cross_entropy(hidden, weight, labels)
+    assert loss.dtype == torch.float32
+    exact = F.cross_entropy(hidden.double() @ weight.double().t(), labels)
+    # rounding the logits to bf16 alone would cost 1e-3
+    assert abs(loss.item() - exact.item()) < 1e-6
+
+
+def test_bf16_gradients_are_within_one_rounding_of_fp64() -> None:
+    hidden, weight, labels = inputs(torch.bfloat16)
+    got = torch.autograd.grad(chunked_cross_entropy(hidden, weight, labels, chunk_logits=VOCAB), (hidden, weight))
+    double = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    wanted = torch.autograd.grad(F.cross_entropy(double[0] @ double[1].t(), labels), double)
+    for gradient, exact in zip(got, wanted, strict=True):
+        assert gradient.dtype == torch.bfloat16
+        # bf16 keeps 8 bits: relative 2^-8, summed over 23 chunks without adding to it
+        torch.testing.assert_close(gradient.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_ignored_labels_get_no_gradient() -> None:
+    hidden, weight, labels = inputs()
+    chunked_cross_entropy(hidden, weight, labels).backward()
+    assert hidden.grad is not None
+    assert hidden.grad[[0, 7, 8]].abs().max() == 0
+    assert hidden.grad[1].abs().max() > 0
+
+
+def test_all_ignored_is_zero_with_zero_gradients() -> None:
+    hidden, weight, labels = inputs()
+    loss = chunked_cross_entropy(hidden, weight, torch.full_like(labels, -100))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert hidden.grad.abs().max() == 0
+    assert weight.grad.abs().max() == 0
+
+
+def test_no_gradient_is_made_without_grad_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, labels = inputs()
+    monkeypatch.setattr(torch.Tensor, "scatter_add_", None)
+    with torch.no_grad():
+        loss = chunked_cross_entropy(hidden, weight, labels)
+    assert not loss.requires_grad
+    with pytest.raises(TypeError):  # the patched step is the gradient's
+        chunked_cross_entropy(hidden, weight, labels)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_only_what_needs_a_gradient_gets_one(frozen: str) -> None:
+    hidden, weight, labels = inputs()
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    chunked_cross_entropy(hidden, weight, labels).backward()
+    assert (hidden.grad is None) == (frozen == "hidden")
+    assert (weight.grad is None) == (frozen == "weight")
+
+
+def test_full_logits_are_never_held() -> None:
+    sizes: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(tensor.numel() for tensor in [result] if isinstance(tensor, torch.Tensor))
+            return result
+
+    hidden, weight, labels = inputs()
+    with Watch():
+        chunked_cross_entropy(hidden, weight, labels, chunk_logits=4 * VOCAB).backward()
+    assert max(sizes) == VOCAB * HIDDEN > 4 * VOCAB
