@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig, config_digest, content_of
-from pipeline.document import PipelineError
+from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.report import Tally, add_up, report_tree
 from pipeline.shards.format import (
     TOKENIZER_FILE,
@@ -104,7 +104,7 @@ def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
     share = total.documents_bad / max(1, total.documents_in)
     if share <= config.max_bad_record_fraction:
         return
-    reasons = {reason: dropped for reason, dropped in total.dropped.items() if dropped.documents}
+    reasons = {reason: dropped for reason, dropped in total.dropped.items() if reason in BAD_REASONS}
     worst = max(reasons, key=lambda reason: reasons[reason].documents)
     counts = ", ".join(f"{dropped.documents:,} {reason}" for reason, dropped in reasons.items())
     raise PipelineError(

@@ -146,7 +146,7 @@ class PipelineConfig(_Section):
 
     name: str = Field(min_length=1)
     output_dir: Path
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: tuple[SourceConfig, ...]
     tokenizer: TokenizerConfig
     filters: FiltersConfig = FiltersConfig()
     validation_fraction: float = Field(default=0.001, ge=0, lt=1)
@@ -156,7 +156,9 @@ class PipelineConfig(_Section):
     workers: int | None = Field(default=None, ge=1, description="processes; None: one for each core")
 
     @model_validator(mode="after")
-    def _names_differ(self) -> Self:
+    def _sources_are_named(self) -> Self:
+        if not self.sources:
+            raise ValueError("sources is empty; wanted at least one")
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

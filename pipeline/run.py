@@ -6,14 +6,15 @@ how hard the run was interrupted.
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pipeline.assembly import assemble
 from pipeline.config import PipelineConfig
@@ -23,7 +24,7 @@ from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_texts
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
-from pipeline.tokenizer.encode import Encoder, missing_byte_tokens, read_tokenizer
+from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.train import train_tokenizer
 from pipeline.unit import Progress, UnitRecord, process_unit
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
@@ -48,7 +49,7 @@ def run(config: PipelineConfig) -> RunResult:
     is kept, and the same call goes on from there.
     """
     started = time.perf_counter()
-    with only_run(config.output_dir):
+    with only_run(config.output_dir), _naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):
             manifest = _check_finished(config)
@@ -71,6 +72,17 @@ def run(config: PipelineConfig) -> RunResult:
         return RunResult(manifest, was_finished=False, tokens=tokens, seconds=seconds)
 
 
+@contextmanager
+def _naming_full_disk(dataset: Path) -> Iterator[None]:
+    """Says which disk is full where the failing write knew only a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(dataset)) from None
+        raise
+
+
 def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
     """Train the tokenizer that the config asks for. Raises PipelineError if it asks for none."""
     training = config.tokenizer.train
@@ -81,7 +93,7 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
         )
     sampled_bytes = 0
 
-    def counted() -> Any:
+    def counted() -> Iterator[str]:
         nonlocal sampled_bytes
         for text in sample_texts(config, plan, sample_bytes=training.sample_bytes):
             sampled_bytes += len(text.encode())
@@ -126,7 +138,7 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     encoder = Encoder(content, eos_token=config.tokenizer.eos_token, origin=str(path or TOKENIZER_FILE))
     if stored is None:
         write_durably(workspace.tokenizer_path, content)
-        if missing := missing_byte_tokens(encoder):
+        if missing := encoder.missing_byte_tokens():
             log.info("tokenizer: %s has no token for %d of the 256 bytes; it drops those silently", path, missing)
     return encoder, content
 

@@ -16,7 +16,7 @@ from pipeline.config import JsonlConfig
 from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Document, SourceError, shorten
 from pipeline.sources.compression import COMPRESSED_SUFFIXES, DAMAGE, open_binary
 from pipeline.sources.fields import document_of
-from pipeline.sources.piece import Piece, find_files, whole_file
+from pipeline.sources.piece import Piece, find_files, readable, whole_file
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -36,17 +36,16 @@ def find_pieces(config: JsonlConfig, *, unit_size_bytes: int) -> Iterator[Piece]
 def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Document | BadRecord]:
     """Raises SourceError, naming the file, if it is compressed and damaged or truncated."""
     path = Path(piece.path)
+    name = readable(path)
     compressed = path.suffix in COMPRESSED_SUFFIXES
     try:
         with open_binary(path) as file:
             for offset, line in _lines(file, start=piece.start, stop=None if compressed else piece.stop):
-                record = _record(config, line, location=f"{piece.path}:{offset}")
+                record = _record(config, line, location=f"{name}:{offset}")
                 if record is not None:
                     yield record
     except DAMAGE as error:
-        raise SourceError(
-            f"{piece.path} is damaged or truncated ({error or type(error).__name__}); fetch it again"
-        ) from None
+        raise SourceError(f"{name} is damaged or truncated ({error or type(error).__name__}); fetch it again") from None
 
 
 def _lines(file: BinaryIO, *, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:

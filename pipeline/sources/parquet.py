@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.config import ParquetConfig
 from pipeline.document import BadRecord, Document, SourceError
 from pipeline.sources.fields import document_of
-from pipeline.sources.piece import Piece, file_version, find_files
+from pipeline.sources.piece import Piece, file_version, find_files, readable
 
 _BATCH_ROWS = 256
 
@@ -60,7 +60,7 @@ def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Document | BadRe
                     yield document_of(
                         text,
                         identity=identity,
-                        location=f"{piece.path}:{piece.start}:{row}",
+                        location=f"{readable(path)}:{piece.start}:{row}",
                         size_bytes=len(text) if isinstance(text, bytes) else 0,
                         example=text,
                     )
@@ -82,7 +82,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _damaged(path: Path, error: Exception) -> SourceError:
     reason = " ".join(str(error).split())[:160]
-    return SourceError(f"{path} is not a whole Parquet file ({reason}); fetch it again")
+    return SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again")
 
 
 def _is_flat(file: pq.ParquetFile) -> bool:

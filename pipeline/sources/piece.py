@@ -48,6 +48,11 @@ def whole_file(path: Path) -> Piece:
     return Piece(path=str(path), version=file_version(status), start=0, stop=status.st_size, size_bytes=status.st_size)
 
 
+def readable(path: Path) -> str:
+    """The path as text that can be stored: Linux file names are bytes, and need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
 def file_version(status: os.stat_result) -> str:
     """Differs when the file has been written since, as far as its size and time of change can tell."""
     return f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns"

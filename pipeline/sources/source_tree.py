@@ -9,11 +9,12 @@ import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from pipeline.config import SourceTreeConfig
 from pipeline.document import BadRecord, Document, SourceError
-from pipeline.sources.piece import Piece, whole_file
+from pipeline.sources.piece import Piece, readable, whole_file
 from pipeline.sources.text import read_document
 
 PYTHON_STANDARD_LIBRARY = "python:stdlib"
@@ -24,7 +25,7 @@ def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[P
     root = _root(config)
     if not root.is_dir():
         raise SourceError(f"source {config.name!r}: root {root} is not a folder (from {Path.cwd()})")
-    chosen = [path for path in _walk(root) if is_chosen(path, include=config.include, exclude=config.exclude)]
+    chosen = list(_walk(root, include=config.include, exclude=config.exclude))
     if not chosen:
         raise SourceError(
             f"source {config.name!r}: no file below {root} is included; include is {', '.join(config.include)}"
@@ -36,7 +37,7 @@ def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[P
 
 def read_piece(config: SourceTreeConfig, piece: Piece) -> Iterator[Document | BadRecord]:
     path = Path(piece.path)
-    document_id = path.relative_to(_root(config)).as_posix()
+    document_id = readable(path.relative_to(_root(config)))
     yield read_document(path, size_bytes=piece.size_bytes, document_id=document_id)
 
 
@@ -46,23 +47,34 @@ def is_chosen(path: str, *, include: Sequence[str], exclude: Sequence[str]) -> b
     `*` and `?` stay within a folder, `**` spans any number of them, `[a-c]` is one of these characters.
     """
 
-    def matches(globs: Sequence[str]) -> bool:
-        return any(re.fullmatch(_expression(pattern), path, re.DOTALL) for pattern in globs)
-
-    return matches(include) and not matches(exclude)
+    return _matches(tuple(include), path) and not _matches(tuple(exclude), path)
 
 
 def _root(config: SourceTreeConfig) -> Path:
     return Path(sysconfig.get_paths()["stdlib"] if config.root == PYTHON_STANDARD_LIBRARY else config.root)
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Paths of all regular files. Links to folders are not followed: they may lead round in circles."""
-    for folder, _, names in os.walk(root):
+def _walk(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> Iterator[str]:
+    """Paths of the chosen regular files. Links to folders are not followed: they may lead round in circles."""
+    # globs that exclude all of a folder, such as **/site-packages/**, save the walk through it
+    whole_folders = tuple(pattern for pattern in exclude if pattern.endswith("/**"))
+    for folder, subfolders, names in os.walk(root):
+        relative = Path(folder).relative_to(root)
+        subfolders[:] = [name for name in subfolders if not _matches(whole_folders, f"{(relative / name).as_posix()}/")]
         for name in names:
-            path = Path(folder, name)
-            if path.is_file():
-                yield path.relative_to(root).as_posix()
+            path = (relative / name).as_posix()
+            if is_chosen(path, include=include, exclude=exclude) and (root / path).is_file():
+                yield path
+
+
+def _matches(globs: tuple[str, ...], path: str) -> bool:
+    return _compiled(globs).fullmatch(path) is not None
+
+
+@lru_cache
+def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
+    nothing = "(?!)"
+    return re.compile("|".join(map(_expression, globs)) or nothing, re.DOTALL)
 
 
 def _expression(pattern: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.train import TokenizerError
@@ -86,6 +86,13 @@ class Encoder:
                 )
         return documents
 
+    def missing_byte_tokens(self) -> int:
+        """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
+        if not self._splits_exactly:
+            return 0
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
+        return sum(character not in vocabulary for character in pre_tokenizers.ByteLevel.alphabet())
+
 
 def read_tokenizer(path: Path) -> bytes:
     """The contents of a `tokenizer.json`. Raises TokenizerError if it cannot be read."""
@@ -95,16 +102,6 @@ def read_tokenizer(path: Path) -> bytes:
         raise TokenizerError(
             f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, or train one (tokenizer.train)"
         ) from None
-
-
-def missing_byte_tokens(encoder: Encoder) -> int:
-    """How many of the 256 bytes a byte-level tokenizer has no token for, and so drops silently; 0 for other kinds."""
-    from tokenizers import pre_tokenizers
-
-    if not encoder._splits_exactly:
-        return 0
-    vocabulary = encoder.tokenizer.get_vocab(with_added_tokens=False)
-    return sum(character not in vocabulary for character in pre_tokenizers.ByteLevel.alphabet())
 
 
 def _cut(text: str) -> Iterator[str]:

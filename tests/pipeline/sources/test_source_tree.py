@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sysconfig
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,26 @@ def test_files_are_documents_named_by_their_path_in_the_tree(tmp_path: Path) -> 
         Document("a.py", "a = 1\n"),
         Document("pkg/b.py", "b = 1\n"),
     ]
+
+
+def test_a_folder_is_left_out_only_if_all_of_it_is_excluded(tmp_path: Path) -> None:
+    for name in ("a/skip/b.py", "a/skip/deep/c.py", "a/keep/d.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*exclude: str) -> set[str]:
+        pieces = source_tree.find_pieces(config_of(tmp_path, exclude=exclude), unit_size_bytes=1)
+        return {Path(piece.path).relative_to(tmp_path).as_posix() for piece in pieces}
+
+    assert found("**/skip/**") == {"a/keep/d.py"}
+    assert found("**/skip/*") == {"a/keep/d.py", "a/skip/deep/c.py"}
+
+
+def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.py")).write_text("x = 1\n")
+    config = config_of(tmp_path)
+    (piece,) = source_tree.find_pieces(config, unit_size_bytes=1)
+    assert list(source_tree.read_piece(config, piece)) == [Document("caf\\xe9.py", "x = 1\n")]
 
 
 def test_a_link_to_its_own_parent_does_not_lead_round_in_circles(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from pipeline.tokenizer import encode
-from pipeline.tokenizer.encode import Encoder, missing_byte_tokens, read_tokenizer
+from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.train import TokenizerError
 
 EOS_ID = 0
@@ -148,5 +148,5 @@ def test_bytes_without_a_token_are_counted(encoder: Encoder, edited: Callable[..
         for name in ("Ā", "ā"):  # how byte-level BPE spells the bytes 00 and 01
             del vocab[name]
 
-    assert missing_byte_tokens(encoder) == 0
-    assert missing_byte_tokens(Encoder(edited(drop_two_bytes), eos_token="<|endoftext|>")) == 2
+    assert encoder.missing_byte_tokens() == 0
+    assert Encoder(edited(drop_two_bytes), eos_token="<|endoftext|>").missing_byte_tokens() == 2

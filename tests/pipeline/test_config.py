@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import ConfigError, dump, load
+from pipeline.config import HuggingFaceConfig, PipelineConfig, config_digest, content_of, differences
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
+
+MINIMAL = """
+name: test
+output_dir: out
+sources: [{name: a, type: text, files: ["*.txt"]}]
+tokenizer: {train: {vocab_size: 300}}
+"""
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    path = tmp_path / "minimal.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_loads_and_survives_being_written(recipe: Path, tmp_path: Path) -> None:
+    config = load(recipe, PipelineConfig)
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(tmp_path / "again.yaml", PipelineConfig) == config
+
+
+def test_there_are_recipes_for_the_demo_and_the_four_kinds_of_text() -> None:
+    assert {path.stem for path in RECIPES} >= {"demo", "fineweb-edu", "dclm", "stack-edu", "finemath", "cosmopedia"}
+
+
+def test_the_real_recipes_share_one_tokenizer() -> None:
+    configs = [load(path, PipelineConfig) for path in RECIPES if path.stem != "demo"]
+    assert {config.tokenizer.path for config in configs} == {Path("data/smollm2/tokenizer.json")}
+    assert all(isinstance(source, HuggingFaceConfig) for config in configs for source in config.sources)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "tokenizer.train.vocab_size=65_537",
+            r"tokenizer.train.vocab_size=65_537: input should be less than or equal to 65536",
+        ),
+        ("tokenizer.train.vocab_size=272", r"input should be greater than or equal to 273"),
+        ("validation_fraction=1", r"validation_fraction=1: input should be less than 1"),
+        ("max_bad_record_fraction=-0.1", r"max_bad_record_fraction=-0.1: input should be greater than or equal to 0"),
+        ("workers=0", r"workers=0: input should be greater than or equal to 1"),
+        ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
+        ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
+        ("sources.0.file=x", r"unknown key sources.0.text.file; did you mean files\?"),
+        ("sources.0.type=csv", r"sources.0=.*'jsonl', 'parquet', 'text', 'source_tree', 'huggingface'"),
+        ("tokenizer.path=t.json", r"tokenizer: wanted either path \(an existing tokenizer.json\) or train"),
+        ("tokenizer.eos_token=</s>", r"a trained tokenizer ends documents with <\|endoftext\|>; remove eos_token=</s>"),
+        (
+            "filters.length={min_characters: 9, max_characters: 3}",
+            r"max_characters=3 is below min_characters=9; no text",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(minimal, PipelineConfig, [override])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_two_sources_of_one_name_are_refused(make_config: Callable[..., PipelineConfig]) -> None:
+    source: dict[str, Any] = {"name": "same", "type": "text", "files": ["a"]}
+    with pytest.raises(ValueError, match="two sources are named 'same'; give each a name of its own"):
+        make_config(sources=[source, source])
+
+
+def test_load_from_disk_takes_no_revision() -> None:
+    with pytest.raises(ValueError, match="load_from_disk takes a path only; remove config_name and revision"):
+        HuggingFaceConfig(type="huggingface", name="a", path="b", loader="load_from_disk", revision="main")
+
+
+@pytest.mark.parametrize("free", [{"workers": 3}, {"max_bad_record_fraction": 0.5}, {"output_dir": "elsewhere"}])
+def test_the_digest_ignores_what_does_not_change_the_bytes(
+    make_config: Callable[..., PipelineConfig], free: dict[str, Any]
+) -> None:
+    assert config_digest(make_config(**free)) == config_digest(make_config())
+
+
+def test_the_digest_follows_what_does(make_config: Callable[..., PipelineConfig]) -> None:
+    assert config_digest(make_config(unit_size_bytes=99)) != config_digest(make_config())
+
+
+def test_differences_name_the_keys(make_config: Callable[..., PipelineConfig]) -> None:
+    before = content_of(make_config())
+    after = content_of(make_config(unit_size_bytes=99, filters={"length": {"min_characters": 5}}))
+    assert differences(before, after) == ["filters.length.min_characters: 1 → 5", "unit_size_bytes: 134217728 → 99"]

@@ -1,0 +1,199 @@
+"""Runs that are killed, that meet a full or read-only disk, that meet a huge document: real processes, real mounts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from configs.load import dump
+from pipeline.config import PipelineConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeConfig = Callable[..., PipelineConfig]
+MakeTexts = Callable[..., list[str]]
+MakeJsonl = Callable[[Path, Sequence[str]], Path]
+
+
+def start(config_file: Path, *overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(config_file), *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(config_file: Path, *overrides: str) -> tuple[int, str, str]:
+    process = start(config_file, *overrides)
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr
+
+
+def shard_digests(dataset: Path) -> dict[str, str]:
+    return {
+        path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(dataset.rglob("*.arrow"))
+    }
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, make_config: MakeConfig, make_texts: MakeTexts, make_jsonl: MakeJsonl) -> Path:
+    """About 1 MB in 20 units, with a tokenizer to be trained first."""
+    make_jsonl(tmp_path / "corpus" / "a.jsonl", make_texts(1000, seed=5, words=400))
+    config = make_config(
+        workers=2,
+        unit_size_bytes=50_000,
+        shard_size_bytes=20_000,
+        tokenizer={"train": {"vocab_size": 290, "sample_bytes": 300_000}},
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config))
+    return path
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bytes(config_file: Path, tmp_path: Path) -> None:
+    assert finish(config_file, f"output_dir={tmp_path}/whole")[0] == 0
+    draw = random.Random(11)
+    dataset = tmp_path / "dataset"
+    # in the first second, whatever it is at then; after that in the middle of the units, whatever the machine's speed
+    for units, delay_s in ((0, draw.uniform(0.2, 1)), (2, draw.uniform(0, 0.1)), (9, draw.uniform(0, 0.1))):
+        process = start(config_file)
+        while len(list(dataset.glob(".work/units/*.json"))) < units:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        assert not (dataset / "manifest.json").exists()
+    code, stdout, stderr = finish(config_file, "workers=1")
+    assert code == 0
+    assert "going on: " in stderr
+    assert stdout.startswith("test: 1,000 documents, ")
+    assert shard_digests(dataset) == shard_digests(tmp_path / "whole")
+    assert (dataset / "manifest.json").read_bytes() == (tmp_path / "whole" / "manifest.json").read_bytes()
+    assert not list(dataset.rglob("*.partial"))
+    assert not (dataset / ".work").exists()
+
+
+def test_ctrl_c_is_one_line_and_the_run_goes_on(config_file: Path, tmp_path: Path) -> None:
+    process = start(config_file)
+    units = tmp_path / "dataset" / ".work" / "units"
+    while len(list(units.glob("*.json"))) < 2:
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1] == "smollm2 pipeline: interrupted; run the same command to go on"
+    assert "Traceback" not in stderr
+
+
+@pytest.fixture
+def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a tmpfs with options; skips where that is not allowed."""
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal mounted
+        if os.geteuid() != 0:
+            pytest.skip("mounting a tmpfs needs root")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+        mounted = True
+        return folder
+
+    yield mount
+    if mounted:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_lost(
+    config_file: Path, tmp_path: Path, mount_tmpfs: Callable[[str], Path]
+) -> None:
+    folder = mount_tmpfs("size=1m")
+    code, _, stderr = finish(config_file, f"output_dir={folder}/dataset")
+    assert code == 2
+    last = stderr.splitlines()[-1]
+    assert last.startswith(f"smollm2 pipeline: {folder}/dataset")
+    assert last.endswith(": no space left on the disk; free some and run the same command to go on")
+    assert "Traceback" not in stderr
+    subprocess.run(["mount", "-o", "remount,size=20m", folder], check=True)
+    code, _, stderr = finish(config_file, f"output_dir={folder}/dataset")
+    assert code == 0
+    assert "going on: " in stderr
+    assert finish(config_file, f"output_dir={tmp_path}/whole")[0] == 0
+    assert shard_digests(folder / "dataset") == shard_digests(tmp_path / "whole")
+
+
+def test_an_unwritable_folder_is_one_line(
+    config_file: Path, mount_tmpfs: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if os.geteuid() == 0:  # root may write everywhere but on a read-only disk
+        folder = mount_tmpfs("ro")
+    else:
+        folder = tmp_path / "closed"
+        folder.mkdir(mode=0o555)
+    code, _, stderr = finish(config_file, f"output_dir={folder}/dataset")
+    assert code == 2
+    (line,) = stderr.splitlines()
+    assert line.startswith(f"smollm2 pipeline: {folder}/dataset: ")
+    assert line.endswith("; choose a path that this user may write to, or change its permissions")
+
+
+BIG_DOCUMENT = """
+import resource, sys
+from pathlib import Path
+from pipeline.config import PipelineConfig
+from pipeline.plan import make_plan
+from pipeline.tokenizer.encode import Encoder
+from pipeline.unit import process_unit
+
+config = PipelineConfig.model_validate_json(sys.stdin.read())
+encoder = Encoder(config.tokenizer.path.read_bytes(), eos_token="<|endoftext|>")
+(unit,) = make_plan(config).units
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+record = process_unit(config, unit, encoder, units_directory=config.output_dir)
+print(record.tally.documents_kept, record.tokens, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_document_of_50_mb_is_encoded_in_bounded_memory(tmp_path: Path, make_config: MakeConfig) -> None:
+    from pipeline.tokenizer.train import train_tokenizer
+
+    word = " internationalization"
+    # 16 merges make the word of 21 bytes one token
+    tokenizer = tmp_path / "words.json"
+    tokenizer.write_bytes(train_tokenizer([word * 20], vocab_size=273 + 16))
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps({"text": word * 2_400_000}) + "\n")  # 50.4 MB
+    config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0)
+    config.output_dir.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", BIG_DOCUMENT],
+        cwd=ROOT,
+        input=config.model_dump_json(),
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "false"},
+    )
+    assert done.returncode == 0, done.stderr
+    documents, tokens, growth_kb = map(int, done.stdout.split())
+    assert (documents, tokens) == (1, 2_400_001)
+    # the line, its text, the text's bytes, the text stripped and in pieces are 50 MB each; encoded whole it takes 3 GB
+    assert growth_kb < 500_000

@@ -1,0 +1,291 @@
+"""Whole runs in this process: sameness of the bytes, going on, and what a run refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pipeline import assembly
+from pipeline import run as run_module
+from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError, SourceError
+from pipeline.run import run
+from pipeline.shards.format import read_manifest, write_durably
+from pipeline.tokenizer.train import TokenizerError
+from pipeline.workspace import only_run
+
+MakeConfig = Callable[..., PipelineConfig]
+MakeJsonl = Callable[[Path, Sequence[str]], Path]
+
+
+def digests(dataset: Path) -> dict[str, str]:
+    """Of all that must not depend on how the run went: the report tells its seconds, the lock its process."""
+    return {
+        file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(dataset.rglob("*"))
+        if file.is_file() and file.name not in ("report.json", ".lock")
+    }
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    training = {"train": {"vocab_size": 300, "sample_bytes": 5000}}
+    for workers in (1, 3):
+        run(
+            make_config(
+                output_dir=tmp_path / f"of-{workers}",
+                workers=workers,
+                unit_size_bytes=3000,
+                shard_size_bytes=1500,
+                tokenizer=training,
+            )
+        )
+    first = digests(tmp_path / "of-1")
+    assert digests(tmp_path / "of-3") == first
+    assert {"data-00000-000.arrow", "data-00000-001.arrow", "validation/data-00000-000.arrow"} < first.keys()
+
+
+def test_load_from_disk_gives_the_documents_of_each_split(corpus: Path, make_config: MakeConfig) -> None:
+    datasets = pytest.importorskip("datasets")
+    config = make_config(unit_size_bytes=3000)
+    manifest = run(config).manifest
+    train = datasets.load_from_disk(str(config.output_dir))
+    validation = datasets.load_from_disk(str(config.output_dir / "validation"))
+    assert len(train) == manifest.splits["train"].documents
+    assert len(validation) == manifest.splits["validation"].documents
+    assert train[0]["document_id"] == f"{corpus}/0.jsonl:0"
+    assert sum(map(len, train["input_ids"])) == manifest.splits["train"].tokens
+    assert train[0]["input_ids"][-1] == 0
+    assert train.features["input_ids"].feature.dtype == "uint16"
+
+
+def test_the_manifest_and_the_report_add_up(tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl) -> None:
+    make_jsonl(tmp_path / "corpus" / "a.jsonl", ["one", "two", "", "three"])
+    make_jsonl(tmp_path / "more" / "b.jsonl", ["four", "five"])
+    sources = [
+        {"name": "a", "type": "jsonl", "files": [f"{tmp_path}/corpus/*.jsonl"]},
+        {"name": "b", "type": "jsonl", "files": [f"{tmp_path}/more/*.jsonl"]},
+    ]
+    config = make_config(sources=sources, validation_fraction=0)
+    manifest = run(config).manifest
+    assert manifest == read_manifest(config.output_dir)
+    assert (manifest.documents_in, manifest.splits["train"].documents) == (6, 5)
+    assert manifest.text_bytes_kept == len("onetwothreefourfive")
+    assert {reason: record.documents for reason, record in manifest.dropped.items()} == {"too_short": 1}
+    report = json.loads((config.output_dir / "report.json").read_bytes())
+    assert report["sources"]["a"]["dropped"]["too_short"]["documents"] == 1
+    assert report["sources"]["b"]["documents_kept"] == 2
+    assert report["tokens"]["train"] == manifest.splits["train"].tokens
+
+
+def test_no_validation_makes_no_folder_for_it(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config(validation_fraction=0)
+    assert run(config).manifest.splits["validation"].documents == 0
+    assert sorted(path.name for path in config.output_dir.iterdir()) == [
+        ".lock",
+        "config.json",
+        "data-00000-000.arrow",
+        "dataset_info.json",
+        "manifest.json",
+        "report.json",
+        "state.json",
+        "tokenizer.json",
+    ]
+
+
+def test_a_finished_dataset_is_left_alone(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    first = run(config)
+    monkeypatch.setattr(run_module, "make_plan", None)  # would fail if it looked at the sources again
+    # the remains of a run that was killed between its manifest and its tidying up
+    (config.output_dir / ".work").mkdir()
+    again = run(make_config(workers=5, max_bad_record_fraction=1))
+    assert (again.was_finished, again.manifest) == (True, first.manifest)
+    assert not (config.output_dir / ".work").exists()
+
+
+def test_going_on_does_only_what_is_missing(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(unit_size_bytes=3000)
+    run(config)
+    whole = digests(config.output_dir)
+    shutil.rmtree(config.output_dir)
+
+    monkeypatch.setattr(run_module, "assemble", stop)
+    with pytest.raises(RuntimeError, match="stop"):
+        run(config)
+    units = sorted((config.output_dir / ".work" / "units").iterdir())
+    units[1].unlink()  # killed before its record was there
+    (config.output_dir / "data-00002-000.arrow").unlink()  # somebody tidied up too much
+    untouched = (config.output_dir / "data-00000-000.arrow").stat().st_mtime_ns
+    monkeypatch.undo()
+    run(config)
+    assert digests(config.output_dir) == whole
+    assert (config.output_dir / "data-00000-000.arrow").stat().st_mtime_ns == untouched
+
+
+def stop(*arguments: object, **options: object) -> None:
+    raise RuntimeError("stop")
+
+
+@pytest.fixture
+def stopped(corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> PipelineConfig:
+    """A run that has done all its units and has no manifest."""
+    config = make_config(unit_size_bytes=3000)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "assemble", stop)
+        with pytest.raises(RuntimeError, match="stop"):
+            run(config)
+    return config
+
+
+def test_going_on_with_changed_input_says_what_changed(stopped: PipelineConfig, corpus: Path) -> None:
+    with (corpus / "1.jsonl").open("a") as file:
+        file.write("\n")
+    (corpus / "9.jsonl").write_text('{"text": "new"}\n')
+    expected = (
+        r"the input has changed since the run in .* began: .*1.jsonl has changed \(.*\); .*9.jsonl is new; restore"
+    )
+    with pytest.raises(PipelineError, match=expected):
+        run(stopped)
+
+
+def test_going_on_with_another_config_says_what_differs(stopped: PipelineConfig, make_config: MakeConfig) -> None:
+    expected = (
+        r"output_dir=.*dataset was made with another config \(validation_fraction: 0.2 → 0.1; "
+        r"unit_size_bytes: 3000 → 4000\); choose another output_dir, restore the config, or remove the folder"
+    )
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(unit_size_bytes=4000, validation_fraction=0.1))
+
+
+def test_going_on_with_another_tokenizer_is_refused(
+    stopped: PipelineConfig, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = stopped.tokenizer.path
+    assert path is not None
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content.replace(b'"version": "1.0"', b'"version":  "1.0"'))
+        with pytest.raises(PipelineError, match=r"tokenizer.json has changed since the run in .* began; restore it"):
+            run(stopped)
+    finally:
+        path.write_bytes(content)
+
+
+def test_documents_that_got_lost_stop_the_manifest(stopped: PipelineConfig) -> None:
+    path = stopped.output_dir / ".work" / "units" / "00001.json"
+    record = json.loads(path.read_bytes())
+    record["tally"]["documents_in"] += 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(
+        PipelineError, match=r"unit 1 does not add up: \d+ documents in, \d+ kept, 0 dropped, \d+ written"
+    ):
+        run(stopped)
+    assert not (stopped.output_dir / "manifest.json").exists()
+
+
+def test_a_finished_dataset_of_another_config_says_what_differs(corpus: Path, make_config: MakeConfig) -> None:
+    run(make_config())
+    with pytest.raises(PipelineError, match=r"was made with another config \(name: \"test\" → \"other\"\)"):
+        run(make_config(name="other"))
+
+
+def test_a_folder_of_other_files_is_refused(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    config.output_dir.mkdir()
+    (config.output_dir / "thesis.tex").touch()
+    with pytest.raises(
+        PipelineError, match=r"output_dir=.* holds other files \(thesis.tex\); choose a new or empty folder"
+    ):
+        run(config)
+
+
+def test_a_second_pipeline_on_one_folder_is_refused(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    expected = r"another pipeline \(pid \d+ on .+\) is writing .*dataset; wait for it, or choose another output_dir"
+    with only_run(config.output_dir), pytest.raises(PipelineError, match=expected):
+        run(config)
+
+
+def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "corpus").mkdir()
+    file = tmp_path / "corpus" / "a.jsonl"
+    file.write_bytes(b'{"text": "one"}\n' * 8 + b'{"text": 5}\n{"text"\n')
+    expected = (
+        r"2 of 10 records are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
+        r"the first malformed_json: .*a.jsonl:140; see .*report.json, then mend the source or raise the limit"
+    )
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(max_bad_record_fraction=0.1))
+    report = json.loads((tmp_path / "dataset" / "report.json").read_bytes())
+    assert report["dropped"]["not_text"]["examples"] == [{"location": f"{file}:128", "content": '{"text": 5}'}]
+    assert not (tmp_path / "dataset" / "manifest.json").exists()
+    # the work is not lost: with a higher limit the same run ends
+    assert run(make_config(max_bad_record_fraction=0.2, validation_fraction=0.2)).manifest.documents_in == 10
+
+
+def test_an_empty_corpus_is_an_error(tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl) -> None:
+    make_jsonl(tmp_path / "corpus" / "a.jsonl", ["", "  "])
+    with pytest.raises(
+        PipelineError, match=r"nothing to train on: 2 documents in, dropped: 2 too_short, validation: 0"
+    ):
+        run(make_config())
+
+
+def test_damage_found_by_a_worker_names_the_file(corpus: Path, make_config: MakeConfig) -> None:
+    import gzip
+
+    (corpus / "9.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 100)[:-9])
+    config = make_config(sources=[{"name": "c", "type": "jsonl", "files": [f"{corpus}/*"]}])
+    with pytest.raises(SourceError, match=r"9.jsonl.gz is damaged or truncated"):
+        run(config)
+    assert not list(config.output_dir.glob(".*partial"))
+
+
+def test_a_vocabulary_that_the_text_cannot_fill_is_an_error(corpus: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(TokenizerError, match=r"tokenizer entries, wanted 60,000; give more text"):
+        run(make_config(tokenizer={"train": {"vocab_size": 60_000}}))
+
+
+def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(
+    stopped: PipelineConfig, corpus: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_config(unit_size_bytes=3000, output_dir=tmp_path / "whole"))
+    # report, info and state of two splits, tokenizer, config: seven writes before the manifest's
+    for writes in range(8):
+        left = iter(range(writes))
+
+        def write_or_die(path: Path, content: bytes, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            write_durably(path, content)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(assembly, "write_durably", write_or_die)
+            patch.setattr(assembly, "write_manifest", stop)
+            with pytest.raises(KeyboardInterrupt if writes < 7 else RuntimeError):
+                run(stopped)
+        assert not (stopped.output_dir / "manifest.json").exists()
+    run(stopped)
+    assert digests(stopped.output_dir) == digests(tmp_path / "whole")
+
+
+def test_a_full_disk_is_named_where_the_write_knew_only_a_descriptor(
+    stopped: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(assembly, "write_durably", fail)
+    with pytest.raises(OSError, match="No space left") as caught:
+        run(stopped)
+    assert caught.value.filename == str(stopped.output_dir)
