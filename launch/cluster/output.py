@@ -19,6 +19,7 @@ _LOGGER = re.compile(rf"{_HOST}\[\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\] \[[A-Z]+
 _WARNING = re.compile(rf"{_HOST}(?:\S+:\d+: \w*Warning: |[WI]\d{{4}} )")
 _SUCCESS = re.compile(r"\[INFO\] \[launch\.py:\S+ Process \d+ exits successfully")
 _TRACEBACK = re.compile(rf"{_HOST}Traceback \(most recent call last\):")
+_CHAIN = re.compile(rf"{_HOST}(?:During handling of|The above exception was)")
 _EXCEPTION = re.compile(rf"{_HOST}[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b")
 
 
@@ -43,7 +44,7 @@ def error_lines(lines: Iterable[str]) -> list[str]:
     kept: dict[str, None] = {}
     in_traceback = False
     for line in lines:
-        if _TRACEBACK.match(line):
+        if _TRACEBACK.match(line) or _CHAIN.match(line):
             in_traceback = True
         elif in_traceback and not _EXCEPTION.match(line):
             continue

@@ -1,0 +1,55 @@
+#!/bin/bash
+# One training run on the nodes of a Slurm allocation:
+#   sbatch configs/cluster/slurm.sh configs/train/smollm2-135m.yaml run_dir=runs/smollm2-135m
+#
+# `smollm2 launch train` finds the allocation by itself. It asks scontrol for the nodes, writes a hostfile of them into
+# the run folder, and starts one `deepspeed --no_ssh` a node with srun. So no node needs ssh to another, and Slurm
+# accounts for, limits and ends every process. `deepspeed --launcher slurm` is not used: DeepSpeed 0.19 forgets
+# --module there and sets no master address.
+#
+# The job gets SIGTERM two minutes before its time is over. Each rank then finishes its step and saves, for which
+# DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it goes on from its newest
+# checkpoint. The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
+#
+# Tried with stand-ins for sbatch, srun and scontrol, not yet on a real Slurm.
+
+#SBATCH --job-name=smollm2
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --exclusive
+#SBATCH --time=24:00:00
+#SBATCH --signal=B:TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+
+set -u
+
+config=${1:?give a config, such as configs/train/smollm2-135m.yaml}
+shift
+
+# Slurm copies this file before it runs it: the repository is where sbatch was called
+cd "$SLURM_SUBMIT_DIR"
+export PATH="$PWD/.venv/bin:$PATH"
+# srun passes the environment on to all nodes; the interface that the nodes reach each other on, if NCCL picks another:
+# export NCCL_SOCKET_IFNAME=ib0
+
+# in the background, because bash runs a trap only between commands
+smollm2 launch train "$config" "$@" &
+training=$!
+trap 'kill -TERM "$training"' TERM
+wait "$training"
+code=$?
+# the trap has interrupted the wait: the run is saving
+while kill -0 "$training" 2>/dev/null; do
+  wait "$training"
+  code=$?
+done
+
+# 143: stopped by the signal, after saving
+if [ "$code" -eq 143 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,255 @@
+"""The child process: what is shown, logged and returned, with stand-ins for DeepSpeed, and twice with DeepSpeed.
+
+The stand-ins are Python scripts run as the whole command; the signals are sent to a process of its own that starts one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.cluster.launcher import LauncherError
+from launch.cluster.process import run_command
+
+SUCCESS = "[2026-11-25 15:31:04,406] [INFO] [launch.py:367:main] Process 1 exits successfully."
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs a stand-in's Python text and returns the exit code; `run.log` holds the log's text."""
+
+    def start(text: str, *, tells_success: bool = True) -> int:
+        code = run_command(
+            [sys.executable, "-c", text],
+            environment=os.environ,
+            log=tmp_path / "launcher.log",
+            is_local=True,
+            tells_success=tells_success,
+        )
+        start.log = (tmp_path / "launcher.log").read_text()
+        return code
+
+    return start
+
+
+def test_ranks_lines_are_shown_and_deepspeeds_are_not(run, capsys):
+    assert run(f"print('step 1/3  loss 5.5'); print('{SUCCESS}')") == 0
+    assert capsys.readouterr().out == "step 1/3  loss 5.5\n"
+
+
+def test_everything_is_in_the_log_after_the_command(run):
+    run(f"import sys; print('seen'); print('{SUCCESS}'); print('wrong', file=sys.stderr); print(b'\\xff')")
+    first, *rest = run.log.splitlines()
+    assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d .*python.* -c ", first)
+    for line in ("seen", SUCCESS, "wrong"):
+        assert line in rest
+
+
+def test_a_second_attempt_appends_to_the_log(run):
+    run(f"print('first'); print('{SUCCESS}')")
+    run(f"print('second'); print('{SUCCESS}')")
+    assert run.log.index("first") < run.log.index("second")
+
+
+def test_stderr_of_a_run_that_ends_well_is_not_shown(run, capsys):
+    assert run(f"import sys; print('noise', file=sys.stderr); print('{SUCCESS}')") == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failure_is_one_block_with_the_exception_and_the_log(run, capsys, tmp_path):
+    assert run("print('step 1'); raise RuntimeError('the rank broke')") == 1
+    shown = capsys.readouterr()
+    assert shown.out == "step 1\n"
+    assert shown.err == (
+        "launch train: failed with exit code 1:\n"
+        "    RuntimeError: the rank broke\n"
+        f"launch train: all output is in {tmp_path / 'launcher.log'}\n"
+    )
+
+
+def test_a_users_mistake_stays_one_line(run, capsys):
+    assert run("import sys; print('launch train: batch_tokens=3; use 4', file=sys.stderr); sys.exit(2)") == 2
+    assert capsys.readouterr().err == "launch train: batch_tokens=3; use 4\n"
+
+
+def test_exit_code_two_without_a_line_is_explained(run, capsys):
+    assert run("import sys; sys.exit(2)") == 2
+    assert "failed with exit code 2" in capsys.readouterr().err
+
+
+def test_exit_code_is_passed_through(run):
+    assert run("import sys; sys.exit(71)") == 71
+
+
+def test_a_child_killed_by_a_signal_is_named(run, capsys):
+    assert run("import os; os.kill(os.getpid(), 9)") == 137
+    assert "ended by SIGKILL; often the machine ran out of memory" in capsys.readouterr().err
+
+
+def test_zero_without_a_rank_that_ended_well_is_a_failure(run, capsys):
+    assert run("print('step 1')") == 1
+    assert "DeepSpeed's launcher ended before its ranks did" in capsys.readouterr().err
+    assert run("print('step 1')", tells_success=False) == 0
+
+
+def test_ranks_that_outlive_the_launcher_are_ended(run, monkeypatch, capsys):
+    monkeypatch.setattr("launch.cluster.process.STRAGGLERS_GRACE_S", 0.5)
+    started_s = time.monotonic()
+    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    assert run(f"{child}; print('{SUCCESS}')") == 1
+    assert time.monotonic() - started_s < 20
+    assert "ended before its ranks did" in capsys.readouterr().err
+
+
+def test_much_output_on_both_pipes_does_not_block(run):
+    text = f"import sys\nfor i in range(20000): print('x' * 50); print('y' * 50, file=sys.stderr)\nprint('{SUCCESS}')"
+    assert run(text) == 0
+    assert run.log.count("y" * 50) == 20_000
+
+
+def test_a_command_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(LauncherError, match="no-such-srun is not in PATH; install it"):
+        run_command(["no-such-srun"], environment={}, log=tmp_path / "log", is_local=False, tells_success=True)
+
+
+def test_a_screen_that_has_gone_away_does_not_end_the_run(tmp_path):
+    stand_in = f"import time\nfor i in range(50): print(i, flush=True)\nprint('{SUCCESS}')"
+    starter = start_in_background(tmp_path, stand_in, stdout=subprocess.PIPE)
+    starter.stdout.close()
+    assert starter.wait(timeout=30) == 0
+    assert "49" in (tmp_path / "launcher.log").read_text()
+
+
+STARTER = """
+import os, sys
+from pathlib import Path
+from launch.cluster.process import run_command
+code = run_command([sys.executable, "-c", sys.argv[1]], environment=os.environ, log=Path(sys.argv[2]),
+                   is_local=True, tells_success=True)
+sys.stderr.flush()
+os._exit(code)
+"""
+
+
+def start_in_background(folder: Path, stand_in: str, **settings) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", STARTER, stand_in, str(folder / "launcher.log")]
+    return subprocess.Popen(command, cwd=ROOT, **settings)
+
+
+def wait_for_text(file: Path, text: str, *, count: int = 1, timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not file.is_file() or file.read_text().count(text) < count:
+        assert time.monotonic() < deadline_s, f"no {text!r} in {file}: {file.is_file() and file.read_text()}"
+        time.sleep(0.05)
+
+
+# DeepSpeed's tree in small: the command, the process that watches, the rank
+TREE = """
+import signal, subprocess, sys
+rank = '''
+import signal, sys, time
+signal.signal(signal.{noted}, lambda number, frame: (print("rank saves", flush=True), sys.exit(128 + number)))
+print("rank " + "begins", flush=True)
+time.sleep(60)
+'''
+watcher = f'''
+import subprocess, sys
+sys.exit(subprocess.run([sys.executable, "-c", {rank!r}]).returncode)
+'''
+sys.exit(subprocess.run([sys.executable, "-c", watcher]).returncode)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_goes_to_the_ranks_and_is_waited_for(tmp_path, number):
+    starter = start_in_background(tmp_path, TREE.replace("{noted}", number.name), stderr=subprocess.PIPE)
+    wait_for_text(tmp_path / "launcher.log", "\nrank begins")
+    starter.send_signal(number)
+    _, shown = starter.communicate(timeout=30)
+    assert starter.returncode == 128 + number
+    assert "\nrank saves" in (tmp_path / "launcher.log").read_text()
+    assert shown.decode() == f"launch train: {number.name}: the ranks finish their step and save; again: now\n"
+
+
+def test_second_signal_ends_ranks_that_do_not_listen(tmp_path):
+    deaf = TREE.replace("{noted}", "SIGUSR1").replace("import signal, sys, time", "import signal, sys, time; "
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)")  # fmt: skip
+    starter = start_in_background(tmp_path, deaf, stderr=subprocess.DEVNULL)
+    wait_for_text(tmp_path / "launcher.log", "\nrank begins")
+    starter.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert starter.poll() is None
+    starter.send_signal(signal.SIGINT)
+    assert starter.wait(timeout=30) == 130
+
+
+TINY_RANK = """
+import os, signal, sys, time
+rank, ranks, threads = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "OMP_NUM_THREADS"))
+# one write a line: two ranks share the pipe, and print would write the newline by itself
+sys.stdout.write(f"rank {rank} of {ranks} has {threads} thread(s)\\n")
+sys.stdout.write(f"watched by {os.environ['SMOLLM2_LAUNCHER_PID']} {os.environ['DS_ACCELERATOR']}\\n")
+if sys.argv[-1] == "wait=1":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    print("rank waits", flush=True)
+    time.sleep(60)
+"""
+
+TINY_START = """
+import os, sys
+from pathlib import Path
+import launch.cluster.launcher, launch.cluster.process
+launch.cluster.launcher.TRAIN_MODULE = "tiny_rank"
+launch.cluster.process.cuda_device_count = lambda: 0
+sys.exit(launch.cluster.process.start_training(
+    Path("config.yaml"), sys.argv[1:], run_dir=Path("run"), ranks_per_node=2))
+"""
+
+
+@pytest.fixture
+def tiny_start(tmp_path):
+    """Starts two ranks of a module that does nothing, by DeepSpeed itself."""
+    (tmp_path / "tiny_rank.py").write_text(TINY_RANK)
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    environment.pop("OMP_NUM_THREADS", None)
+
+    def start(*overrides: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", TINY_START, *overrides],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def test_deepspeed_starts_the_ranks_and_only_they_are_heard(tiny_start, tmp_path):
+    started = tiny_start()
+    shown, errors = started.communicate(timeout=120)
+    assert started.returncode == 0, errors
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    lines = [line for line in shown.splitlines() if line]
+    assert sorted(lines) == sorted(
+        [f"rank {rank} of 2 has {threads} thread(s)" for rank in (0, 1)] + [f"watched by {started.pid} cpu"] * 2
+    )
+    assert "[INFO] [runner.py" in (tmp_path / "run" / "logs" / "launcher.log").read_text()
+
+
+def test_deepspeeds_ranks_get_the_signal_and_their_exit_code_comes_back(tiny_start, tmp_path):
+    started = tiny_start("wait=1")
+    wait_for_text(tmp_path / "run" / "logs" / "launcher.log", "rank waits", count=2, timeout_s=120)
+    started.send_signal(signal.SIGTERM)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 143
+    assert errors == "launch train: SIGTERM: the ranks finish their step and save; again: now\n"
