@@ -66,5 +66,5 @@ def _other_tally(config: SmolLM2Config, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gibibytes(size_bytes: float) -> str:
+def _gibibytes(size_bytes: int | float) -> str:
     return f"{size_bytes / 2**30:,.2f} GiB" if size_bytes >= 2**30 / 10 else f"{size_bytes / 2**20:,.1f} MiB"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,15 @@ SIZES: dict[str, Any] = {
 
 def tiny_config(**changes: Any) -> SmolLM2Config:
     return SmolLM2Config.model_validate({**SIZES, **changes})
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors of a few kilobytes: a second thread costs more than it brings, and its sums are in another order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -74,12 +83,3 @@ def make_twin() -> Callable[[SmolLM2], Any]:
 def tokens() -> torch.Tensor:
     """Two rows of 33 ids."""
     return torch.randint(0, SIZES["vocab_size"], (2, 33), generator=torch.Generator().manual_seed(1))
-
-
-def gradients(model: Any) -> dict[str, torch.Tensor]:
-    """Every parameter's gradient by its name; a parameter without one is a failure."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        found[name] = parameter.grad
-    return found

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.cli import main
+
+MODELS = Path(__file__).resolve().parents[2] / "configs" / "model"
+
+
+def test_describe_prints_both_tallies_of_the_seed_and_where_they_part(capsys: Any) -> None:
+    assert main(["describe", str(MODELS / "smollm2-seed.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert "147,786,048" in printed
+    assert "121,243,968" in printed
+    assert "30 x 576 x 1536 = 26,542,080 parameters fewer" in printed
+
+
+def test_describe_prints_the_published_total(capsys: Any) -> None:
+    assert main(["describe", str(MODELS / "smollm2-135m.yaml")]) == 0
+    assert "134,515,008" in capsys.readouterr().out
+
+
+def test_json_holds_the_figures_and_takes_overrides(capsys: Any) -> None:
+    assert (
+        main(["describe", str(MODELS / "demo.yaml"), "num_hidden_layers=1", "--sequence-length", "10", "--json"]) == 0
+    )
+    figures = json.loads(capsys.readouterr().out)
+    # embedding 1,048,576; attention 49,152; mlp 147,456; norms 3 × 128
+    assert figures["parameters"]["total"] == 1_048_576 + 49_152 + 147_456 + 384
+    assert figures["flops_per_token"] == 6 * 1_245_568 + 12 * 1 * 128 * 10
+    assert figures["config"]["num_hidden_layers"] == 1
+
+
+def test_shares_fall_with_the_gpus(capsys: Any) -> None:
+    main(["describe", str(MODELS / "smollm2-1.7b.yaml")])
+    # 18 × 1,711,376,384 bytes = 28.69 GiB
+    assert "28.69 GiB on 1, 3.59 GiB on 8, 0.45 GiB on 64" in capsys.readouterr().out
+
+
+def test_a_wrong_override_is_one_line_and_exit_2(capsys: Any) -> None:
+    assert main(["describe", str(MODELS / "demo.yaml"), "num_attention_heads=3"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("num_attention_heads=3 does not divide hidden_size=128; the nearest that does is 2\n")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_length_that_is_not_positive_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["describe", str(MODELS / "demo.yaml"), "--sequence-length", "0"])
+    assert exit_.value.code == 2
+    assert "'0' is not a positive number of tokens" in capsys.readouterr().err

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from model.config import SmolLM2Config
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 100,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+}
+
+
+def message_of(**changes: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        SmolLM2Config.model_validate({**SIZES, **changes})
+    return str(caught.value)
+
+
+def test_heads_that_do_not_divide_name_the_nearest() -> None:
+    assert "num_attention_heads=5 does not divide hidden_size=48; the nearest that does is 4" in message_of(
+        num_attention_heads=5
+    )
+
+
+def test_key_value_heads_that_do_not_divide_name_the_nearest() -> None:
+    assert "num_key_value_heads=4 does not divide num_attention_heads=6; the nearest that does is 3" in message_of(
+        num_key_value_heads=4
+    )
+
+
+def test_odd_head_dim_is_refused() -> None:
+    assert "head_dim = hidden_size / num_attention_heads = 3 is odd; rotary embeddings turn pairs" in message_of(
+        num_attention_heads=16
+    )
+
+
+def test_end_of_sequence_must_be_in_the_vocabulary() -> None:
+    assert "eos_token_id=100 is not below vocab_size=100" in message_of(eos_token_id=100)
+
+
+def test_vocabulary_must_fit_16_bits() -> None:
+    assert "less than or equal to 65536" in message_of(vocab_size=65_537)
+
+
+def test_no_key_value_heads_means_full_attention() -> None:
+    config = SmolLM2Config.model_validate({**SIZES, "num_key_value_heads": None})
+    assert config.num_key_value_heads == 6
+    assert config.head_dim == 8
