@@ -140,6 +140,16 @@ def test_another_number_of_rows_is_named(dataset):
         TokenStream(dataset, "train").read(0, 1)
 
 
+def test_as_many_ids_in_another_number_of_documents_are_named(dataset):
+    manifest = contract.read_manifest(dataset)
+    train = manifest.splits["train"]
+    record = train.shards[0].model_copy(update={"documents": 3})
+    changed = train.model_copy(update={"shards": (record, *train.shards[1:])})
+    contract.write_manifest(dataset, manifest.model_copy(update={"splits": {"train": changed}}))
+    with pytest.raises(DatasetError, match="holds 2 documents and 6 tokens, the manifest says 3 and 6"):
+        TokenStream(dataset, "train").read(0, 1)
+
+
 def test_another_type_of_ids_is_named(dataset):
     shard = dataset / "data-00000-000.arrow"
     manifest = contract.read_manifest(dataset)
