@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from checkpoint.export_folder import Export, find_export
 from checkpoint.manifest import (
     CheckpointError,
     checkpoint_directory,
@@ -24,7 +25,6 @@ from checkpoint.tracking import TrackingError
 from configs.command import run_room
 
 if TYPE_CHECKING:
-    from checkpoint.export import Export
     from checkpoint.service import RunReport
 
 logger = logging.getLogger(__name__)
@@ -130,8 +130,6 @@ def _positive(text: str) -> float:
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    from checkpoint.export import find_export
-
     run: Path = arguments.run_directory
     read_run(run)
     steps = list_steps(run)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,52 +25,16 @@ from checkpoint.consolidate import (
     write_file,
     write_weights,
 )
+from checkpoint.export_folder import PROOF_FILE, Export, export_directory, find_export, quarantine_directory
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, CheckpointManifest, checkpoint_directory, read_manifest, step_name
-from checkpoint.prove import PROOF_FILE, ProofReport, probe_of, prove_directory, read_proof
+from checkpoint.prove import probe_of, prove_directory
 from checkpoint.zero3_layout import Zero3Layout
 from model.config import SmolLM2Config
 from model.hf_config import huggingface_config
 from model.parameters import parameter_shapes, to_huggingface_name
 
 TOKENIZER_FILE = "tokenizer.json"
-
-
-@dataclass(frozen=True)
-class Export:
-    """Where an export ended up, and its proof: below `exports` under its own name only if the proof passed."""
-
-    directory: Path
-    proof: ProofReport
-
-    @property
-    def passed(self) -> bool:
-        return self.proof.verdict == "passed"
-
-
-def export_directory(run: Path, step: int) -> Path:
-    """`RUN/exports/step-00000100`."""
-    return run / "exports" / step_name(step)
-
-
-def quarantine_directory(run: Path, step: int) -> Path:
-    return run / "exports" / f".quarantine-{step_name(step)}"
-
-
-def find_export(run: Path, step: int) -> Export | None:
-    """The export of a step that was made before, published or quarantined; None if there is none."""
-    for directory in (export_directory(run, step), quarantine_directory(run, step)):
-        if directory.is_dir():
-            return Export(directory, read_proof(directory))
-    return None
-
-
-def list_exports(run: Path) -> dict[int, Export]:
-    """Every export of a run by step, published or quarantined."""
-    names = [path.name.removeprefix(".quarantine-") for path in (run / "exports").glob("*step-*")]
-    steps = {int(name.removeprefix("step-")) for name in names if name.startswith("step-")}
-    found = {step: find_export(run, step) for step in sorted(steps)}
-    return {step: export for step, export in found.items() if export is not None}
 
 
 def export_checkpoint(

@@ -130,8 +130,9 @@ def list_steps(run: Path) -> list[int]:
     folder = checkpoints_directory(run)
     if not folder.is_dir():
         return []
-    names = (entry.name for entry in folder.iterdir() if (entry / MANIFEST_FILE).is_file())
-    return sorted(int(name.removeprefix("step-")) for name in names if name.startswith("step-"))
+    names = (entry.name for entry in folder.glob("step-*") if (entry / MANIFEST_FILE).is_file())
+    numbers = (name.removeprefix("step-") for name in names)
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def read_run(run: Path) -> RunRecord:

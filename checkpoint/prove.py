@@ -17,13 +17,10 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from checkpoint.export_folder import ProofReport
 from checkpoint.manifest import MANIFEST_FILE, MIN_PROBE_TOKENS, CheckpointError, CheckpointManifest, Probe
-
-PROOF_FILE = "proof.json"
 
 # Nats. Kernels that sum in another order move the mean of 1,024 tokens by about 0.001 in bfloat16; a wrong RoPE theta
 # or a tensor in the wrong place moves a trained model by 0.1 and more.
@@ -45,24 +42,6 @@ _SAME_FIELDS = (
 )
 
 
-class ProofReport(BaseModel):
-    """What the proof found, in nats; `reasons` is empty exactly when the verdict is "passed"."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    verdict: Literal["passed", "failed"]
-    reasons: tuple[str, ...]
-    step: int
-    expected: float
-    got: float | None
-    difference: float | None
-    tolerance: float
-    probe_tokens: int
-    dtype: str
-    transformers_version: str
-    torch_version: str
-
-
 def prove_directory(directory: Path, checkpoint: Path) -> ProofReport:
     """Run the proof of a model directory against a checkpoint's manifest.
 
@@ -75,20 +54,6 @@ def prove_directory(directory: Path, checkpoint: Path) -> ProofReport:
         last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise CheckpointError(f"the proof of {directory} could not be carried out: {last_line}")
     return ProofReport.model_validate_json(done.stdout.splitlines()[-1])
-
-
-def read_proof(export: Path) -> ProofReport:
-    """Raises CheckpointError if an export has no readable `proof.json`."""
-    path = export / PROOF_FILE
-    try:
-        return ProofReport.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{export} has no {PROOF_FILE}; remove the folder and export the step again") from None
-    except ValidationError as error:
-        reason = " ".join(str(error).split())[:150]
-        raise CheckpointError(
-            f"{path} is not a proof ({reason}); remove the folder and export the step again"
-        ) from None
 
 
 def probe_of(manifest: CheckpointManifest) -> Probe:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from checkpoint.consolidate import DamagedCheckpointError
 from checkpoint.events import events_file
-from checkpoint.export import Export, export_checkpoint, list_exports
+from checkpoint.export import export_checkpoint
+from checkpoint.export_folder import PROOF_FILE, Export, list_exports
 from checkpoint.loss_curve import CURVE_FILE, draw_loss_curve
 from checkpoint.manifest import (
     MANIFEST_FILE,
@@ -24,7 +25,6 @@ from checkpoint.manifest import (
     list_steps,
     step_name,
 )
-from checkpoint.prove import PROOF_FILE
 from checkpoint.tracking import Tracker, TrackingError
 
 logger = logging.getLogger(__name__)

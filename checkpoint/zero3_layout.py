@@ -126,8 +126,10 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; take another step") from None
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split())[:150]
-        raise CheckpointError(f"{path} holds more than tensors, nothing in it was run: {reason}") from None
+        # of torch's paragraphs only the name it refused; the rest advises to load the file all the same
+        named = [line for line in str(error).splitlines() if "GLOBAL" in line]
+        reason = named[0].removeprefix("WeightsUnpickler error: ")[:150] if named else "not a plain pickle"
+        raise CheckpointError(f"{path} holds more than tensors, nothing in it was run ({reason})") from None
     except (RuntimeError, EOFError, KeyError, AttributeError, TypeError, ValueError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(f"{path} cannot be read as a rank file ({reason}); take another step") from None

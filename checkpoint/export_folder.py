@@ -1,0 +1,88 @@
+"""Where a run's exports lie, and what their proofs say. Light: loads neither torch nor transformers.
+
+RUN/exports/step-00000100/               published: its proof passed
+RUN/exports/.quarantine-step-00000100/   its proof failed
+RUN/exports/.partial-step-00000100/      being built and proven; a crash leaves it to the next attempt
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from checkpoint.manifest import CheckpointError, step_name
+
+PROOF_FILE = "proof.json"
+
+
+class ProofReport(BaseModel):
+    """What the proof found, in nats; `reasons` is empty exactly when the verdict is "passed"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    verdict: Literal["passed", "failed"]
+    reasons: tuple[str, ...]
+    step: int
+    expected: float
+    got: float | None
+    difference: float | None
+    tolerance: float
+    probe_tokens: int
+    dtype: str
+    transformers_version: str
+    torch_version: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """Where an export ended up, and its proof: below `exports` under its own name only if the proof passed."""
+
+    directory: Path
+    proof: ProofReport
+
+    @property
+    def passed(self) -> bool:
+        return self.proof.verdict == "passed"
+
+
+def export_directory(run: Path, step: int) -> Path:
+    """`RUN/exports/step-00000100`."""
+    return run / "exports" / step_name(step)
+
+
+def quarantine_directory(run: Path, step: int) -> Path:
+    return run / "exports" / f".quarantine-{step_name(step)}"
+
+
+def find_export(run: Path, step: int) -> Export | None:
+    """The export of a step that was made before, published or quarantined; None if there is none."""
+    for directory in (export_directory(run, step), quarantine_directory(run, step)):
+        if directory.is_dir():
+            return Export(directory, read_proof(directory))
+    return None
+
+
+def read_proof(export: Path) -> ProofReport:
+    """Raises CheckpointError if an export has no readable `proof.json`."""
+    path = export / PROOF_FILE
+    try:
+        return ProofReport.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{export} has no {PROOF_FILE}; remove the folder and export the step again") from None
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise CheckpointError(
+            f"{path} is not a proof ({reason}); remove the folder and export the step again"
+        ) from None
+
+
+def list_exports(run: Path) -> dict[int, Export]:
+    """Every export of a run by step, published or quarantined."""
+    names = [path.name.removeprefix(".quarantine-") for path in (run / "exports").glob("*step-*")]
+    numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
+    steps = {int(number) for number in numbers if number.isdecimal()}
+    found = {step: find_export(run, step) for step in sorted(steps)}
+    return {step: export for step, export in found.items() if export is not None}

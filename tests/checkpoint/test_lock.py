@@ -1,0 +1,54 @@
+"""Locks between processes: a lock of this process would not keep it out of its own file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from checkpoint.lock import exclusive_lock, trainer_is_alive
+from checkpoint.manifest import CheckpointError
+
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_lock_of_another_process_is_an_error_with_the_given_text(tmp_path: Path) -> None:
+    with (
+        hold(tmp_path / "lock") as holder,
+        pytest.raises(CheckpointError, match="another service is here"),
+        exclusive_lock(tmp_path / "lock", busy="another service is here"),
+    ):
+        holder.kill()
+
+
+def test_lock_ends_with_its_process(tmp_path: Path) -> None:
+    with hold(tmp_path / "lock") as holder:
+        holder.kill()
+    with exclusive_lock(tmp_path / "lock", busy="still held"):
+        pass
+
+
+def test_trainer_is_alive_while_it_holds_its_lock(tmp_path: Path) -> None:
+    assert not trainer_is_alive(tmp_path)
+    with hold(tmp_path / ".lock") as holder:
+        assert trainer_is_alive(tmp_path)
+        holder.kill()
+        holder.wait()
+        assert not trainer_is_alive(tmp_path)

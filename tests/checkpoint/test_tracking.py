@@ -1,0 +1,286 @@
+"""Shipping to MLflow: a database on disk for what is told, a real server for what fails on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from checkpoint.events import EventWriter, events_file
+from checkpoint.journal import journal_file
+from checkpoint.manifest import write_durably
+from checkpoint.tracking import EXPERIMENT, Tracker, TrackingError
+
+RunMaker = Callable[..., Path]
+LogWriter = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: each test's database is a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Tracker(f"sqlite:///{path}").client.search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
+    database = shutil.copy(empty_database, tmp_path / "mlflow.db")
+    return Tracker(f"sqlite:///{database}", artifact_location=(tmp_path / "artifacts").as_uri())
+
+
+def runs_of(tracker: Tracker) -> list[Any]:
+    experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
+    return list(tracker.client.search_runs([experiment.experiment_id]))
+
+
+def history(tracker: Tracker, key: str) -> list[tuple[int, float]]:
+    """All rows of a metric of the one run there is, by step."""
+    (run,) = runs_of(tracker)
+    rows = tracker.client.get_metric_history(run.info.run_id, key)
+    return sorted((row.step, row.value) for row in rows)
+
+
+def expected_losses(steps: int) -> list[tuple[int, float]]:
+    return [(step, 10 - step / 10) for step in range(1, steps + 1)]
+
+
+def test_every_step_arrives_with_its_value(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    run = new_run()
+    write_log(run, steps=20)
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(20)
+    assert history(tracker, "validation/loss") == [(20, 8.0)]
+
+
+def test_rows_have_the_timestamps_of_the_log(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run()
+    events_file(run).parent.mkdir()
+    events_file(run).write_text('{"timestamp_ms":1234,"kind":"metrics","step":5,"fields":{"train/loss":2.5}}\n')
+    run_id = tracker.ship_events(run)
+    (row,) = tracker.client.get_metric_history(run_id, "train/loss")
+    assert (row.timestamp, row.step, row.value) == (1234, 5, 2.5)
+
+
+def test_replayed_steps_appear_once_as_first_told(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    run = new_run()
+    write_log(run, steps=20, state="running")
+    tracker.ship_events(run)
+    write_log(run, steps=30, first_step=11, loss_offset=10.0)
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(30)
+
+
+def test_deleted_journal_makes_no_second_row_and_no_second_run(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=20, state="running")
+    write_log(run, steps=30, first_step=11)
+    tracker.ship_events(run)
+    journal_file(run).unlink()
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(30)
+
+
+def test_deleted_database_is_filled_again(
+    tracker: Tracker, empty_database: Path, new_run: RunMaker, write_log: LogWriter, tmp_path: Path
+) -> None:
+    run = new_run()
+    write_log(run, steps=20)
+    tracker.ship_events(run)
+    other = Tracker(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'other.db')}")
+    other.ship_events(run)
+    assert history(other, "train/loss") == expected_losses(20)
+
+
+def test_run_deleted_in_mlflow_is_sent_again(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    run = new_run()
+    write_log(run, steps=20)
+    tracker.client.delete_run(tracker.ship_events(run))
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(20)
+
+
+def test_two_runs_are_kept_apart(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    for name, key in (("first", "1" * 32), ("second", "2" * 32)):
+        run = new_run(name, run_key=key)
+        write_log(run, steps=3)
+        tracker.ship_events(run)
+    assert sorted(run.info.run_name for run in runs_of(tracker)) == ["first", "second"]
+
+
+def test_values_that_are_not_finite_are_nan_with_a_tag(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run()
+    with EventWriter(events_file(run)) as log:
+        log.write("metrics", step=1, **{"train/loss": 2.0})
+        log.write("metrics", step=2, **{"train/loss": math.inf})
+    run_id = tracker.ship_events(run)
+    (_, first), (_, second) = history(tracker, "train/loss")
+    assert first == 2.0
+    assert math.isnan(second)
+    assert tracker.client.get_run(run_id).data.tags["smollm2.not_finite.train/loss"] == "inf at step 2"
+
+
+def test_params_are_those_of_the_first_attempt_and_changes_are_tags(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run()
+    for attempt in ({"steps": 10, "empty": "", "long": "x" * 7000}, {"steps": 20, "new": True}):
+        with EventWriter(events_file(run)) as log:
+            log.write("params", step=0, **attempt)
+        run_id = tracker.ship_events(run)
+    data = tracker.client.get_run(run_id).data
+    assert data.params["steps"] == "10"
+    assert data.params["new"] == "True"
+    assert data.params["long"].endswith("(7000 characters, sha256 bad0f0b22623cfba)")
+    assert data.tags["smollm2.changed.steps"] == "20"
+
+
+@pytest.mark.parametrize(("state", "status"), [("finished", "FINISHED"), ("failed", "FAILED"), ("killed", "KILLED")])
+def test_last_state_is_the_status(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter, state: str, status: str
+) -> None:
+    run = new_run()
+    write_log(run, steps=2, state=state)
+    assert tracker.client.get_run(tracker.ship_events(run)).info.status == status
+
+
+def test_crashed_run_is_killed_and_runs_again_when_resumed(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=2, state="running")
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert tracker.client.get_run(tracker.ship_events(run)).info.status == "RUNNING"
+    assert tracker.client.get_run(tracker.ship_events(run)).info.status == "KILLED"
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_log(run, steps=4, first_step=3, state="running")
+        assert tracker.client.get_run(tracker.ship_events(run)).info.status == "RUNNING"
+
+
+def test_samples_and_files_become_artefacts(tracker: Tracker, new_run: RunMaker, tmp_path: Path) -> None:
+    run = new_run()
+    with EventWriter(events_file(run)) as log:
+        log.write("text", step=7, text="once upon a time")
+    tracker.ship_events(run)
+    write_durably(run / "proof.json", b"{}")
+    tracker.ship_files(run, {"exports/step-00000007/proof.json": run / "proof.json"}, tags={"smollm2.proof": "passed"})
+    (folder,) = tmp_path.glob("artifacts/*/artifacts")
+    assert (folder / "samples" / "step-00000007.txt").read_text() == "once upon a time"
+    assert (folder / "exports" / "step-00000007" / "proof.json").read_text() == "{}"
+    assert runs_of(tracker)[0].data.tags["smollm2.proof"] == "passed"
+
+
+def test_file_is_sent_again_only_when_it_has_changed(
+    tracker: Tracker, new_run: RunMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, sent = new_run(), []
+    monkeypatch.setattr(
+        tracker.client, "log_artifact", lambda run_id, path, folder: sent.append(Path(path).read_text())
+    )
+    for content in ("one", "one", "two"):
+        (run / "curve").write_text(content)
+        tracker.ship_files(run, {"curve": run / "curve"}, tags={})
+    assert sent == ["one", "two"]
+
+
+def test_database_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 100)
+    with pytest.raises(TrackingError, match=r"MLflow at sqlite:.* did not answer or refused: .*not a database"):
+        Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").client.search_experiments()
+
+
+class Server:
+    """A real `mlflow server` on a port of its own."""
+
+    def __init__(self, folder: Path, port: str) -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self._command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
+            "--artifacts-destination", str(folder / "files"),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = subprocess.Popen(
+            self._command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.5)
+        raise AssertionError("mlflow server did not start")
+
+    def stop(self) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGTERM)
+            self._process.wait()
+
+
+@pytest.fixture
+def server(empty_database: Path, tmp_path: Path, free_port: Callable[[], str]) -> Iterator[Server]:
+    shutil.copy(empty_database, tmp_path / "server.db")
+    server = Server(tmp_path, free_port())
+    yield server
+    server.stop()
+
+
+# Ends itself with signal 9 after the server has confirmed a batch and before the journal knows.
+KILLED_SHIPPER = """
+import os, signal, sys
+from pathlib import Path
+from checkpoint import tracking
+send, calls = tracking.Tracker._send, []
+read = tracking.read_batches
+tracking.read_batches = lambda path, journal: read(path, journal, batch_rows=8)
+def send_and_die(self, run_id, batch):
+    send(self, run_id, batch)
+    calls.append(batch)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+tracking.Tracker._send = send_and_die
+tracking.Tracker(sys.argv[1]).ship_events(Path(sys.argv[2]))
+"""
+
+
+def test_server_down_then_up_and_a_shipper_killed_between_batches(
+    server: Server, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=40, state="running")
+    begun_s = time.monotonic()
+    with pytest.raises(TrackingError, match=rf"MLflow at {server.uri} did not answer or refused"):
+        Tracker(server.uri).ship_events(run)
+    # MLflow's own default is 248 s; the bound leaves room for a busy machine
+    assert time.monotonic() - begun_s < 30
+
+    server.start()
+    killed = subprocess.run([sys.executable, "-c", KILLED_SHIPPER, server.uri, str(run)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    tracker = Tracker(server.uri)
+    assert 0 < len(history(tracker, "train/loss")) < 40
+
+    write_log(run, steps=50, first_step=31)
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(50)
+    journal_file(run).unlink()
+    tracker.ship_events(run)
+    assert history(tracker, "train/loss") == expected_losses(50)
+    assert runs_of(tracker)[0].info.status == "FINISHED"
