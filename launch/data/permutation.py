@@ -38,7 +38,9 @@ class Permutation:
         rows = isqrt(size - 1) + 1
         self._rows = np.uint64(rows)
         self._columns = np.uint64(-(-size // rows))
-        self._round_keys = [np.uint64(_split_mix(key + number)) for number in range(ROUNDS)]
+        # mixed first: neighbouring keys must not share round keys
+        state = _split_mix(key)
+        self._round_keys = [np.uint64(_split_mix(state + number)) for number in range(ROUNDS)]
 
     def apply(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each index goes; same shape. Every index is in range(size)."""
