@@ -36,8 +36,6 @@ def run_ranks(job: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
-            # the compiler of DeepSpeed's collective calls ninja, which stands beside this Python
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         command = [sys.executable, str(Path(__file__).parent / "zero3_rank.py"), str(folder / "job.pt")]
         log = (folder / f"{rank}.log").open("w")
