@@ -22,6 +22,7 @@ from checkpoint.manifest import CheckpointError
 from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, open_console
+from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, read_environment
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(*(f"launch train: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 2
     watch_parents(launcher_pid=ranks.launcher_pid)
+    choose_build_directory()
     # torch would take every core for every rank
     local_size = int(os.environ.get("LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_size)))

@@ -16,6 +16,7 @@ from checkpoint.manifest import step_name
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.data.loader import LoaderError, PackedSamples, Source
 from launch.trainer.console import Console, summary
+from launch.trainer.cpu_operator import load_cpu_operator
 from launch.trainer.engine import DTYPES, Engine, build_engine
 from launch.trainer.inputs import Inputs
 from launch.trainer.loop import Trainer
@@ -32,6 +33,8 @@ def run_attempt(
 ) -> int:
     """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike."""
     get_accelerator().set_device(ranks.local_rank)
+    if get_accelerator().device_name() == "cpu":
+        load_cpu_operator(console.line)
     deepspeed.init_distributed(verbose=False)
     start = _share(start)
     for remark in start.remarks:

@@ -1,0 +1,168 @@
+"""A tiny dataset written through the contract and a tiny run over it, for tests that start real ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from checkpoint.events import Event, events_file, read_events
+from pipeline.shards import format as contract
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 30
+CONFIG = """
+run_dir: {run}
+name: tiny
+seed: 7
+model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+  num_key_value_heads: 2, max_position_embeddings: 64, initializer_range: 0.15}}
+data: {{sources: [{{name: chain, path: {data}}}], sequence_length: 64}}
+batch_tokens: 1024
+micro_batch_size: 4
+precision: float32
+steps: {steps}
+optimizer: {{learning_rate: 1e-2}}
+schedule: {{name: wsd, warmup_steps: 3, decay_steps: 10}}
+checkpoint: {{every_steps: 10}}
+validation: {{every_steps: 15, sequences: 21}}
+logging: {{every_steps: 10}}
+launcher: {{ranks_per_node: 2}}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: its exit code and words, and the run's event log up to then."""
+
+    run: Path
+    code: int
+    out: str
+    err: str
+    events: tuple[Event, ...]
+
+    def metric(self, key: str) -> dict[int, float]:
+        """By step; of a step that was told twice, the last telling."""
+        return {event.step: event.fields[key] for event in self.events if key in event.fields}
+
+    def states(self) -> list[str]:
+        return [event.fields["state"] for event in self.events if event.kind == "state"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """A run that is going on: its folder and the process that the user started."""
+
+    run: Path
+    process: subprocess.Popen[str]
+
+    def wait_for_step(self, step: int, *, timeout_s: float = 200) -> None:
+        deadline_s = time.monotonic() + timeout_s
+        while not any("train/loss" in event.fields and event.step >= step for event in _events(self.run)):
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline_s, f"step {step} did not come"
+            time.sleep(0.01)
+
+    def rank_pid(self, rank: int) -> int:
+        """Of the newest attempt, as the rank's log says."""
+        log = (self.run / "logs" / f"rank-{rank}.log").read_text()
+        return int(re.findall(r"^--- attempt of .+, process (\d+) ---$", log, flags=re.MULTILINE)[-1])
+
+    def end(self, *, timeout_s: float = 250) -> Ended:
+        """Wait for the command to end."""
+        try:
+            out, err = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return Ended(self.run, self.process.returncode, out, err, tuple(_events(self.run)))
+
+
+def _events(run: Path) -> list[Event]:
+    return [event for event, _ in read_events(events_file(run))]
+
+
+StartTraining = Callable[..., Started]
+
+
+@pytest.fixture(scope="session")
+def chain_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Documents in which the next id follows from the last in nine of ten cases: 255 ids, learnt in a few steps."""
+    dataset = tmp_path_factory.mktemp("chain")
+    tokenizer = dataset / contract.TOKENIZER_FILE
+    tokenizer.write_text(json.dumps({"made_for": "tests"}))
+    random = np.random.default_rng(0)
+    splits = {
+        "train": _write_split(dataset, "train", [_chain(random) for _ in range(800)]),
+        "validation": _write_split(dataset, "validation", [_chain(random) for _ in range(60)]),
+    }
+    record = contract.TokenizerRecord(digest=contract.digest_file(tokenizer), vocab_size=256, eos_token_id=0)
+    manifest = contract.DatasetManifest(
+        name="chain", tokenizer=record, splits=splits, documents_in=860, text_bytes_kept=0, config_digest=""
+    )
+    contract.write_manifest(dataset, manifest)
+    return dataset
+
+
+@pytest.fixture(scope="session")
+def start_training(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path) -> StartTraining:
+    """`start_training(run, "key=value", …, by_hand=False)`: the tiny run in folder `run`, as a user would start it."""
+
+    def start(run: Path, *overrides: str, by_hand: bool = False) -> Started:
+        config = tmp_path_factory.mktemp("config") / "tiny.yaml"
+        config.write_text(CONFIG.format(run=run, data=chain_dataset, steps=STEPS))
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus=2", f"--master_port={port}"]
+        command = [*deepspeed, "--module", "launch.train"] if by_hand else [sys.executable, "-m", "launch", "train"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        # ninja and deepspeed stand beside the interpreter
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        process = subprocess.Popen(
+            [*command, str(config), *overrides],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return Started(run, process)
+
+    return start
+
+
+def _chain(random: np.random.Generator) -> list[int]:
+    ids = [int(random.integers(1, 256))]
+    for surprise in random.random(int(random.integers(20, 200))) < 0.1:
+        ids.append(int(random.integers(1, 256)) if surprise else ids[-1] * 7 % 255 + 1)
+    return [*ids, 0]
+
+
+def _write_split(dataset: Path, split: contract.Split, documents: list[list[int]]) -> contract.SplitRecord:
+    folder = contract.split_directory(dataset, split)
+    folder.mkdir(exist_ok=True)
+    file = folder / "data-00000-000.arrow"
+    names = [f"{split}-{number}" for number in range(len(documents))]
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, contract.SCHEMA) as writer:
+        writer.write_batch(pa.record_batch([documents, names], schema=contract.SCHEMA))
+    tokens = sum(map(len, documents))
+    shard = contract.ShardRecord(
+        path=file.relative_to(dataset).as_posix(),
+        documents=len(documents),
+        tokens=tokens,
+        size_bytes=file.stat().st_size,
+        digest=contract.digest_file(file),
+    )
+    return contract.SplitRecord(documents=len(documents), tokens=tokens, shards=(shard,))
