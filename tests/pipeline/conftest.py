@@ -13,7 +13,10 @@ import pytest
 from pipeline.config import PipelineConfig
 from pipeline.tokenizer.train import train_tokenizer
 
+# runs of white space among them, so that the tokenizer has tokens that hold several
 WORDS = (
+    "\n    ",
+    "   \n",
     "def",
     "return",
     "the",

@@ -105,6 +105,13 @@ def test_the_histogram_counts_every_document_in_powers_of_two(dataset: Path) -> 
     ]
 
 
+def test_samples_are_spread_over_the_split(dataset: Path) -> None:
+    train = read_manifest(dataset).splits["train"]
+    every = [name for name, _ in sample_documents(dataset, train, count=train.documents)]
+    three = [name for name, _ in sample_documents(dataset, train, count=3)]
+    assert three == [every[0], every[train.documents // 3], every[2 * train.documents // 3]]
+
+
 def test_train_tokenizer_writes_beside_the_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(dataset.parent / "config.yaml")
     training = "tokenizer={train: {vocab_size: 280}}"

@@ -103,8 +103,10 @@ def test_leaving_early_ends_the_workers() -> None:
     messages = run_in_processes(make(sleep_long), [1, 2], workers=2)
     pids = [next(message for message in messages if isinstance(message, int)) for _ in range(2)]
     assert all(map(is_alive, pids))
+    started = time.monotonic()
     messages.close()  # type: ignore[attr-defined]
     assert not any(map(is_alive, pids))
+    assert time.monotonic() - started < 20  # their items take 60 s
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

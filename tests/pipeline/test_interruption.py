@@ -29,6 +29,7 @@ def start(config_file: Path, *overrides: str) -> subprocess.Popen[str]:
         [sys.executable, "-m", "pipeline", "run", str(config_file), *overrides],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -94,7 +95,7 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(config_file: Path, tmp_path: Pat
     while len(list(units.glob("*.json"))) < 2:
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
     assert stderr.splitlines()[-1] == "smollm2 pipeline: interrupted; run the same command to go on"

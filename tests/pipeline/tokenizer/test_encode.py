@@ -17,7 +17,7 @@ from pipeline.tokenizer.train import TokenizerError
 
 EOS_ID = 0
 PIECES = st.sampled_from(
-    ["a", "b", " ", "\n", "  ", "1", "'s", "é", "\x1c", "\u3000", "<|endoftext|>", "<filename>", "."]
+    ["\n    ", "   \n", "a", "b", " ", "\n", "  ", "1", "'s", "é", "\x1c", "\u3000", "<|endoftext|>", "<filename>", "."]
 )
 TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=60).map("".join))
 
