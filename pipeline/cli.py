@@ -115,7 +115,7 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(problem, file=sys.stderr)
     manifest = read_manifest(arguments.dataset)
     shards = sum(len(split.shards) for split in manifest.splits.values())
-    print(f"{arguments.dataset}: {f'{len(problems)} problems' if problems else 'whole'}, {shards:,} shards")
+    print(f"{arguments.dataset}: {'DAMAGED' if problems else 'whole'}, {shards:,} shards, problems: {len(problems):,}")
     return 1 if problems else 0
 
 

@@ -24,7 +24,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, make_texts: Callable[..., 
     (folder / "tokenizer.json").write_bytes(train_tokenizer(make_texts(50, seed=1), vocab_size=280))
     for index, text in enumerate(make_texts(30, seed=9)):
         (folder / f"{index:02d}.txt").write_text(text)
-    (folder / "30.txt").write_bytes(b"caf\xe9")
+    (folder / "30.txt").write_bytes(b"abc\xe9")
     config = PipelineConfig.model_validate(
         {
             "name": "cli",
@@ -55,7 +55,7 @@ def test_run_with_another_config_is_one_line(dataset: Path, capsys: pytest.Captu
 
 def test_verify_says_whole(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(dataset)]) == 0
-    assert capsys.readouterr().out == f"{dataset}: whole, 2 shards\n"
+    assert capsys.readouterr().out == f"{dataset}: whole, 2 shards, problems: 0\n"
 
 
 def test_verify_exits_1_and_names_the_bad_shard(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,7 +68,7 @@ def test_verify_exits_1_and_names_the_bad_shard(dataset: Path, capsys: pytest.Ca
         shard.write_bytes(content)
     printed = capsys.readouterr()
     assert printed.err == "validation/data-00000-000.arrow: contents changed (another digest than the manifest's)\n"
-    assert printed.out == f"{dataset}: 1 problems, 2 shards\n"
+    assert printed.out == f"{dataset}: DAMAGED, 2 shards, problems: 1\n"
 
 
 def test_verify_of_no_dataset_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +110,19 @@ def test_samples_are_spread_over_the_split(dataset: Path) -> None:
     every = [name for name, _ in sample_documents(dataset, train, count=train.documents)]
     three = [name for name, _ in sample_documents(dataset, train, count=3)]
     assert three == [every[0], every[train.documents // 3], every[2 * train.documents // 3]]
+
+
+def test_inspect_of_a_damaged_shard_is_one_line(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = dataset / "data-00000-000.arrow"
+    content = shard.read_bytes()
+    try:
+        shard.write_bytes(content[: len(content) // 2])
+        assert main(["inspect", str(dataset)]) == 2
+    finally:
+        shard.write_bytes(content)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"smollm2 pipeline: {shard} cannot be read (")
+    assert line.endswith(f"; `smollm2 pipeline verify {dataset}` says more")
 
 
 def test_train_tokenizer_writes_beside_the_dataset(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

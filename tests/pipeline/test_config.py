@@ -8,6 +8,7 @@ import pytest
 
 from configs.load import ConfigError, dump, load
 from pipeline.config import HuggingFaceConfig, PipelineConfig, config_digest, content_of, differences
+from pipeline.plan import make_plan
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -35,6 +36,13 @@ def test_every_recipe_loads_and_survives_being_written(recipe: Path, tmp_path: P
 
 def test_there_are_recipes_for_the_demo_and_the_four_kinds_of_text() -> None:
     assert {path.stem for path in RECIPES} >= {"demo", "fineweb-edu", "dclm", "stack-edu", "finemath", "cosmopedia"}
+
+
+def test_the_demo_reads_about_20_mb_in_units_for_two_workers() -> None:
+    plan = make_plan(load(next(path for path in RECIPES if path.stem == "demo"), PipelineConfig))
+    # distributions leave out more or less of the library's own tests
+    assert 8e6 < plan.size_bytes < 25e6
+    assert len(plan.units) >= 4
 
 
 def test_the_real_recipes_share_one_tokenizer() -> None:

@@ -88,7 +88,7 @@ def test_every_record_is_kept_or_dropped_under_a_reason(
 ) -> None:
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.jsonl").write_bytes(
-        b'{"text": "the shard"}\n{"text": ""}\n{"text": "way too long"}\n{"body": "x"}\n{"text": "\xff"}\n{"te\n'
+        b'{"text": "the shard"}\n{"text": ""}\n{"text": "way too long"}\n{"body": "x"}\n{"text": "\xff"}\n{"text\n'
     )
     tally = process(make_config(filters={"length": {"max_characters": 10}})).tally
     assert (tally.documents_in, tally.documents_kept, tally.text_bytes_kept) == (6, 1, 9)
@@ -97,7 +97,7 @@ def test_every_record_is_kept_or_dropped_under_a_reason(
         "too_long": (1, 12),
         "missing_field": (1, 14),
         "invalid_utf8": (1, 14),
-        "malformed_json": (1, 5),
+        "malformed_json": (1, 7),
     }
 
 
