@@ -100,13 +100,28 @@ def test_zero_without_a_rank_that_ended_well_is_a_failure(run, capsys):
     assert run("print('step 1')", tells_success=False) == 0
 
 
-def test_ranks_that_outlive_the_launcher_are_ended(run, monkeypatch, capsys):
+def is_running(pid: int) -> bool:
+    """False also for a process that has ended and that no parent has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_ranks_that_outlive_the_launcher_are_ended(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("launch.cluster.process.STRAGGLERS_GRACE_S", 0.5)
-    started_s = time.monotonic()
-    child = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    assert run(f"{child}; print('{SUCCESS}')") == 1
-    assert time.monotonic() - started_s < 20
+    begun = tmp_path / "begun"
+    rank = f"import os, pathlib, time; pathlib.Path({str(begun)!r}).write_text(str(os.getpid()) + '.'); time.sleep(60)"
+    launcher = f"""
+import pathlib, subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {rank!r}])
+while not (pathlib.Path({str(begun)!r}).exists() and pathlib.Path({str(begun)!r}).read_text().endswith(".")):
+    time.sleep(0.01)
+print("{SUCCESS}")
+"""
+    assert run(launcher) == 1
     assert "ended before its ranks did" in capsys.readouterr().err
+    assert not is_running(int(begun.read_text().rstrip(".")))
 
 
 def test_much_output_on_both_pipes_does_not_block(run):
