@@ -138,19 +138,15 @@ def _write_tokenizer(folder: Path, run: Path, config: SmolLM2Config) -> None:
     # tokenizers raises a bare Exception for a file that it cannot read
     except Exception as error:
         raise CheckpointError(f"{source} is not a tokenizer ({error}); copy it from the run's dataset again") from None
-    special = {
-        "bos_token": _token(tokenizer, config.bos_token_id, source),
-        "eos_token": _token(tokenizer, config.eos_token_id, source),
-    }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": config.max_position_embeddings,
         "clean_up_tokenization_spaces": False,
-        **special,
+        "bos_token": _token(tokenizer, config.bos_token_id, source),
+        "eos_token": _token(tokenizer, config.eos_token_id, source),
     }
     _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", special)
 
 
 def _token(tokenizer: Tokenizer, token_id: int, source: Path) -> str:

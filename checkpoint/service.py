@@ -53,6 +53,7 @@ class RunReport:
     checkpoint: Path | None = None
     exports: list[Export] = field(default_factory=list)
     loss_curve: Path | None = None
+    is_shipped: bool = False
     problems: list[str] = field(default_factory=list)
 
 
@@ -98,6 +99,7 @@ class Service:
 
     def _ship_events(self, report: RunReport) -> None:
         self._connect().ship_events(report.run)
+        report.is_shipped = True
 
     def _connect(self) -> Tracker:
         if self._tracker is None:
@@ -145,6 +147,8 @@ class Service:
         report.loss_curve = curve if curve.is_file() else None
 
     def _ship_files(self, report: RunReport) -> None:
+        if not report.is_shipped:
+            return  # a server that did not take the events would only be waited for once more
         files = {
             f"exports/{step_name(export.proof.step)}/{PROOF_FILE}": export.directory / PROOF_FILE
             for export in report.exports
@@ -158,8 +162,7 @@ class Service:
                 "smollm2.export": str(newest.directory),
                 "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
             }
-        if self._tracker is not None:
-            self._tracker.ship_files(report.run, files, tags=tags)
+        self._connect().ship_files(report.run, files, tags=tags)
 
 
 def find_runs(directory: Path) -> list[Path]:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from checkpoint.events import EventWriter, events_file
 from checkpoint.export import export_checkpoint
 from checkpoint.manifest import MANIFEST_FILE, RunRecord, checkpoint_directory, list_steps, read_manifest, write_run
+from checkpoint.tracking import Tracker
 
 WRITER = Path(__file__).with_name("zero3_writer.py")
 
@@ -113,6 +114,14 @@ def exported_runs(pristine_runs: Path, tmp_path_factory: pytest.TempPathFactory)
 def exported_run(exported_runs: Path, tmp_path: Path) -> Path:
     """A copy of the exported run that a test may spoil."""
     return shutil.copytree(exported_runs / "run-float32", tmp_path / "runs" / "run-float32")
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's tables, made once: each test's database is a copy."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    Tracker(f"sqlite:///{path}").client.search_experiments()
+    return path
 
 
 @pytest.fixture

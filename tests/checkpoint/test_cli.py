@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from checkpoint import export
 from checkpoint.cli import build_parser, main
 from checkpoint.manifest import checkpoint_directory, read_manifest
 from checkpoint.prove import examine
+from checkpoint.service import DATABASE_FILE
 
 RunMaker = Callable[..., Path]
 Command = Callable[..., int]
@@ -131,9 +133,10 @@ def test_serve_once_prints_the_four_paths_and_the_mlflow_command(
 
 
 def test_serve_once_exits_1_with_a_line_for_a_damaged_checkpoint(
-    make_run: RunMaker, command: Command, capsys: pytest.CaptureFixture[str]
+    make_run: RunMaker, empty_database: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make_run("float32")
+    shutil.copy(empty_database, run.parent / DATABASE_FILE)
     spoil(run, "missing")
     assert command("serve", "--once", run.parent) == 1
     problems = [line for line in capsys.readouterr().err.splitlines() if line.startswith("problem: ")]

@@ -58,6 +58,20 @@ def test_bfloat16_rounds_to_nearest_even(uneven: Path, tmp_path: Path) -> None:
     assert all(torch.equal(got[name], expected[name].bfloat16()) for name in expected)
 
 
+def test_flat_groups_that_end_inside_a_slice_give_the_same_weights(uneven: Path, tmp_path: Path) -> None:
+    zero = shutil.copytree(uneven / "zero", tmp_path / "zero")
+    for path in zero.glob("*_optim_states.pt"):
+        states = torch.load(path, weights_only=False)
+        elements = torch.cat(states["optimizer_state_dict"]["fp32_flat_groups"])
+        # shift is elements 0 to 2 and the embedding 3 to 48: the first group ends in the one, the third in the other
+        states["optimizer_state_dict"]["fp32_flat_groups"] = list(elements.split([2, 1, 20, len(elements) - 23]))
+        torch.save(states, path)
+    write_weights(tmp_path, read_layout(zero).parameters, dtype="float32")
+    got = load_file(tmp_path / "model.safetensors")
+    expected = torch.load(uneven / "expected.pt", weights_only=True)
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
 def test_bytes_do_not_depend_on_the_buffer(uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = read_layout(uneven / "zero").parameters
     for name, elements in (("large", 1 << 20), ("small", 7)):

@@ -47,7 +47,6 @@ def test_export_holds_the_files_of_a_model_directory_and_its_proof(exported_run:
         "generation_config.json",
         "model.safetensors",
         "proof.json",
-        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from checkpoint import export, service
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
 from checkpoint.prove import examine
-from checkpoint.service import RunReport, Service, ServiceSettings, find_runs
+from checkpoint.service import DATABASE_FILE, RunReport, Service, ServiceSettings, find_runs
 from checkpoint.tracking import EXPERIMENT
 
 RunMaker = Callable[..., Path]
@@ -31,6 +32,13 @@ def prove_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         export, "prove_directory", lambda directory, checkpoint: examine(directory, read_manifest(checkpoint))
     )
+
+
+@pytest.fixture(autouse=True)
+def database(empty_database: Path, tmp_path: Path) -> None:
+    """MLflow's tables beside the runs, which would take seconds to make."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_database, tmp_path / "runs" / DATABASE_FILE)
 
 
 def one_pass(runs: Path, **settings: Any) -> RunReport:

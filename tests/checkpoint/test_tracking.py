@@ -27,14 +27,6 @@ RunMaker = Callable[..., Path]
 LogWriter = Callable[..., None]
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MLflow's tables, made once: each test's database is a copy."""
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    Tracker(f"sqlite:///{path}").client.search_experiments()
-    return path
-
-
 @pytest.fixture
 def tracker(empty_database: Path, tmp_path: Path) -> Tracker:
     database = shutil.copy(empty_database, tmp_path / "mlflow.db")

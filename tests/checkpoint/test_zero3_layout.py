@@ -50,12 +50,6 @@ def test_tied_head_is_an_alias(zero: Path) -> None:
     assert read_layout(zero).shared == {"lm_head.weight": "embed_tokens.weight"}
 
 
-def test_slice_that_crosses_flat_groups_is_cut_in_two(zero3_folder: Callable[[int], Path]) -> None:
-    # groups of about 40 elements: the writer's variant makes three of them on every rank
-    layout = read_layout(zero3_folder(2) / "tied-bfloat16" / "zero")
-    assert sum(piece.numel for parameter in layout.parameters.values() for piece in parameter.slices) == 262
-
-
 class Planted:
     """A pickle that would run a command when it is read as an ordinary pickle."""
 
@@ -140,5 +134,6 @@ def test_parameter_more_than_the_groups_hold_is_named(zero: Path) -> None:
 
 def test_parameter_less_than_the_groups_hold_is_counted(zero: Path) -> None:
     rewrite(zero / MODEL_0, lambda states: states["param_shapes"][-1].pop("up.bias"))
-    with pytest.raises(CheckpointError, match="rank 0 holds 132 elements, the parameters need 126"):
+    # shares of two ranks: shift 3, embedding 46, up 39, down 39, scale 1, bias 6
+    with pytest.raises(CheckpointError, match="rank 0 holds 134 elements, the parameters need 128"):
         read_layout(zero)

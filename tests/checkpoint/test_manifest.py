@@ -1,0 +1,108 @@
+"""The checkpoint contract: when a checkpoint exists, and when it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from checkpoint.manifest import (
+    CheckpointError,
+    CheckpointManifest,
+    checkpoint_directory,
+    describe_files,
+    list_steps,
+    newest_verified,
+    partial_directory,
+    publish_checkpoint,
+    read_manifest,
+    read_run,
+    verify_checkpoint,
+)
+
+
+def save(run: Path, step: int, content: bytes = b"weights") -> Path:
+    partial = partial_directory(run, step)
+    (partial / "zero").mkdir(parents=True)
+    (partial / "zero" / "rank_0.pt").write_bytes(content)
+    manifest = CheckpointManifest(
+        run_key="k",
+        step=step,
+        tokens_consumed=0,
+        samples_consumed=0,
+        world_size=1,
+        zero_stage=3,
+        dtype="float32",
+        config_digest="c",
+        dataset_digests={},
+        tokenizer_digest="t",
+        model={},
+        files=tuple(describe_files(partial, [partial / "zero" / "rank_0.pt"])),
+    )
+    return publish_checkpoint(run, manifest)
+
+
+def test_published_checkpoint_is_whole_and_latest(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 100)
+    assert checkpoint == tmp_path / "checkpoints" / "step-00000100"
+    assert verify_checkpoint(checkpoint) == []
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000100\n"
+
+
+def test_file_record_has_path_size_and_digest(tmp_path: Path) -> None:
+    (record,) = read_manifest(save(tmp_path, 1)).files
+    # printf weights | sha256sum
+    assert record.digest == "sha256:9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert (record.path, record.size_bytes) == ("zero/rank_0.pt", 7)
+
+
+def test_what_is_being_written_does_not_exist_yet(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (partial_directory(tmp_path, 2) / "zero").mkdir(parents=True)
+    checkpoint_directory(tmp_path, 3).mkdir()
+    (tmp_path / "checkpoints" / "step-old").mkdir()
+    (tmp_path / "checkpoints" / "step-old" / "manifest.json").touch()
+    assert list_steps(tmp_path) == [1]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint = save(tmp_path, 1, b"other weights")
+    assert (checkpoint / "zero" / "rank_0.pt").read_bytes() == b"other weights"
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["latest", "step-00000001"]
+
+
+def test_newest_that_is_whole_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "zero" / "rank_0.pt").write_bytes(b"weightz")
+    (save(tmp_path, 3) / "manifest.json").write_text("{")
+    step, passed_over = newest_verified(tmp_path)
+    assert step == 1
+    assert [problem.path for problem in passed_over] == [
+        "step-00000003/manifest.json",
+        "step-00000002/zero/rank_0.pt",
+    ]
+
+
+def test_run_with_nothing_whole_has_no_newest(tmp_path: Path) -> None:
+    assert newest_verified(tmp_path) == (None, [])
+
+
+@pytest.mark.parametrize("path", ["../weights", "/etc/passwd", "zero/../../weights", "zero\\\\..\\\\weights"])
+def test_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
+    manifest_file = save(tmp_path, 1) / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace("zero/rank_0.pt", path))
+    with pytest.raises(CheckpointError, match="leads out of the checkpoint; do not trust it"):
+        read_manifest(manifest_file.parent)
+
+
+def test_format_of_another_release_is_named(tmp_path: Path) -> None:
+    manifest_file = save(tmp_path, 1) / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace('"format_version":1', '"format_version":2'))
+    with pytest.raises(CheckpointError, match="format version 2, this release reads 1"):
+        read_manifest(manifest_file.parent)
+
+
+def test_folder_that_is_no_run_says_who_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"is not a run folder \(no run.json\); `smollm2 launch train` makes one"):
+        read_run(tmp_path)
