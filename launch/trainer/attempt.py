@@ -5,7 +5,7 @@ Called on every rank; only rank 0 has a `StartPoint`, which it shares.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 
 import deepspeed
 import torch
@@ -43,13 +43,15 @@ def run_attempt(
         console.line(finished_line(config, start.step))
         torch.distributed.destroy_process_group()
         return 0
-    with ExitStack() as stack:
-        events = stack.enter_context(EventWriter(events_file(config.run_dir))) if ranks.is_first else None
+    with EventWriter(events_file(config.run_dir)) if ranks.is_first else nullcontext() as events:
+        trainer = None
         try:
-            code = _build(config, ranks, console, inputs, start, events).run()
+            trainer = _build(config, ranks, console, inputs, start, events)
+            code = trainer.run()
         except Exception as error:
             if events is not None:
-                events.write("state", step=start.step, state="failed", reason=summary(error))
+                step = start.step if trainer is None else trainer.step
+                events.write("state", step=step, state="failed", reason=summary(error))
                 events.sync()
             raise
     torch.distributed.destroy_process_group()

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from model.cost import flops_per_token
 
 from checkpoint.events import EventKind, EventWriter
 from launch.config import TrainConfig
@@ -28,6 +27,7 @@ from launch.trainer.ranks import RankEnvironment
 from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
 from launch.trainer.throughput import Throughput
+from model.cost import flops_per_token
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Trainer:
         self.config, self.ranks, self.engine = config, ranks, engine
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.console, self.events = console, events
-        self.first_step = first_step
+        self.step = first_step  # complete ones
         self._throughput = Throughput(
             flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
             device_name=engine.device_name,
@@ -70,12 +70,13 @@ class Trainer:
         self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
 
     def run(self) -> int:
-        """Train from `first_step` completed steps to the end. Returns the exit code; raises DivergedError."""
-        config, first_step = self.config, self.first_step
+        """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError."""
+        config, first_step = self.config, self.step
         with StopSignals() as signals, self._loader(first_step) as loader:
             window_started_s, window_step = time.perf_counter(), first_step
             for step in range(first_step + 1, config.steps + 1):
                 result = self._train_step(step, loader, signals)
+                self.step = step
                 self._tell_step(step, result)
                 if step % config.logging.every_steps == 0 or step == config.steps:
                     self._say_step(step, result, (time.perf_counter() - window_started_s) / (step - window_step))

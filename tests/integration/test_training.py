@@ -159,6 +159,7 @@ class TestKilledRun:
         assert "another rank is gone" in killed.err
         assert "Traceback" not in killed.err
         assert killed.states() == ["running", "failed"]
+        assert killed.events[-1].step >= 22
 
     def test_goes_on_from_the_checkpoint_before_the_damaged_one(self, mended: Any) -> None:
         assert mended.code == 0, mended.err
