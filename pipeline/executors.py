@@ -102,7 +102,7 @@ def _hand_out(connection: Connection, waiting: list[Any], at_work: dict[Connecti
 def _receive(connection: Connection, process: SpawnProcess, item: Any) -> Any:
     try:
         return connection.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # the end of the stream, at the beginning or in the middle of a message
         process.join(timeout=10)
         code = process.exitcode
         how = (
@@ -124,9 +124,11 @@ def _work(connection: Connection, make_task: Callable[[], Task], parent: int) ->
     try:
         task = make_task()
         while True:
-            connection.send(Finished(task(connection.recv(), connection.send)))
-    except EOFError:
-        return
+            try:
+                item = connection.recv()
+            except EOFError:
+                return  # the parent needs no more
+            connection.send(Finished(task(item, connection.send)))
     except BaseException as error:
         error.add_note(f"in worker {os.getpid()}:\n{traceback.format_exc()}")
         connection.send(_Failed(error))

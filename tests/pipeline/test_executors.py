@@ -42,6 +42,10 @@ def die_at_two(number: int, tell: Callable[[Any], None]) -> int:
     return number
 
 
+def meet_end_of_file(number: int, tell: Callable[[Any], None]) -> None:
+    raise EOFError("file ends")
+
+
 def sleep_long(number: int, tell: Callable[[Any], None]) -> None:
     tell(os.getpid())
     time.sleep(60)
@@ -88,6 +92,11 @@ def test_an_error_of_a_task_is_raised_here_and_says_where_it_came_from() -> None
         list(run_in_processes(make(fail_at_two), [1, 2, 3], workers=1))
     assert str(caught.value) == "two is bad"
     assert "in fail_at_two" in caught.value.__notes__[0]
+
+
+def test_an_end_of_file_in_a_task_is_an_error_like_any_other() -> None:
+    with pytest.raises(EOFError, match="file ends"):
+        list(run_in_processes(make(meet_end_of_file), [1], workers=1))
 
 
 def test_a_killed_worker_is_one_line_that_says_what_to_do() -> None:

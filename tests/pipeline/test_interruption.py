@@ -69,7 +69,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(config_file: Path
     draw = random.Random(11)
     dataset = tmp_path / "dataset"
     # in the first second, whatever it is at then; after that in the middle of the units, whatever the machine's speed
-    for units, delay_s in ((0, draw.uniform(0.2, 1)), (2, draw.uniform(0, 0.1)), (9, draw.uniform(0, 0.1))):
+    for units, delay_s in ((0, draw.uniform(0.2, 1)), (2, draw.uniform(0, 0.05)), (7, draw.uniform(0, 0.05))):
         process = start(config_file)
         while len(list(dataset.glob(".work/units/*.json"))) < units:
             assert process.poll() is None, "it ended before it could be killed"
