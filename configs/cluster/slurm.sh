@@ -25,8 +25,6 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-set -u
-
 config=${1:?give a config, such as configs/train/smollm2-135m.yaml}
 shift
 
@@ -36,15 +34,14 @@ export PATH="$PWD/.venv/bin:$PATH"
 # srun passes the environment on to all nodes; the interface that the nodes reach each other on, if NCCL picks another:
 # export NCCL_SOCKET_IFNAME=ib0
 
-# in the background, because bash runs a trap only between commands
+# in the background, because bash runs a trap only between commands; $! is the process in the background
+trap '[ -z "$!" ] || kill -TERM "$!"' TERM
 smollm2 launch train "$config" "$@" &
-training=$!
-trap 'kill -TERM "$training"' TERM
-wait "$training"
+wait "$!"
 code=$?
 # the trap has interrupted the wait: the run is saving
-while kill -0 "$training" 2>/dev/null; do
-  wait "$training"
+while kill -0 "$!" 2>/dev/null; do
+  wait "$!"
   code=$?
 done
 

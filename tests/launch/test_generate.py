@@ -78,7 +78,12 @@ def test_greedy_text_is_that_of_transformers(directory_in, prompt):
     assert len(expected.split()) > len(prompt.split())
 
 
-def test_generation_stops_at_the_end_of_sequence(directory, tmp_path):
+def test_generation_stops_at_the_end_of_sequence(directory, tmp_path, monkeypatch):
+    from model.transformer import SmolLM2
+
+    calls = []
+    forward = SmolLM2.forward
+    monkeypatch.setattr(SmolLM2, "forward", lambda self, ids: calls.append(ids.shape) or forward(self, ids))
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(directory, tmp_path / "ending")
@@ -87,6 +92,7 @@ def test_generation_stops_at_the_end_of_sequence(directory, tmp_path):
     tensors["model.norm.weight"].zero_()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     assert generate(folder, PROMPT, max_new_tokens=5) == PROMPT
+    assert calls == [(1, 4)]
 
 
 def test_drawn_text_depends_on_the_seed_alone(directory):

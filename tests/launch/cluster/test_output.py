@@ -69,6 +69,10 @@ def test_warnings_and_logs_are_not_errors():
     assert error_lines(lines) == ["ssh: connect to host node-a port 22: Connection refused"]
 
 
+def test_a_repeated_line_counts_where_it_stands_last():
+    assert error_lines(["first", "second", "first"]) == ["second", "first"]
+
+
 def test_only_the_last_lines_are_told():
     assert error_lines(f"line {number}" for number in range(100)) == [f"line {number}" for number in range(80, 100)]
 
