@@ -68,7 +68,7 @@ def tokens_per_second(read: Callable[[np.ndarray], object], places: np.ndarray, 
 def main() -> None:
     parser = argparse.ArgumentParser(description="How fast random packed samples are read.")
     parser.add_argument("--tokens", type=int, default=100_000_000, help="ids on the disk (default 100,000,000)")
-    parser.add_argument("--samples", type=int, default=2048, help="samples read in a pass (default 2,048)")
+    parser.add_argument("--samples", type=int, default=2048, help="read in a pass (default 2,048)")
     settings = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -92,8 +92,7 @@ def main() -> None:
     )
     print(f"{'':<30}{'Mtokens/s':>12}{'ours is':>14}")
     for name, rate in rates.items():
-        ours = rates[name.replace("datasets", "ours")]
-        print(f"{name:<30}{rate / 1e6:>12,.1f}{ours / rate:>13.1f}x")
+        print(f"{name:<30}{rate / 1e6:>12,.1f}{rates[name.replace('datasets', 'ours')] / rate:>13.1f}x")
 
 
 if __name__ == "__main__":

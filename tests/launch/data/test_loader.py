@@ -253,8 +253,8 @@ def test_wait_time_counts_only_waiting(sources):
         time.sleep(0.3)
         waited_s = loader.wait_time_s
         next(loader)
-        # read while we slept; 30 ms allows for a busy machine
-        assert loader.wait_time_s - waited_s < 0.03
+        # read while we slept: less than one reading, on a busy machine too
+        assert loader.wait_time_s - waited_s < 0.05
 
 
 def validation_rows(samples, sequences, micro_batch_size, world_size):
