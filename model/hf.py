@@ -116,7 +116,8 @@ def load_pretrained(
 def save_pretrained(model: SmolLM2, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config.json and model.safetensors; a tied head is left out, as transformers does. None: dtype as it is.
 
-    For a model that is whole in this process. Raises OSError if the disk does not take it.
+    For a model that is whole in this process. config.json comes last: a folder cut short does not load.
+    Raises WeightsError or OSError if the disk does not take it.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +127,10 @@ def save_pretrained(model: SmolLM2, path: str | Path, *, dtype: torch.dtype | No
         to_huggingface_name(name): parameter.detach().to("cpu", stored_dtype).contiguous()
         for name, parameter in parameters.items()
     }
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    try:
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    except SafetensorError as error:  # its own spelling of an operating system's error
+        raise WeightsError(f"{folder / WEIGHTS_FILE}: cannot be written: {error}") from None
     tree = huggingface_config(model.config, dtype=str(stored_dtype).removeprefix("torch."))
     (folder / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 

@@ -66,7 +66,7 @@ def read_huggingface_config(tree: dict[str, Any], *, origin: str) -> SmolLM2Conf
     fields = {key: tree[key] for key in _REQUIRED}
     for key, default in _DEFAULTS.items():
         fields[key] = default if tree.get(key) is None else tree[key]
-    if isinstance(fields["eos_token_id"], list):
+    if isinstance(fields["eos_token_id"], list) and fields["eos_token_id"]:
         fields["eos_token_id"] = fields["eos_token_id"][0]
     try:
         return SmolLM2Config(rope_theta=_rope_theta(tree), **fields)
@@ -91,17 +91,24 @@ def _not_computed(tree: dict[str, Any]) -> Iterator[str]:
         yield "quantization_config is set; save the model dequantized first"
     for key in ("rope_scaling", "rope_parameters"):
         scaling = tree.get(key) or {}
+        if not isinstance(scaling, dict):
+            yield f"{key}={scaling!r}; wanted an object or null"
+            continue
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind != "default":
             yield f"{key} of type {kind!r}; this model computes unscaled rotary embeddings only"
-    hidden_size, heads, head_dim = (tree.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim"))
-    if hidden_size and heads and head_dim and head_dim * heads != hidden_size:
+    sizes: list[Any] = [tree.get(key) for key in ("hidden_size", "num_attention_heads", "head_dim")]
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        return  # left out, or for the schema to refuse
+    hidden_size, heads, head_dim = sizes
+    if head_dim * heads != hidden_size:
         yield f"head_dim={head_dim}; this model computes hidden_size / num_attention_heads, {hidden_size / heads:g}"
 
 
 def _rope_theta(tree: dict[str, Any]) -> Any:
-    """transformers 5.x's place first: it keeps an old `rope_theta` out of the file, so both never disagree honestly."""
-    theta = (tree.get("rope_parameters") or {}).get("rope_theta", tree.get("rope_theta"))
+    """From transformers 5.x's place if it is there: 5.x reads it first too. 10,000 is LlamaConfig's default."""
+    parameters = tree.get("rope_parameters") or {}
+    theta = parameters.get("rope_theta", tree.get("rope_theta"))
     return 10_000.0 if theta is None else theta
 
 

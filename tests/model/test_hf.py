@@ -93,6 +93,19 @@ def test_tied_head_is_written_once(saved: Path) -> None:
     assert "lm_head.weight" not in safetensors.torch.load_file(saved / "model.safetensors")
 
 
+def test_the_file_says_that_it_is_for_pytorch(saved: Path) -> None:
+    # transformers refuses a file without it
+    with safetensors.safe_open(saved / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_file_that_cannot_be_written_is_one_line(make_model: Any, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(WeightsError, match=r"model\.safetensors: cannot be written: "):
+        save_pretrained(make_model(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_names_gain_the_prefix_of_hugging_face() -> None:
     assert to_huggingface_name("layers.11.mlp.up_proj.weight") == "model.layers.11.mlp.up_proj.weight"
     assert to_huggingface_name("lm_head.weight") == "lm_head.weight"

@@ -83,6 +83,12 @@ def test_the_first_of_several_eos_ids_is_kept() -> None:
         ),
         ({"quantization_config": {"bits": 4}}, "quantization_config is set; save the model dequantized first"),
         ({"vocab_size": ...}, "vocab_size is missing"),
+        (
+            {"hidden_size": "many"},
+            "hidden_size: input should be a valid integer, unable to parse string as an integer",
+        ),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'; wanted an object or null"),
+        ({"eos_token_id": []}, "eos_token_id: input should be a valid integer"),
         ({"vocab_size": 128_256}, "vocab_size: input should be less than or equal to 65536"),
         (
             {"num_attention_heads": 5, "head_dim": ...},
