@@ -138,16 +138,23 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     print(f"{'step':>10} {'tokens':>15} {'ranks':>5} {'dtype':<9} {'size':>9} {'validation':>10}  export")
     for step in steps:
-        manifest = read_manifest(checkpoint_directory(run, step))
-        loss = "-" if manifest.validation_loss is None else f"{manifest.validation_loss:.4f}"
-        size_mb = sum(file.size_bytes for file in manifest.files) / 1e6
-        export = find_export(run, step)
-        told = "-" if export is None else f"proof {export.proof.verdict}"
-        print(
-            f"{step:>10} {manifest.tokens_consumed:>15,} {manifest.world_size:>5} {manifest.dtype:<9} "
-            f"{size_mb:>6,.0f} MB {loss:>10}  {told}"
-        )
+        try:
+            print(_describe_checkpoint(run, step))
+        except CheckpointError as error:
+            print(f"{step:>10} {error}")
     return 0
+
+
+def _describe_checkpoint(run: Path, step: int) -> str:
+    manifest = read_manifest(checkpoint_directory(run, step))
+    loss = "-" if manifest.validation_loss is None else f"{manifest.validation_loss:.4f}"
+    size_mb = sum(file.size_bytes for file in manifest.files) / 1e6
+    export = find_export(run, step)
+    told = "-" if export is None else f"proof {export.proof.verdict}"
+    return (
+        f"{step:>10} {manifest.tokens_consumed:>15,} {manifest.world_size:>5} {manifest.dtype:<9} "
+        f"{size_mb:>6,.0f} MB {loss:>10}  {told}"
+    )
 
 
 def _verify(arguments: argparse.Namespace) -> int:

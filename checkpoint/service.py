@@ -23,6 +23,7 @@ from checkpoint.manifest import (
     CheckpointError,
     checkpoint_directory,
     list_steps,
+    read_manifest,
     step_name,
 )
 from checkpoint.tracking import Tracker, TrackingError
@@ -128,6 +129,11 @@ class Service:
     def _export_step(self, report: RunReport, step: int) -> Export | None:
         """None for a damaged checkpoint, whose problems go into the report."""
         checkpoint = checkpoint_directory(report.run, step)
+        try:
+            read_manifest(checkpoint)
+        except CheckpointError as error:
+            report.problems.append(f"{report.run}: {error}")
+            return None
         key = (checkpoint, (checkpoint / MANIFEST_FILE).stat().st_mtime_ns)
         if key not in self._damaged:
             logger.info("%s: exporting %s", report.run, step_name(step))

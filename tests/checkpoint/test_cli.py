@@ -42,6 +42,17 @@ def test_list_shows_each_checkpoint_and_its_proof(
     assert [line[-1] for line in lines[1:]] == ["-", "passed"]
 
 
+def test_list_names_a_spoilt_manifest_and_goes_on(
+    make_run: RunMaker, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run("float32")
+    (checkpoint_directory(run, 2) / "manifest.json").write_text("{")
+    assert command("list", run) == 0
+    _, spoilt, sound = capsys.readouterr().out.splitlines()
+    assert "is not a checkpoint manifest" in spoilt
+    assert sound.split()[0] == "4"
+
+
 def test_verify_of_a_sound_run_says_whole(
     make_run: RunMaker, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

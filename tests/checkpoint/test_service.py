@@ -100,6 +100,15 @@ def test_damaged_checkpoint_is_told_and_the_one_before_is_exported(make_run: Run
     assert exported_steps(report) == [2]
 
 
+def test_spoilt_manifest_is_told_and_the_one_before_is_exported(make_run: RunMaker) -> None:
+    run = make_run("float32")
+    (checkpoint_directory(run, 4) / "manifest.json").write_text("{")
+    report = one_pass(run.parent)
+    (problem,) = report.problems
+    assert "is not a checkpoint manifest" in problem
+    assert exported_steps(report) == [2]
+
+
 def test_damaged_checkpoint_is_hashed_once(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run("float32")
     spoil(run, 4)
