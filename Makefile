@@ -21,14 +21,21 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "setup: $(PYTHON) has no Python.h (DeepSpeed compiles with it); install its headers, on Debian: apt-get install python3-dev"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, export, proof, MLflow (again: resumes)
 	$(BIN)/smollm2 pipeline run configs/data/demo.yaml
 	$(BIN)/smollm2 launch train configs/train/demo.yaml
-	$(BIN)/smollm2 checkpoint serve --once runs
+	$(BIN)/smollm2 checkpoint serve --once runs/demo
+	$(BIN)/smollm2 launch generate runs/demo "def main():" --max-new-tokens 64 | tee runs/demo/sample.txt
+	@echo
+	@echo "dataset     data/demo"
+	@echo "checkpoint  runs/demo/checkpoints/$$(cat runs/demo/checkpoints/latest)"
+	@echo "export      $$(ls -d runs/demo/exports/step-* | tail -1), with its proof.json"
+	@echo "pictures    runs/demo/loss_curve.png, and the MLflow page:"
+	@echo "            $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db"
 
 test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 	$(BIN)/python -m pytest --cov
@@ -46,6 +53,9 @@ lint: $(READY)  ## ruff, mypy --strict, codespell, hadolint
 format: $(READY)  ## ruff, in place
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY)  ## the benchmarks: a table each, with peers beside us
+	@for program in benchmarks/*.py; do $(BIN)/python $$program; done
 
 clean:  ## remove what the demo made
 	rm -rf data/demo runs/demo

@@ -118,7 +118,8 @@ class CheckpointConfig(_Settings):
 
 
 class ValidationConfig(_Settings):
-    """The loss over the first `sequences` of the validation split, every `every_steps` and at the last step."""
+    """The loss over the first `sequences` of the validation split: before the first step, every `every_steps`, at the
+    last step."""
 
     every_steps: int = Field(ge=1)
     sequences: int = Field(ge=1)

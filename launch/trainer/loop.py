@@ -72,6 +72,8 @@ class Trainer:
     def run(self) -> int:
         """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError."""
         config, first_step = self.config, self.step
+        if first_step == 0:
+            self._evaluate(0)
         with StopSignals() as signals, self._loader(first_step) as loader:
             window_started_s, window_step = time.perf_counter(), first_step
             for step in range(first_step + 1, config.steps + 1):
@@ -160,9 +162,7 @@ class Trainer:
         config, is_last = self.config, step == self.config.steps
         loss = None
         if is_last or step % config.validation.every_steps == 0:
-            loss = validation_loss(self.engine, self.validation, config, self.ranks)
-            self._tell("metrics", step, **{"validation/loss": loss})
-            self.console.line(f"step {step}/{config.steps}  validation loss {loss:.4f}")
+            loss = self._evaluate(step)
         if stopping or is_last or step % config.checkpoint.every_steps == 0:
             started_s = time.perf_counter()
             probe = measure_probe(self.engine, self.validation, config)
@@ -171,6 +171,12 @@ class Trainer:
             if self.events is not None:
                 self.events.sync()
             self.console.line(f"step {step}/{config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
+
+    def _evaluate(self, step: int) -> float:
+        loss = validation_loss(self.engine, self.validation, self.config, self.ranks)
+        self._tell("metrics", step, **{"validation/loss": loss})
+        self.console.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
+        return loss
 
     def _tell_step(self, step: int, result: StepResult) -> None:
         tokens_per_second = self.config.batch_tokens / result.step_time_s
