@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-gpu lint format bench screenshots clean
+.PHONY: help setup demo test test-campaign test-gpu lint format bench clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -39,6 +39,9 @@ demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, expor
 
 test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 	$(BIN)/python -m pytest --cov
+
+test-campaign: $(READY)  ## long tests at real sizes
+	$(BIN)/python -m pytest -m campaign -s
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

@@ -96,6 +96,32 @@ def _events(run: Path) -> list[Event]:
 StartTraining = Callable[..., Started]
 
 
+@dataclass(frozen=True)
+class Commands:
+    """`smollm2` as a user runs it, in a folder of the test's own."""
+
+    folder: Path
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        # one thread a rank: two ranks share two cores
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "configs.command", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+    def run(self, *arguments: str) -> str:
+        """What it printed; it must exit with 0."""
+        process = self.start(*arguments)
+        out, err = process.communicate()
+        assert process.returncode == 0, out + err
+        return out
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    return Commands(tmp_path_factory.mktemp("user"))
+
+
 @pytest.fixture(scope="session")
 def chain_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Documents in which the next id follows from the last in nine of ten cases: 255 ids, learnt in a few steps."""

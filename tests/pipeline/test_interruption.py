@@ -90,7 +90,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(config_file: Path
 
 
 def test_ctrl_c_is_one_line_and_the_run_goes_on(config_file: Path, tmp_path: Path) -> None:
-    process = start(config_file)
+    process = start(config_file, "unit_size_bytes=5_000")  # 200 units: far from the end after the second
     units = tmp_path / "dataset" / ".work" / "units"
     while len(list(units.glob("*.json"))) < 2:
         assert process.poll() is None, "it ended before it could be interrupted"
