@@ -2,7 +2,7 @@
 #
 #   docker build -t smollm2 .                                   without flash-attn (attention runs on torch's kernels)
 #   docker build -t smollm2 --build-arg FLASH_ATTN=2.8.3 .      with it; compiles for FLASH_ATTN_CUDA_ARCHS, an hour on 8 cores
-#   docker run --gpus all --ipc=host -v "$PWD:/work" smollm2 launch train configs/train/smollm2-135m.yaml
+#   docker run --gpus all --ipc=host -v "$PWD:/workspace" smollm2 launch train configs/train/smollm2-135m.yaml
 #
 # Untested: this file is linted (make lint) but the image has not been built or run where it was written, for want of
 # a Docker engine and of a GPU there; so neither have the flash-attn stage and the multi-node ssh set-up.
@@ -48,6 +48,6 @@ COPY --from=build /opt/venv /opt/venv
 COPY configs /opt/smollm2/configs
 ENV PATH=/opt/venv/bin:$PATH PDSH_RCMD_TYPE=ssh
 USER 10001
-WORKDIR /work
+WORKDIR /workspace
 ENTRYPOINT ["smollm2"]
 CMD ["--help"]

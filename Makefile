@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,14))' 2>/dev/null && { echo $$p; break; }; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -15,7 +15,7 @@ help:  ## this list
 setup: $(READY)  ## make .venv with the pinned packages
 
 $(READY): pyproject.toml constraints.txt
-	@[ -n "$(PYTHON)" ] || { echo "setup: no Python from 3.11 to 3.13 found; install one, or name it: make setup PYTHON=/path/to/python3.11"; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "setup: no Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python3.11"; exit 1; }
 	@command -v g++ >/dev/null || { echo "setup: g++ is missing (DeepSpeed compiles with it); install it, on Debian: apt-get install g++"; exit 1; }
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
 	  || { echo "setup: $(PYTHON) has no Python.h (DeepSpeed compiles with it); install its headers, on Debian: apt-get install python3-dev"; exit 1; }
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, export, proof, MLflow (again: resumes)
 	$(BIN)/smollm2 pipeline run configs/data/demo.yaml
-	$(BIN)/smollm2 launch train configs/train/demo.yaml
+	CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu $(BIN)/smollm2 launch train configs/train/demo.yaml
 	$(BIN)/smollm2 checkpoint serve --once runs/demo
 	$(BIN)/smollm2 launch generate runs/demo "def main():" --max-new-tokens 64 | tee runs/demo/sample.txt
 	@echo

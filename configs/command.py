@@ -21,7 +21,7 @@ from configs.load import ConfigError
 ROOMS = {
     "pipeline": "corpora to tokenized Arrow shards",
     "model": "what a model costs",
-    "launch": "plan, check and run training",
+    "launch": "train, and write text with what was trained",
     "checkpoint": "verify, consolidate, export, prove, serve",
 }
 

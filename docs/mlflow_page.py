@@ -1,7 +1,7 @@
 """Takes docs/mlflow.png, the screenshot in the README, of the demo's newest run on a real MLflow server.
 
 pip install -e '.[docs]' -c constraints.txt && apt-get install chromium
-make demo && python docs/mlflow_page.py [RUNS_DIR]
+make demo && python docs/mlflow_page.py [RUNS_DIR, by default runs/demo]
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def start_server(store: str, port: int) -> subprocess.Popen[bytes]:
 
 
 def main() -> None:
-    runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs").resolve()
+    runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/demo").resolve()
     store = f"sqlite:///{runs / 'mlflow.db'}"
     client = MlflowClient(store)
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -113,3 +113,19 @@ def test_full_logits_are_never_held() -> None:
     with Watch():
         chunked_cross_entropy(hidden, weight, labels, chunk_logits=4 * VOCAB).backward()
     assert max(sizes) == VOCAB * HIDDEN > 4 * VOCAB
+
+
+@pytest.mark.gpu
+def test_half_precision_products_on_cuda_are_summed_in_fp32() -> None:
+    hidden, weight, labels = (tensor.detach().cuda() for tensor in inputs(torch.bfloat16))
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    loss = chunked_cross_entropy(hidden, weight, labels, chunk_logits=5 * VOCAB)
+    double = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    exact = F.cross_entropy(double[0] @ double[1].t(), labels)
+    assert abs(loss.item() - exact.item()) < 1e-6
+    for gradient, wanted in zip(
+        torch.autograd.grad(loss, (hidden, weight)), torch.autograd.grad(exact, double), strict=True
+    ):
+        # bf16 keeps 8 bits: the logits' gradients are rounded once, the result once
+        torch.testing.assert_close(gradient.double(), wanted, rtol=2**-7, atol=2**-10)
