@@ -41,22 +41,8 @@ def assemble(
     Raises PipelineError if the sums do not agree, if too many records are bad, or if nothing was kept.
     """
     dataset = config.output_dir
-    _check_balance(records)
     splits = {split: _split_record(records, split) for split in SPLITS}
-    by_source = {
-        source.name: add_up(record.tally for record in records if record.source == source.name)
-        for source in config.sources
-    }
-    report = report_tree(
-        config.name,
-        by_source,
-        tokens_by_split={split: record.tokens for split, record in splits.items()},
-        seconds=seconds,
-        worker_seconds=sum(record.seconds for record in records),
-    )
-    write_durably(dataset / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    total = add_up(by_source.values())
-    _check_bad_records(config, total)
+    total = report_and_check(config, records, seconds=seconds)
     _check_not_empty(config, total, splits)
 
     for split, record in splits.items():
@@ -77,6 +63,29 @@ def assemble(
     )
     write_manifest(dataset, manifest)
     return manifest
+
+
+def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, seconds: float) -> Tally:
+    """Write the report of all units, or of those that are done, and return its sum.
+
+    Raises PipelineError if the sums do not agree or if too many records are bad.
+    """
+    _check_balance(records)
+    by_source = {
+        source.name: add_up(record.tally for record in records if record.source == source.name)
+        for source in config.sources
+    }
+    report = report_tree(
+        config.name,
+        by_source,
+        tokens_by_split={split: _split_record(records, split).tokens for split in SPLITS},
+        seconds=seconds,
+        worker_seconds=sum(record.seconds for record in records),
+    )
+    write_durably(config.output_dir / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    total = add_up(by_source.values())
+    _check_bad_records(config, total)
+    return total
 
 
 def _split_record(records: Sequence[UnitRecord], split: Split) -> SplitRecord:
@@ -108,7 +117,7 @@ def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
     worst = max(reasons, key=lambda reason: reasons[reason].documents)
     counts = ", ".join(f"{dropped.documents:,} {reason}" for reason, dropped in reasons.items())
     raise PipelineError(
-        f"{total.documents_bad:,} of {total.documents_in:,} records are bad ({counts}), more than "
+        f"{total.documents_bad:,} of {total.documents_in:,} records read are bad ({counts}), more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} allows; the first {worst}: "
         f"{reasons[worst].examples[0].location}; see {config.output_dir / REPORT_FILE}, then mend the source or "
         f"raise the limit and run again"

@@ -136,7 +136,7 @@ class LengthFilterConfig(_Section):
 
 
 class FiltersConfig(_Section):
-    """The rules that a document must pass, in the order in which they are asked."""
+    """The rules that a document must pass; `pipeline/filters/rules.py` asks them in this order."""
 
     length: LengthFilterConfig = LengthFilterConfig()
 

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.assembly import assemble
+from pipeline.assembly import assemble, report_and_check
+from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
@@ -59,7 +60,7 @@ def run(config: PipelineConfig) -> RunResult:
         plan = make_plan(config)
         workspace.begin(config, plan)
         encoder, content = _tokenizer(config, plan, workspace)
-        records, tokens = _do_units(config, plan, workspace)
+        records, tokens = _do_units(config, plan, workspace, started=started)
         seconds = time.perf_counter() - started
         manifest = assemble(
             config,
@@ -143,9 +144,24 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     return encoder, content
 
 
-def _do_units(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tuple[dict[int, UnitRecord], int]:
-    """The records of all units, and the tokens that were made now."""
+def _do_units(
+    config: PipelineConfig, plan: Plan, workspace: Workspace, *, started: float
+) -> tuple[dict[int, UnitRecord], int]:
+    """The records of all units, and the tokens that were made now.
+
+    Raises PipelineError as soon as there are more bad records than the whole input may have.
+    """
     records = workspace.finished_units(plan)
+    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, total_bytes=plan.size_bytes)
+
+    def stop_if_too_many_are_bad() -> None:
+        if limit.is_out_of_reach():
+            done = [records[index] for index in sorted(records)]
+            report_and_check(config, done, seconds=time.perf_counter() - started)
+
+    for record in records.values():
+        limit.add(record)
+    stop_if_too_many_are_bad()
     if records:
         log.info("going on: %d of %d units were done before", len(records), len(plan.units))
     done_bytes = sum(record.size_bytes for record in records.values())
@@ -157,6 +173,8 @@ def _do_units(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tuple
             if isinstance(message, Finished):
                 display.finish(message.result)
                 records[message.result.index] = message.result
+                limit.add(message.result)
+                stop_if_too_many_are_bad()
             elif isinstance(message, Progress):
                 display.update(message)
             display.show()

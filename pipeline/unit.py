@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import PipelineConfig, SourceConfig
 from pipeline.document import BadRecord, Document, shorten
-from pipeline.filters import length
+from pipeline.filters.rules import rejection
 from pipeline.plan import Unit
 from pipeline.report import Tally
 from pipeline.shards.format import ShardRecord, Split, write_durably
@@ -98,7 +98,7 @@ class UnitReader:
                 # an estimate: a compressed file holds more text than bytes
                 read_bytes += len(content)
                 self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
-                reason = length.rejection(record.text, self._config.filters.length)
+                reason = rejection(record.text, self._config.filters)
                 if reason is not None:
                     self.drop(record, reason, text_bytes=len(content))
                     continue

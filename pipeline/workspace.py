@@ -59,18 +59,25 @@ class Workspace:
     def begin(self, config: PipelineConfig, plan: Plan) -> None:
         """Record the config and the plan, or compare them with those that the run began with.
 
-        Raises PipelineError, saying what differs, if the inputs have changed since.
+        Raises PipelineError, saying what differs, if the inputs have changed since, or if the same inputs are cut
+        otherwise now: units are known by their index, and a unit of other records under it would lose or double some.
         """
         self.units_directory.mkdir(parents=True, exist_ok=True)
         for split in SPLITS:
             split_directory(self.dataset, split).mkdir(exist_ok=True)
         write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
         if self._plan_path.is_file():
-            changes = changed_inputs(self._plan_path.read_bytes(), plan)
-            if changes:
+            stored = self._plan_path.read_bytes()
+            if changes := changed_inputs(stored, plan):
                 raise PipelineError(
                     f"the input has changed since the run in {self.dataset} began: {_some(changes)}; "
                     f"restore it, or remove {self.dataset} to start over"
+                )
+            if stored != plan_to_json(plan):
+                raise PipelineError(
+                    f"the plan differs from that which the run in {self.dataset} began with, though its input is the "
+                    "same: another version of this program or of a library cuts it otherwise; "
+                    f"go on with the versions that began it, or remove {self.dataset} to start over"
                 )
         else:
             write_durably(self._plan_path, plan_to_json(plan))
@@ -130,7 +137,7 @@ def require_same_config(path: Path, config: PipelineConfig) -> None:
     """Raises PipelineError, saying what differs, unless `path` holds the deciding fields of this config."""
     try:
         before: Any = json.loads(path.read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError):  # not JSON, or not UTF-8
         before = {}
     changes = differences(before, content_of(config))
     if changes:

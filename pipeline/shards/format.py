@@ -109,18 +109,18 @@ def read_manifest(dataset: Path) -> DatasetManifest:
     """Raises DatasetError, saying what to run, if there is no manifest or none that this version reads."""
     path = dataset / MANIFEST_FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         what = "is not finished (no manifest.json)" if dataset.is_dir() else "does not exist"
         raise DatasetError(f"dataset {dataset} {what}; make it with `smollm2 pipeline run`") from None
     try:
-        version = json.loads(text)["format_version"]
+        version = json.loads(content)["format_version"]
         if version != FORMAT_VERSION:
             raise DatasetError(
                 f"{path}: format version {version}, wanted {FORMAT_VERSION}; update or re-run the pipeline"
             )
-        return DatasetManifest.model_validate_json(text)
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        return DatasetManifest.model_validate_json(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DatasetError(f"{path} is not a dataset manifest ({reason}); re-run the pipeline") from None
 

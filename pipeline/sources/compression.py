@@ -23,7 +23,12 @@ _READ_BYTES = 1 << 20
 
 
 def open_binary(path: Path) -> BinaryIO:
-    """A buffered stream of the decompressed bytes, by the file's suffix."""
+    """A buffered stream of the decompressed bytes, by the file's suffix.
+
+    Raises EOFError for a compressed file of no bytes: compressed, even nothing has a header.
+    """
+    if path.suffix in COMPRESSED_SUFFIXES and path.stat().st_size == 0:
+        raise EOFError("it has no bytes")
     if path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(path, "rb"))
     if path.suffix == ".zst":

@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from pipeline.config import HuggingFaceConfig
 from pipeline.document import BadRecord, Document, SourceError
+from pipeline.sources.columns import raw_values
 from pipeline.sources.fields import document_of
 from pipeline.sources.piece import Piece
 
@@ -43,18 +46,25 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
 
 
 def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Document | BadRecord]:
+    """Raises SourceError if the files behind the rows are damaged."""
     columns = [config.text_field, config.id_field] if config.id_field else [config.text_field]
-    rows = _load(config).select_columns(list(dict.fromkeys(columns)))
+    # Arrow tables, not Python rows: `datasets` decodes a batch at once and fails as a whole
+    rows = _load(config).select_columns(list(dict.fromkeys(columns))).with_format("arrow")
     for first in range(piece.start, piece.stop, _BATCH_ROWS):
-        batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
-        texts = batch[config.text_field]
-        identities = batch[config.id_field] if config.id_field else [None] * len(texts)
+        try:
+            batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
+            texts = raw_values(batch[config.text_field])
+            identities = raw_values(batch[config.id_field]) if config.id_field else [None] * len(texts)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(
+                f"{piece.path}: rows from {first} are damaged ({_reason(error)}); fetch it again"
+            ) from None
         for row, (text, identity) in enumerate(zip(texts, identities, strict=True), start=first):
             yield document_of(
                 text,
                 identity=identity,
                 location=f"{piece.path}:{row}",
-                size_bytes=len(text.encode()) if isinstance(text, str) else 0,
+                size_bytes=len(text) if isinstance(text, bytes) else 0,
                 example=text,
             )
 
@@ -76,10 +86,9 @@ def _load(config: HuggingFaceConfig) -> Dataset:
             dataset = datasets.load_dataset(
                 config.path, config.config_name, split=config.split, revision=config.revision
             )
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # its readers raise DatasetsError, OSError, EOFError, KeyError, and more
         raise SourceError(
-            f"source {config.name!r}: datasets.{config.loader} of {config.path!r} failed: {reason}"
+            f"source {config.name!r}: datasets.{config.loader} of {config.path!r} failed: {_reason(error)}"
         ) from None
     if isinstance(dataset, datasets.DatasetDict):
         if config.split not in dataset:
@@ -88,3 +97,9 @@ def _load(config: HuggingFaceConfig) -> Dataset:
             )
         dataset = dataset[config.split]
     return dataset
+
+
+def _reason(error: Exception) -> str:
+    """One line. A DatasetGenerationError says only that there was an error; what it was stands in its cause."""
+    root = error.__cause__ or error
+    return f"{type(root).__name__}: {' '.join(str(root).split())[:200]}"

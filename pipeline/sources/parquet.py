@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import ParquetConfig
 from pipeline.document import BadRecord, Document, SourceError
+from pipeline.sources.columns import raw_values
 from pipeline.sources.fields import document_of
 from pipeline.sources.piece import Piece, file_version, find_files, readable
 
@@ -54,8 +55,8 @@ def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Document | BadRe
                 columns=list(dict.fromkeys(_columns(config))),
                 use_threads=False,
             ):
-                texts = _raw_values(batch.column(config.text_field))
-                identities = batch.column(config.id_field).to_pylist() if config.id_field else [None] * batch.num_rows
+                texts = raw_values(batch.column(config.text_field))
+                identities = raw_values(batch.column(config.id_field)) if config.id_field else [None] * batch.num_rows
                 for text, identity in zip(texts, identities, strict=True):
                     yield document_of(
                         text,
@@ -88,15 +89,3 @@ def _damaged(path: Path, error: Exception) -> SourceError:
 def _is_flat(file: pq.ParquetFile) -> bool:
     """Whether leaf columns are the columns, so that a name is a position."""
     return list(file.metadata.schema.names) == list(file.schema_arrow.names)
-
-
-def _raw_values(column: pa.Array) -> list[object]:
-    """Strings as undecoded bytes: Parquet does not promise that they are UTF-8, and one bad row is one bad record."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type):
-        column = column.cast(pa.large_binary())
-    values: list[object] = column.to_pylist()
-    return values

@@ -15,6 +15,7 @@ from pipeline import assembly
 from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
+from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.shards.format import read_manifest, write_durably
 from pipeline.tokenizer.train import TokenizerError
@@ -158,6 +159,17 @@ def test_going_on_with_changed_input_says_what_changed(stopped: PipelineConfig, 
         run(stopped)
 
 
+def test_going_on_with_the_same_input_cut_otherwise_is_refused(
+    stopped: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as a new version of a library or of ours may do; every unit's record is there, and would be taken by its index
+    otherwise = make_plan(stopped.model_copy(update={"unit_size_bytes": 4000}))
+    monkeypatch.setattr(run_module, "make_plan", lambda config: otherwise)
+    expected = r"the plan differs from that which the run in .*dataset began with.* or remove .*dataset to start over$"
+    with pytest.raises(PipelineError, match=expected):
+        run(stopped)
+
+
 def test_going_on_with_another_config_says_what_differs(stopped: PipelineConfig, make_config: MakeConfig) -> None:
     expected = (
         r"output_dir=.*dataset was made with another config \(validation_fraction: 0.2 → 0.1; "
@@ -221,7 +233,7 @@ def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path
     file = tmp_path / "corpus" / "a.jsonl"
     file.write_bytes(b'{"text": "one"}\n' * 8 + b'{"text": 5}\n{"text"\n')
     expected = (
-        r"2 of 10 records are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
+        r"2 of 10 records read are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
         r"the first malformed_json: .*a.jsonl:140; see .*report.json, then mend the source or raise the limit"
     )
     with pytest.raises(PipelineError, match=expected):
@@ -231,6 +243,24 @@ def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path
     assert not (tmp_path / "dataset" / "manifest.json").exists()
     # the work is not lost: with a higher limit the same run ends
     assert run(make_config(max_bad_record_fraction=0.2, validation_fraction=0.2)).manifest.documents_in == 10
+
+
+def test_a_wrong_text_field_stops_after_the_first_unit(corpus: Path, make_config: MakeConfig) -> None:
+    wrong = {"name": "c", "type": "jsonl", "files": [f"{corpus}/*.jsonl"], "text_field": "body"}
+    fields = {"sources": [wrong], "unit_size_bytes": 500, "validation_fraction": 0}
+    units = make_config().output_dir / ".work" / "units"
+    expected = r"(\d+) of \1 records read are bad \(\1 missing_field\), more than max_bad_record_fraction=0.001 allows"
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(**fields))
+    done = sorted(units.iterdir())
+    assert len(done) in (1, 2)  # the worker may be through with the next one by the time that it is stopped
+    # again, with nothing done anew
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(**fields))
+    assert sorted(units.iterdir()) == done
+    # a higher limit goes on from there, to the end
+    with pytest.raises(PipelineError, match=r"nothing to train on: 120 documents in, dropped: 120 missing_field"):
+        run(make_config(**fields, max_bad_record_fraction=1))
 
 
 def test_an_empty_corpus_is_an_error(tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl) -> None:

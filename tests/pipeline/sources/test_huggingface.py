@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.config import HuggingFaceConfig
@@ -88,3 +90,45 @@ def test_a_missing_column_is_an_error_that_names_those_there(saved: Path) -> Non
 def test_a_dataset_that_cannot_be_had_is_one_line(tmp_path: Path, loader: str) -> None:
     with pytest.raises(SourceError, match=rf"^source 'corpus': datasets.{loader} of '.*none' failed: [^\n]+$"):
         read(config_of(tmp_path / "none", loader=loader), unit_size_bytes=9)
+
+
+def test_rows_that_are_not_utf8_are_single_bad_records(tmp_path: Path) -> None:
+    # string columns that hold bytes which are not UTF-8, as careless writers make them
+    texts = pa.array([b"good", b"\xff\xfe", b"fine"], pa.binary()).view(pa.string())
+    names = pa.array([b"a", b"b", b"c\xff"], pa.binary()).view(pa.string())
+    datasets.Dataset(pa.table({"text": texts, "id": names})).save_to_disk(tmp_path / "saved")
+    first, bad, last = read(config_of(tmp_path / "saved", loader="load_from_disk", id_field="id"), unit_size_bytes=999)
+    assert [first, last] == [Document("a", "good"), Document("c\\xff", "fine")]
+    assert isinstance(bad, BadRecord)
+    assert (bad.reason, bad.size_bytes, bad.example) == ("invalid_utf8", 2, "\\xff\\xfe")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("train.parquet", b"PAR1", "ArrowInvalid: .+"),
+        ("train.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 1000)[:-9], "EOFError: .+"),
+        # the loader wraps what went wrong in a DatasetGenerationError, which is no ValueError
+        ("train.jsonl", b'{"text": "a"}\n{"text"\n', "ArrowInvalid: JSON parse error.+"),
+    ],
+)
+def test_a_damaged_file_behind_load_dataset_is_one_line(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    (folder / name).write_bytes(content)
+    with pytest.raises(
+        SourceError, match=rf"^source 'corpus': datasets.load_dataset of '.*' failed: {reason}$"
+    ) as error:
+        read(config_of(folder), unit_size_bytes=9)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["half an Arrow file", "an empty state.json"])
+def test_a_damaged_folder_of_save_to_disk_is_one_line(saved: Path, damage: str) -> None:
+    (arrow,) = saved.glob("*.arrow")
+    if damage == "half an Arrow file":
+        arrow.write_bytes(arrow.read_bytes()[: arrow.stat().st_size // 2])
+    else:
+        (saved / "state.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"^source 'corpus': datasets.load_from_disk of '.*' failed: \w+: [^\n]+$"):
+        read(config_of(saved, loader="load_from_disk"), unit_size_bytes=9)

@@ -84,6 +84,16 @@ def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, suffix: str,
         read(config_of(file))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_of_no_bytes_is_a_failed_download(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.touch()
+    with pytest.raises(SourceError, match=rf"a.jsonl\{suffix} is damaged or truncated \(it has no bytes\); fetch it"):
+        read(config_of(file))
+    file.write_bytes(gzip.compress(b"") if suffix == ".gz" else zstandard.compress(b""))
+    assert read(config_of(file)) == []
+
+
 def test_a_file_that_is_not_gzip_is_an_error_that_names_it(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl.gz"
     file.write_bytes(lines("one"))

@@ -54,7 +54,9 @@ def test_documents_are_named_by_row_group_and_row_or_by_id(tmp_path: Path) -> No
     assert named == ["x", f"{file}:1:0"]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_text_may_be_strings_bytes_or_a_dictionary(tmp_path: Path, kind: pa.DataType) -> None:
     column = (
         pa.array(["naïve", None], pa.string()).cast(kind) if kind != pa.binary() else pa.array(["naïve".encode(), None])
@@ -74,6 +76,16 @@ def test_invalid_utf8_is_one_bad_record(tmp_path: Path) -> None:
         "good",
         "invalid_utf8",
         "fine",
+    ]
+
+
+def test_an_id_that_is_not_utf8_spoils_no_document(tmp_path: Path) -> None:
+    names = pa.array([b"a", b"b\xff", None], pa.binary()).view(pa.string())
+    file = write(tmp_path / "a.parquet", {"text": ["one", "two", "three"], "id": names})
+    assert read(config_of(file, id_field="id")) == [
+        Document("a", "one"),
+        Document("b\\xff", "two"),
+        Document(f"{file}:0:2", "three"),
     ]
 
 
