@@ -7,7 +7,7 @@ writer and skipped by every reader.
 A resumed run repeats the steps after its checkpoint. The log keeps both tellings; `MetricsFilter` is the one rule of
 which counts: the first of each key and step.
 
-Imports the standard library and pydantic only.
+Imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from typing import Any, Literal
 
 EventKind = Literal["state", "params", "metrics", "checkpoint", "text"]
 KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "text")
+
+# Keys of metrics that both sides name: the trainer writes more, and the service ships them all.
+TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = "train/loss", "validation/loss", "train/learning_rate"
 
 
 class EventError(ValueError):

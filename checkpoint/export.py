@@ -25,16 +25,25 @@ from checkpoint.consolidate import (
     write_file,
     write_weights,
 )
-from checkpoint.export_folder import PROOF_FILE, Export, export_directory, find_export, quarantine_directory
+from checkpoint.export_folder import PROOF_FILE, Export, find_export, quarantine_directory
 from checkpoint.lock import exclusive_lock
-from checkpoint.manifest import CheckpointError, CheckpointManifest, checkpoint_directory, read_manifest, step_name
+from checkpoint.manifest import (
+    LOCK_FILE,
+    MODEL_CONFIG_FILE,
+    TOKENIZER_FILE,
+    CheckpointError,
+    CheckpointManifest,
+    checkpoint_directory,
+    export_directory,
+    exports_directory,
+    read_manifest,
+    step_name,
+)
 from checkpoint.prove import probe_of, prove_directory
 from checkpoint.zero3_layout import Zero3Layout
 from model.config import SmolLM2Config
 from model.hf_config import huggingface_config
 from model.parameters import parameter_shapes, to_huggingface_name
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 def export_checkpoint(
@@ -75,7 +84,8 @@ def prove_export(run: Path, step: int) -> Export:
 
 
 def _exclusive(run: Path) -> AbstractContextManager[None]:
-    return exclusive_lock(run / "exports" / ".lock", busy=f"another export of {run} is under way; wait for its end")
+    busy = f"another export of {run} is under way; wait for its end"
+    return exclusive_lock(exports_directory(run) / LOCK_FILE, busy=busy)
 
 
 def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, published: Path) -> Export:
@@ -94,7 +104,7 @@ def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, publish
 
 
 def _write_description(folder: Path, run: Path, config: SmolLM2Config, *, dtype: Dtype) -> None:
-    _write_json(folder / "config.json", huggingface_config(config, dtype=dtype))
+    _write_json(folder / MODEL_CONFIG_FILE, huggingface_config(config, dtype=dtype))
     _write_json(
         folder / "generation_config.json", {"bos_token_id": config.bos_token_id, "eos_token_id": config.eos_token_id}
     )

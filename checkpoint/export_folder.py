@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from checkpoint.manifest import CheckpointError, step_name
+from checkpoint.manifest import CheckpointError, export_directory, exports_directory, step_name
 
 PROOF_FILE = "proof.json"
 
@@ -48,13 +48,8 @@ class Export:
         return self.proof.verdict == "passed"
 
 
-def export_directory(run: Path, step: int) -> Path:
-    """`RUN/exports/step-00000100`."""
-    return run / "exports" / step_name(step)
-
-
 def quarantine_directory(run: Path, step: int) -> Path:
-    return run / "exports" / f".quarantine-{step_name(step)}"
+    return exports_directory(run) / f".quarantine-{step_name(step)}"
 
 
 def find_export(run: Path, step: int) -> Export | None:
@@ -81,7 +76,7 @@ def read_proof(export: Path) -> ProofReport:
 
 def list_exports(run: Path) -> dict[int, Export]:
     """Every export of a run by step, published or quarantined."""
-    names = [path.name.removeprefix(".quarantine-") for path in (run / "exports").glob("*step-*")]
+    names = [path.name.removeprefix(".quarantine-") for path in exports_directory(run).glob("*step-*")]
     numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
     steps = {int(number) for number in numbers if number.isdecimal()}
     found = {step: find_export(run, step) for step in sorted(steps)}

@@ -11,10 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from checkpoint.events import MetricsFilter, events_file, read_events
+from checkpoint.events import (
+    LEARNING_RATE,
+    TRAIN_LOSS,
+    VALIDATION_LOSS,
+    MetricsFilter,
+    events_file,
+    read_events,
+)
 
 CURVE_FILE = "loss_curve.png"
-TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = "train/loss", "validation/loss", "train/learning_rate"
 
 _TRAIN_COLOR, _VALIDATION_COLOR, _RATE_COLOR, _GRID_COLOR = "#9db8d2", "#d1495b", "#30638e", "#e6e6e6"
 _SMOOTH_COLOR = "#30638e"

@@ -1,5 +1,6 @@
 """The checkpoint contract between the trainer, which saves, and the service, which consolidates and exports.
 
+    RUN/.lock                             locked (flock) by rank 0 of the trainer for the life of its process
     RUN/config.yaml                       the resolved config
     RUN/run.json                          this file's `RunRecord`, written once, when the run folder is made
     RUN/tokenizer.json                    a copy of the datasets' tokenizer, so that a run can be moved
@@ -8,6 +9,7 @@
         zero/…                            DeepSpeed's own files, unchanged (tag "zero")
     RUN/checkpoints/.partial-step-00000100/   being written; a crash leaves it, the next save of that step replaces it
     RUN/checkpoints/latest                the name of the newest complete one, replaced atomically
+    RUN/exports/step-00000100/            the service's: a Hugging Face directory whose proof passed
 
 A save: every rank writes below the partial folder, then calls `describe_files` on its own files (fsync and digest);
 rank 0 gathers the records and calls `publish_checkpoint`. A resume takes `newest_verified`.
@@ -31,6 +33,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
+CONFIG_FILE = "config.yaml"
+TOKENIZER_FILE = "tokenizer.json"
+MODEL_CONFIG_FILE = "config.json"  # what every export holds
 ZERO_TAG = "zero"
 MIN_PROBE_TOKENS = 1024
 
@@ -127,12 +133,21 @@ def step_name(step: int) -> str:
 
 def list_steps(run: Path) -> list[int]:
     """Steps that have a complete checkpoint, ascending."""
-    folder = checkpoints_directory(run)
-    if not folder.is_dir():
-        return []
-    names = (entry.name for entry in folder.glob("step-*") if (entry / MANIFEST_FILE).is_file())
-    numbers = (name.removeprefix("step-") for name in names)
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    return _list_steps_with(checkpoints_directory(run), MANIFEST_FILE)
+
+
+def exports_directory(run: Path) -> Path:
+    return run / "exports"
+
+
+def export_directory(run: Path, step: int) -> Path:
+    """`RUN/exports/step-00000100`."""
+    return exports_directory(run) / step_name(step)
+
+
+def list_export_steps(run: Path) -> list[int]:
+    """Steps that have a published export, ascending."""
+    return _list_steps_with(exports_directory(run), MODEL_CONFIG_FILE)
 
 
 def read_run(run: Path) -> RunRecord:
@@ -250,6 +265,12 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _list_steps_with(folder: Path, file_name: str) -> list[int]:
+    names = (entry.name for entry in folder.glob("step-*") if (entry / file_name).is_file())
+    numbers = (name.removeprefix("step-") for name in names)
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def _verify_file(checkpoint: Path, record: FileRecord) -> Problem | None:

@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.export_folder import ProofReport
-from checkpoint.manifest import MANIFEST_FILE, MIN_PROBE_TOKENS, CheckpointError, CheckpointManifest, Probe
+from checkpoint.manifest import (
+    MANIFEST_FILE,
+    MIN_PROBE_TOKENS,
+    MODEL_CONFIG_FILE,
+    TOKENIZER_FILE,
+    CheckpointError,
+    CheckpointManifest,
+    Probe,
+)
 
 # Nats. Kernels that sum in another order move the mean of 1,024 tokens by about 0.001 in bfloat16; a wrong RoPE theta
 # or a tensor in the wrong place moves a trained model by 0.1 and more.
@@ -80,7 +88,7 @@ def examine(directory: Path, manifest: CheckpointManifest) -> ProofReport:
     got: float | None = None
     dtype = "unknown"
     try:
-        dtype = json.loads((directory / "config.json").read_text(encoding="utf-8"))["dtype"]
+        dtype = json.loads((directory / MODEL_CONFIG_FILE).read_text(encoding="utf-8"))["dtype"]
         model, loading = transformers.AutoModelForCausalLM.from_pretrained(
             directory, local_files_only=True, dtype=getattr(torch, dtype), output_loading_info=True
         )
@@ -147,7 +155,7 @@ def _config_reasons(directory: Path, model: Any, wanted: Mapping[str, Any]) -> l
     ]
     theta = float(wanted["rope_theta"])
     # transformers 4 reads one spelling and 5 the other, so that both must be right
-    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    written = json.loads((directory / MODEL_CONFIG_FILE).read_text(encoding="utf-8"))
     spellings = {
         "rope_theta": written.get("rope_theta"),
         "rope_parameters.rope_theta": (written.get("rope_parameters") or {}).get("rope_theta"),
@@ -170,7 +178,7 @@ def _tokenizer_reasons(directory: Path, tokenizer: Any, manifest: CheckpointMani
         reasons.append(f"tokenizer.json has {len(tokenizer)} tokens, the model's vocab_size is {vocab_size}")
     if tokenizer.eos_token_id != eos_token_id:
         reasons.append(f"the tokenizer's eos id is {tokenizer.eos_token_id}, the trainer's is {eos_token_id}")
-    digest = f"sha256:{hashlib.sha256((directory / 'tokenizer.json').read_bytes()).hexdigest()}"
+    digest = f"sha256:{hashlib.sha256((directory / TOKENIZER_FILE).read_bytes()).hexdigest()}"
     if digest != manifest.tokenizer_digest:
         reasons.append("tokenizer.json is not the one that the datasets were made with")
     return reasons

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from checkpoint import export
 from checkpoint.consolidate import DamagedCheckpointError
 from checkpoint.export import export_checkpoint, prove_export
-from checkpoint.export_folder import export_directory, find_export, list_exports, quarantine_directory, read_proof
+from checkpoint.export_folder import find_export, list_exports, quarantine_directory, read_proof
 from checkpoint.lock import exclusive_lock
-from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
+from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, export_directory, read_manifest
 from checkpoint.prove import examine
 
 RunMaker = Callable[[str], Path]

@@ -11,6 +11,8 @@ from checkpoint.manifest import (
     CheckpointManifest,
     checkpoint_directory,
     describe_files,
+    export_directory,
+    list_export_steps,
     list_steps,
     newest_verified,
     partial_directory,
@@ -106,3 +108,11 @@ def test_format_of_another_release_is_named(tmp_path: Path) -> None:
 def test_folder_that_is_no_run_says_who_makes_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"is not a run folder \(no run.json\); `smollm2 launch train` makes one"):
         read_run(tmp_path)
+
+
+def test_published_exports_are_listed_and_hidden_ones_are_not(tmp_path: Path) -> None:
+    for name in ("step-00000010", "step-00000002", ".quarantine-step-00000020", ".partial-step-00000030"):
+        (tmp_path / "exports" / name).mkdir(parents=True)
+        (tmp_path / "exports" / name / "config.json").touch()
+    (export_directory(tmp_path, 40)).mkdir()
+    assert list_export_steps(tmp_path) == [2, 10]

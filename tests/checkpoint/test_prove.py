@@ -12,8 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-from checkpoint.export_folder import export_directory
-from checkpoint.manifest import CheckpointError, CheckpointManifest, Probe, checkpoint_directory, read_manifest
+from checkpoint.manifest import (
+    CheckpointError,
+    CheckpointManifest,
+    Probe,
+    checkpoint_directory,
+    export_directory,
+    read_manifest,
+)
 from checkpoint.prove import examine, mean_negative_log_likelihood, prove_directory
 
 TensorChange = Callable[[dict[str, torch.Tensor]], object]
