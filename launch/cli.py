@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoint.manifest import CheckpointError, newest_verified
+from checkpoint.manifest import CONFIG_FILE, CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
 from configs.command import run_room
 from configs.load import load
 from launch.cluster.hostfile import HostfileError
@@ -14,8 +14,8 @@ from launch.cluster.launcher import LauncherError
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
 from launch.generate import GenerateError, add_generate_verb
-from launch.trainer.inputs import read_inputs
-from launch.trainer.run_folder import CONFIG_FILE, check_same_run, create_run_folder, finished_line
+from launch.trainer.inputs import check_init_from, read_inputs
+from launch.trainer.run_folder import check_same_run, create_run_folder, settle_finished_run
 from pipeline.shards.format import DatasetError
 
 USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError, GenerateError)
@@ -64,20 +64,11 @@ def _train(arguments: argparse.Namespace) -> int:
     create_run_folder(config.run_dir)
     resolved = config.run_dir / CONFIG_FILE
     check_same_run(config, load(resolved, TrainConfig) if resolved.is_file() else None, inputs)
-    step, _ = newest_verified(config.run_dir)
-    if step is not None and step >= config.steps:
-        print(finished_line(config, step))
+    # hashed here only if it says that nothing is left to do: the ranks hash it before they go on from it
+    step = max(list_steps(config.run_dir), default=0)
+    if step >= config.steps and not verify_checkpoint(checkpoint_directory(config.run_dir, step)):
+        print(settle_finished_run(config, step))
         return 0
-    launcher = config.launcher
-    return start_training(
-        arguments.config,
-        arguments.overrides,
-        run_dir=config.run_dir,
-        ranks_per_node=launcher.ranks_per_node,
-        hostfile=launcher.hostfile,
-        launcher=launcher.remote_launcher,
-        launcher_args=launcher.launcher_args,
-        master_addr=launcher.master_addr,
-        master_port=launcher.master_port,
-        ssh_port=launcher.ssh_port,
-    )
+    if step == 0:
+        check_init_from(config)
+    return start_training(arguments.config, arguments.overrides, config.launcher, run_dir=config.run_dir)

@@ -7,11 +7,12 @@
 # accounts for, limits and ends every process. `deepspeed --launcher slurm` is not used: DeepSpeed 0.19 forgets
 # --module there and sets no master address.
 #
-# The job gets SIGTERM two minutes before its time is over. Each rank then finishes its step and saves, for which
-# DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it goes on from its newest
-# checkpoint. The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
+# The job gets SIGTERM two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
+# step and saves, for which DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it
+# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles.
+# The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
-# Tried with stand-ins for sbatch, srun and scontrol, not yet on a real Slurm.
+# Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
 
 #SBATCH --job-name=smollm2
 #SBATCH --nodes=2
@@ -45,7 +46,7 @@ while kill -0 "$!" 2>/dev/null; do
   code=$?
 done
 
-# 143: stopped by the signal, after saving
+# 143: stopped by the signal, and checkpoints/latest has moved since; where nothing was saved the code is another
 if [ "$code" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

@@ -20,17 +20,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from launch.cluster.hostfile import Host, read_hostfile
 from launch.cluster.slurm import allocated_hosts, ranks_of_allocation
+from launch.config import LauncherConfig
 
 TRAIN_MODULE = "launch.train"
 DEFAULT_MASTER_PORT = 29500  # DeepSpeed's own
 # DeepSpeed falls back on /job/hostfile where it is not given one: a local run must not find it
 NO_HOSTFILE = "/dev/null"
-
-RemoteLauncher = Literal["pdsh", "openmpi", "mpich", "impi", "mvapich"]
 
 
 class LauncherError(ValueError):
@@ -48,16 +46,10 @@ class Local:
 
 @dataclass(frozen=True)
 class Hostfile:
-    """Ranks on the hosts of a file. `ranks_per_node=None` means all slots; None elsewhere leaves it to DeepSpeed."""
+    """Ranks on the hosts of the file that `settings.hostfile` names."""
 
-    path: Path
     hosts: tuple[Host, ...]
-    ranks_per_node: int | None = None
-    launcher: RemoteLauncher = "pdsh"
-    launcher_args: str = ""
-    master_addr: str | None = None
-    master_port: int | None = None
-    ssh_port: int | None = None
+    settings: LauncherConfig
 
 
 @dataclass(frozen=True)
@@ -66,6 +58,7 @@ class Slurm:
 
     hosts: tuple[Host, ...]
     hostfile: Path
+    job_id: str
     cpus_per_node: int | None = None
     master_port: int = DEFAULT_MASTER_PORT
 
@@ -74,46 +67,28 @@ Placement = Local | Hostfile | Slurm
 
 
 def choose_placement(
-    environment: Mapping[str, str],
-    *,
-    run_dir: Path,
-    device_count: int,
-    ranks_per_node: int | None = None,
-    hostfile: Path | None = None,
-    launcher: RemoteLauncher = "pdsh",
-    launcher_args: str = "",
-    master_addr: str | None = None,
-    master_port: int | None = None,
-    ssh_port: int | None = None,
+    environment: Mapping[str, str], settings: LauncherConfig, *, run_dir: Path, device_count: int
 ) -> Placement:
     """Where to run: on a hostfile's hosts if one is given, else on a Slurm allocation of several nodes, else here.
 
     `device_count` counts this machine's CUDA devices; without one, `ranks_per_node` ranks (or one) run on the CPU.
-    Raises LauncherError or HostfileError.
+    Raises LauncherError, HostfileError or SlurmError.
     """
-    if hostfile is not None:
-        hosts = read_hostfile(hostfile)
-        _check_slots(hosts, ranks_per_node, hostfile)
-        return Hostfile(
-            path=hostfile,
-            hosts=hosts,
-            ranks_per_node=ranks_per_node,
-            launcher=launcher,
-            launcher_args=launcher_args,
-            master_addr=master_addr,
-            master_port=master_port,
-            ssh_port=ssh_port,
-        )
+    if settings.hostfile is not None:
+        hosts = read_hostfile(settings.hostfile)
+        _check_slots(hosts, settings)
+        return Hostfile(hosts, settings)
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1:
-        slots = ranks_per_node or ranks_of_allocation(environment)
         names = allocated_hosts(environment)
+        slots = settings.ranks_per_node or ranks_of_allocation(environment)
         return Slurm(
             hosts=tuple(Host(name, slots) for name in names),
             hostfile=run_dir / "logs" / "hostfile",
+            job_id=environment["SLURM_JOB_ID"],
             cpus_per_node=_cpus_per_node(environment),
-            master_port=master_port or DEFAULT_MASTER_PORT,
+            master_port=settings.master_port or DEFAULT_MASTER_PORT,
         )
-    return _local(environment, ranks_per_node, device_count=device_count, master_port=master_port)
+    return _local(environment, settings, device_count=device_count)
 
 
 def build_command(placement: Placement, config: Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -127,14 +102,15 @@ def build_command(placement: Placement, config: Path, overrides: Sequence[str] =
     if isinstance(placement, Slurm):
         return [*_srun(placement), *_per_node_arguments(placement), *train]
     _check_remote_arguments([str(config), *overrides])
+    settings = placement.settings
     options = {
-        "hostfile": placement.path,
-        "launcher": placement.launcher,
-        "launcher_args": placement.launcher_args or None,
-        "num_gpus": placement.ranks_per_node,
-        "master_addr": placement.master_addr,
-        "master_port": placement.master_port,
-        "ssh_port": placement.ssh_port,
+        "hostfile": settings.hostfile,
+        "launcher": settings.remote_launcher,
+        "launcher_args": settings.launcher_args or None,
+        "num_gpus": settings.ranks_per_node,
+        "master_addr": settings.master_addr,
+        "master_port": settings.master_port,
+        "ssh_port": settings.ssh_port,
     }
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     # with one host DeepSpeed would ignore its name and run on this machine
@@ -164,6 +140,14 @@ def child_environment(
     return child
 
 
+def stop_command(placement: Slurm) -> list[str]:
+    """What sends SIGTERM to the processes of an allocation's steps, not to the script that started them.
+
+    srun cannot: it answers SIGTERM by killing its tasks with SIGKILL ("forcing job termination").
+    """
+    return ["scancel", "--signal=TERM", placement.job_id]
+
+
 def free_port() -> int:
     """A port of this machine that is free now. Another process may take it first: the run then fails and says so."""
     with socket.socket() as listener:
@@ -171,11 +155,11 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _local(environment: Mapping[str, str], ranks: int | None, *, device_count: int, master_port: int | None) -> Local:
-    port = master_port or free_port()
+def _local(environment: Mapping[str, str], settings: LauncherConfig, *, device_count: int) -> Local:
+    port = settings.master_port or free_port()
     if device_count == 0:
-        return Local(ranks=ranks or 1, master_port=port)
-    ranks = ranks or device_count
+        return Local(ranks=settings.ranks_per_node or 1, master_port=port)
+    ranks = settings.ranks_per_node or device_count
     if ranks > device_count:
         raise LauncherError(
             f"launcher.ranks_per_node={ranks}, but this machine shows {device_count} CUDA devices; "
@@ -198,8 +182,9 @@ def _srun(placement: Slurm) -> list[str]:
     nodes = len(placement.hosts)
     # since Slurm 22.05 srun does not take over the job's cores a task by itself
     cores = [f"--cpus-per-task={placement.cpus_per_node}"] if placement.cpus_per_node else []
-    # bash, because only the task itself knows its node's number
-    task = ["bash", "-c", 'exec deepspeed --no_ssh --node_rank="$SLURM_NODEID" "$@"', "deepspeed"]
+    # bash, because only the task itself knows its node's number. SIGTERM reaches every process of it: the watcher and
+    # the ranks take it, DeepSpeed's outer process must outlive them, or srun would kill what still saves
+    task = ["bash", "-c", 'trap "" TERM; exec deepspeed --no_ssh --node_rank="$SLURM_NODEID" "$@"', "deepspeed"]
     placed = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cores]
     return ["srun", *placed, "--kill-on-bad-exit=1", "--export=ALL", *task]
 
@@ -217,11 +202,12 @@ def _cpus_per_node(environment: Mapping[str, str]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _check_slots(hosts: Sequence[Host], ranks_per_node: int | None, path: Path) -> None:
+def _check_slots(hosts: Sequence[Host], settings: LauncherConfig) -> None:
+    ranks = settings.ranks_per_node
     for host in hosts:
-        if ranks_per_node is not None and ranks_per_node > host.slots:
+        if ranks is not None and ranks > host.slots:
             raise LauncherError(
-                f"launcher.ranks_per_node={ranks_per_node}, but {path} gives {host.name} slots={host.slots}; "
+                f"launcher.ranks_per_node={ranks}, but {settings.hostfile} gives {host.name} slots={host.slots}; "
                 f"use at most {min(host.slots for host in hosts)}, or more slots"
             )
 

@@ -2,14 +2,16 @@
 
 The ranks keep their libraries' noise in logs of their own and write to stdout what is to be seen, and to stderr what
 went wrong, as lines that begin with ERROR_PREFIX (`launch/trainer/console.py`). Everything else is DeepSpeed's
-launcher, Python and the shells. Pure functions and no I/O.
+launcher, Python and the shells. Pure functions but `show`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from collections.abc import Iterable
+from typing import TextIO
 
 ERROR_PREFIX = "launch train: "
 MAX_ERROR_LINES = 20
@@ -57,11 +59,24 @@ def error_lines(lines: Iterable[str]) -> list[str]:
 
 def describe_exit(code: int) -> str:
     """`exit code 1`, and for a process that a signal ended its name and the usual reason."""
+    number = ending_signal(code)
+    if number is None:
+        return f"exit code {code}"
+    reason = "; often the machine ran out of memory" if number == signal.SIGKILL else ""
+    return f"exit code {code}: a process was ended by {number.name}{reason}"
+
+
+def ending_signal(code: int) -> signal.Signals | None:
+    """The signal that ended a process, by its exit code."""
     # DeepSpeed passes on a rank's -9 as 247, a shell would as 137
     number = code - 128 if 128 < code < 160 else 256 - code if 224 < code < 256 else 0
     try:
-        name = signal.Signals(number).name
+        return signal.Signals(number)
     except ValueError:
-        return f"exit code {code}"
-    reason = "; often the machine ran out of memory" if number == signal.SIGKILL else ""
-    return f"exit code {code}: a process was ended by {name}{reason}"
+        return None
+
+
+def show(line: str, screen: TextIO) -> None:
+    """Print at once, or not at all where the reader has gone away (head, a closed terminal): training must not end."""
+    with contextlib.suppress(OSError, ValueError):
+        print(line, file=screen, flush=True)

@@ -3,11 +3,9 @@
 All output goes to RUN/logs/launcher.log. To the screen go the lines of the ranks; DeepSpeed's own log lines do not,
 and what stands on stderr is held back until the end, where it is told once if the run failed.
 
-Signals: the child is a session of its own, so that a terminal's Ctrl-C reaches it only through here. The first SIGINT
-or SIGTERM goes to the ranks of this machine alone, which finish their step, save and end; DeepSpeed's launcher would
-kill them after 30 seconds. The second ends the session. Ranks on other machines can only be reached through DeepSpeed,
-so there the first goes to the session as well. DeepSpeed's pdsh launcher then runs `pkill -f deepspeed.launcher.launch`
-on every host, which ends all DeepSpeed jobs of that user there.
+The child is a session of its own, so that a terminal's Ctrl-C reaches it only through `stopping.py`, which tells how a
+signal goes to the ranks. For a hostfile's hosts it goes to DeepSpeed's pdsh launcher, which then runs
+`pkill -f deepspeed.launcher.launch` on every host: that ends all DeepSpeed jobs of that user there.
 """
 
 from __future__ import annotations
@@ -23,57 +21,43 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, BinaryIO, Self, TextIO
+from typing import IO, BinaryIO
 
 from launch.cluster.hostfile import format_hostfile
 from launch.cluster.launcher import (
     Hostfile,
     LauncherError,
-    Local,
-    RemoteLauncher,
+    Placement,
     Slurm,
     build_command,
     child_environment,
     choose_placement,
 )
-from launch.cluster.output import ERROR_PREFIX, describe_exit, error_lines, is_logger_line, is_success, is_users
+from launch.cluster.output import (
+    ERROR_PREFIX,
+    describe_exit,
+    error_lines,
+    is_logger_line,
+    is_success,
+    is_users,
+    show,
+)
+from launch.cluster.stopping import ForwardedSignals
+from launch.config import LauncherConfig
 
 HELD_LINES = 1000
 STRAGGLERS_GRACE_S = 15.0  # an orphaned rank notices within seconds and ends itself
 USER_MISTAKE = 2
 
 
-def start_training(
-    config: Path,
-    overrides: Sequence[str] = (),
-    *,
-    run_dir: Path,
-    ranks_per_node: int | None = None,
-    hostfile: Path | None = None,
-    launcher: RemoteLauncher = "pdsh",
-    launcher_args: str = "",
-    master_addr: str | None = None,
-    master_port: int | None = None,
-    ssh_port: int | None = None,
-) -> int:
-    """Train until the end and return the exit code: the first failing rank's, 130 or 143 after a signal.
+def start_training(config: Path, overrides: Sequence[str], settings: LauncherConfig, *, run_dir: Path) -> int:
+    """Train until the end and return the exit code: the first failing rank's, 130 or 143 if a signal ended the run
+    after it had saved, 1 if a signal ended it before that.
 
     Raises LauncherError, HostfileError or SlurmError before anything starts, OSError if the run folder takes no log.
     """
-    device_count = cuda_device_count()
-    placement = choose_placement(
-        os.environ,
-        run_dir=run_dir,
-        device_count=device_count,
-        ranks_per_node=ranks_per_node,
-        hostfile=hostfile,
-        launcher=launcher,
-        launcher_args=launcher_args,
-        master_addr=master_addr,
-        master_port=master_port,
-        ssh_port=ssh_port,
-    )
+    device_count = usable_device_count(os.environ)
+    placement = choose_placement(os.environ, settings, run_dir=run_dir, device_count=device_count)
     command = build_command(placement, config, overrides)
     environment = child_environment(
         os.environ,
@@ -82,31 +66,28 @@ def start_training(
         core_count=os.cpu_count() or 1,
         launcher_pid=os.getpid(),
     )
-    log = run_dir / "logs" / "launcher.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     if isinstance(placement, Slurm):
         placement.hostfile.write_text(format_hostfile(placement.hosts))
-    # the MPI launchers start the ranks without the part of DeepSpeed that tells how each ended
-    tells_success = not isinstance(placement, Hostfile) or placement.launcher == "pdsh"
-    is_local = isinstance(placement, Local)
-    return run_command(command, environment=environment, log=log, is_local=is_local, tells_success=tells_success)
+    return run_command(command, placement, environment=environment, run_dir=run_dir)
 
 
-def cuda_device_count() -> int:
-    """Devices that torch can use, by CUDA or ROCm."""
+def usable_device_count(environment: Mapping[str, str]) -> int:
+    """Devices that torch can use, by CUDA or ROCm; none where the user has told DeepSpeed to use the CPU."""
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        return 0
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def run_command(
-    command: Sequence[str], *, environment: Mapping[str, str], log: Path, is_local: bool, tells_success: bool
-) -> int:
+def run_command(command: Sequence[str], placement: Placement, *, environment: Mapping[str, str], run_dir: Path) -> int:
     """Run a command of `build_command` in the foreground; see the module's docstring for what it does.
 
-    `tells_success`: exit code 0 counts only if DeepSpeed has also said of a rank that it ended well. Its outer process
-    returns 0 when the inner one, which watches the ranks, was killed (0.19).
+    Exit code 0 counts only if DeepSpeed has also said of a rank that it ended well: its outer process returns 0 when
+    the inner one, which watches the ranks, was killed (0.19).
     """
+    log = run_dir / "logs" / "launcher.log"
     with log.open("ab", buffering=0) as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
         try:
@@ -120,16 +101,23 @@ def run_command(
             )
         except FileNotFoundError:
             raise LauncherError(f"{command[0]} is not in PATH; install it on this machine") from None
-        with ForwardedSignals(child, is_local=is_local) as signals:
+        with ForwardedSignals(child, placement, run_dir=run_dir) as signals:
             relay = Relay(child, file)
             code = child.wait()
             stragglers = not relay.wait(timeout_s=STRAGGLERS_GRACE_S)
             if stragglers:
                 signals.send_to_session(signal.SIGKILL)
                 relay.wait(timeout_s=STRAGGLERS_GRACE_S)
+            if code and signals.received is not None:
+                if signals.have_saved(code):
+                    return 128 + int(signals.received)
+                if signals.have_ended_it(code):
+                    ended = f"{ERROR_PREFIX}ended by {signals.received.name} without a new checkpoint; see {log}"
+                    print(ended, file=sys.stderr)
+                    return 1
     code = 128 - code if code < 0 else code
-    if signals.received is not None:
-        return code and 128 + int(signals.received)
+    # the MPI launchers start the ranks without the part of DeepSpeed that tells how each ended
+    tells_success = not isinstance(placement, Hostfile) or placement.settings.remote_launcher == "pdsh"
     if code == 0 and (stragglers or (tells_success and not relay.saw_success)):
         print(f"{ERROR_PREFIX}DeepSpeed's launcher ended before its ranks did; see {log}", file=sys.stderr)
         return 1
@@ -175,64 +163,14 @@ class Relay:
     def _show_output(self, line: str) -> None:
         self.saw_success = self.saw_success or is_success(line)
         if not is_logger_line(line):
-            _show(line, sys.stdout)
+            show(line, sys.stdout)
 
     def _show_error(self, line: str) -> None:
         if is_users(line):
             self.saw_users_error = True
-            _show(line, sys.stderr)
+            show(line, sys.stderr)
         else:
             self.held.append(line)
-
-
-class ForwardedSignals:
-    """A context manager: inside it, SIGINT and SIGTERM go to the child."""
-
-    def __init__(self, child: subprocess.Popen[bytes], *, is_local: bool) -> None:
-        self.received: signal.Signals | None = None
-        self._child = child
-        self._is_local = is_local
-        self._count = 0
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._forward)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def send_to_session(self, number: signal.Signals) -> None:
-        # the group outlives its first process while one of the ranks does
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, number)
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
-        self.received = self.received or signal.Signals(number)
-        ranks = rank_processes(self._child.pid) if self._is_local and self._count == 1 else []
-        for pid in ranks:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        if ranks:
-            _show(f"{ERROR_PREFIX}{self.received.name}: the ranks finish their step and save; again: now", sys.stderr)
-        else:
-            self.send_to_session(signal.SIGTERM if self._count <= 2 else signal.SIGKILL)
-
-
-def rank_processes(runner_pid: int) -> list[int]:
-    """The ranks of this machine: grandchildren of DeepSpeed's outer process. Empty where there is no /proc."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            # the name in parentheses may hold anything; state and parent follow it
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    watchers = {pid for pid, parent in parents.items() if parent == runner_pid}
-    return [pid for pid, parent in parents.items() if parent in watchers]
 
 
 def _tell_failure(code: int, relay: Relay, log: Path) -> None:
@@ -244,9 +182,3 @@ def _tell_failure(code: int, relay: Relay, log: Path) -> None:
     for line in lines:
         print(f"    {line}", file=sys.stderr)
     print(f"{ERROR_PREFIX}all output is in {log}", file=sys.stderr)
-
-
-def _show(line: str, screen: TextIO) -> None:
-    # a reader that has gone away (head, a closed terminal) must not end the training
-    with contextlib.suppress(OSError, ValueError):
-        print(line, file=screen, flush=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.manifest import CheckpointManifest, partial_directory, publish_checkpoint
+from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
 from launch.cli import build_parser, main
+from launch.config import LauncherConfig
 
 MakeDataset = Callable[..., Path]
 DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
@@ -82,12 +83,13 @@ def test_changed_run_is_refused_before_ranks_start(config: Path, capsys: pytest.
     ]
 
 
-def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = config.parent / "run"
-    partial_directory(run, 20).mkdir(parents=True)
+def save(run: Path, step: int, content: bytes = b"weights") -> Path:
+    partial = partial_directory(run, step)
+    partial.mkdir(parents=True)
+    (partial / "weights").write_bytes(content)
     manifest = CheckpointManifest(
         run_key="key",
-        step=20,
+        step=step,
         tokens_consumed=0,
         samples_consumed=0,
         world_size=2,
@@ -97,24 +99,59 @@ def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.Cap
         dataset_digests={},
         tokenizer_digest="",
         model={},
-        files=(),
+        files=tuple(describe_files(partial, [partial / "weights"])),
     )
-    publish_checkpoint(run, manifest)
+    return publish_checkpoint(run, manifest)
+
+
+def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = config.parent / "run"
+    save(run, 20)
     assert main(["train", str(config)]) == 0
     assert capsys.readouterr().out == f"run {run} has finished: 20 of 20 steps; raise steps to go on\n"
 
 
-def test_a_right_config_starts_the_launcher_with_what_was_typed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: dict[str, object] = {}
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
+    """What the launcher was started with; it ends with 143."""
+    calls: list[tuple[object, ...]] = []
 
-    def start(file: Path, overrides: list[str], **options: object) -> int:
-        started.update(options, file=file, overrides=overrides)
+    def start(*arguments: object, run_dir: Path) -> int:
+        calls.append((*arguments, run_dir))
         return 143
 
     monkeypatch.setattr("launch.cluster.process.start_training", start)
+    return calls
+
+
+def test_checkpoint_of_an_unfinished_run_is_not_hashed_before_the_ranks_do(
+    config: Path, started: list[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(config.parent / "run", 10)
+    monkeypatch.setattr("hashlib.file_digest", lambda *arguments: pytest.fail("a file was hashed"))
+    # the tokenizer of the datasets is not compared here, as data.tokenizer is not set
+    assert main(["train", str(config)]) == 143
+    assert len(started) == 1
+
+
+def test_damaged_last_checkpoint_is_no_finished_run(config: Path, started: list[tuple[object, ...]]) -> None:
+    (save(config.parent / "run", 20) / "weights").write_bytes(b"spoiled")
+    assert main(["train", str(config)]) == 143
+    assert len(started) == 1
+
+
+def test_a_right_config_starts_the_launcher_with_what_was_typed(
+    config: Path, started: list[tuple[object, ...]]
+) -> None:
     assert main(["train", str(config), "steps=30", "launcher.master_port=1234"]) == 143
-    assert (started["file"], started["overrides"]) == (config, ["steps=30", "launcher.master_port=1234"])
-    assert (started["ranks_per_node"], started["master_port"]) == (2, 1234)
+    assert started == [
+        (
+            config,
+            ["steps=30", "launcher.master_port=1234"],
+            LauncherConfig(ranks_per_node=2, master_port=1234),
+            config.parent / "run",
+        )
+    ]
 
 
 @pytest.mark.parametrize("verb", [[], ["train"], ["generate"]])

@@ -17,7 +17,9 @@ from launch.cluster.launcher import (
     child_environment,
     choose_placement,
     free_port,
+    stop_command,
 )
+from launch.config import LauncherConfig
 
 CONFIG = Path("configs/train/demo.yaml")
 RUN = Path("runs/demo")
@@ -31,7 +33,7 @@ def hostfile(tmp_path) -> Path:
 
 
 def choose(environment=None, *, device_count=0, **settings):
-    return choose_placement(environment or {}, run_dir=RUN, device_count=device_count, **settings)
+    return choose_placement(environment or {}, LauncherConfig(**settings), run_dir=RUN, device_count=device_count)
 
 
 def parsed_by_deepspeed(command):
@@ -78,7 +80,7 @@ def test_hostfile_command_passes_every_option_on(hostfile):
     placement = choose(
         hostfile=hostfile,
         ranks_per_node=4,
-        launcher="pdsh",
+        remote_launcher="pdsh",
         launcher_args="-x node-c -N",
         master_addr="10.0.0.1",
         master_port=29900,
@@ -104,7 +106,7 @@ def test_hostfile_command_leaves_out_what_is_not_said(hostfile):
 
 
 def test_a_single_host_is_not_mistaken_for_this_machine(tmp_path):
-    placement = Hostfile(path=tmp_path / "hostfile", hosts=(Host("node-a", 8),))
+    placement = Hostfile(hosts=(Host("node-a", 8),), settings=LauncherConfig(hostfile=tmp_path / "hostfile"))
     assert parsed_by_deepspeed(build_command(placement, CONFIG)).force_multi
 
 
@@ -116,7 +118,7 @@ def test_arguments_that_remote_shells_would_change_are_one_line(hostfile, overri
 
 
 def test_slurm_starts_one_deepspeed_a_node():
-    placement = Slurm(hosts=(Host("gpu01", 8), Host("gpu02", 8)), hostfile=Path("h"), cpus_per_node=64)
+    placement = Slurm(hosts=(Host("gpu01", 8), Host("gpu02", 8)), hostfile=Path("h"), job_id="77", cpus_per_node=64)
     command = build_command(placement, CONFIG, ["name=a b"])
     assert command[:7] == [
         "srun",
@@ -133,12 +135,25 @@ def test_slurm_starts_one_deepspeed_a_node():
     assert (parsed.module, parsed.user_args) == (True, ["configs/train/demo.yaml", "name=a b"])
 
 
+def test_deepspeeds_outer_process_outlives_the_signal_that_its_ranks_save_on(tmp_path):
+    import subprocess
+
+    (tmp_path / "deepspeed").write_text("#!/bin/sh\nkill -TERM $$\necho outlived\n")
+    (tmp_path / "deepspeed").chmod(0o755)
+    placement = Slurm(hosts=(Host("a", 1), Host("b", 1)), hostfile=Path("h"), job_id="77")
+    command = build_command(placement, CONFIG)
+    environment = {"PATH": f"{tmp_path}:/bin:/usr/bin", "SLURM_NODEID": "1"}
+    done = subprocess.run(command[command.index("bash") :], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "outlived\n")
+    assert stop_command(placement) == ["scancel", "--signal=TERM", "77"]
+
+
 def test_slurm_shell_line_puts_in_the_nodes_number(tmp_path):
     import subprocess
 
     (tmp_path / "deepspeed").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "deepspeed").chmod(0o755)
-    placement = Slurm(hosts=(Host("a", 1), Host("b", 1)), hostfile=Path("h"))
+    placement = Slurm(hosts=(Host("a", 1), Host("b", 1)), hostfile=Path("h"), job_id="77")
     command = build_command(placement, CONFIG, ["name=a b"])
     shell = command[command.index("bash") :]
     environment = {"PATH": f"{tmp_path}:/bin:/usr/bin", "SLURM_NODEID": "1"}
@@ -182,13 +197,17 @@ def test_an_allocation_of_several_nodes_is_used(tmp_path):
     (tmp_path / "scontrol").chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:/bin:/usr/bin",
+        "SLURM_JOB_ID": "77",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "gpu[01-02]",
         "SLURM_GPUS_ON_NODE": "8",
         "SLURM_CPUS_PER_TASK": "64",
     }
     assert choose(environment, device_count=8) == Slurm(
-        hosts=(Host("gpu01", 8), Host("gpu02", 8)), hostfile=RUN / "logs" / "hostfile", cpus_per_node=64
+        hosts=(Host("gpu01", 8), Host("gpu02", 8)),
+        hostfile=RUN / "logs" / "hostfile",
+        job_id="77",
+        cpus_per_node=64,
     )
 
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.cluster.launcher import LauncherError
-from launch.cluster.process import run_command
+from launch.cluster.launcher import Hostfile, LauncherError, Local
+from launch.cluster.process import run_command, usable_device_count
+from launch.config import LauncherConfig
 
 SUCCESS = "[2026-11-25 15:31:04,406] [INFO] [launch.py:367:main] Process 1 exits successfully."
+LOCAL = Local(ranks=1, master_port=1)
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -26,15 +28,11 @@ ROOT = Path(__file__).resolve().parents[3]
 def run(tmp_path):
     """Runs a stand-in's Python text and returns the exit code; `run.log` holds the log's text."""
 
-    def start(text: str, *, tells_success: bool = True) -> int:
-        code = run_command(
-            [sys.executable, "-c", text],
-            environment=os.environ,
-            log=tmp_path / "launcher.log",
-            is_local=True,
-            tells_success=tells_success,
-        )
-        start.log = (tmp_path / "launcher.log").read_text()
+    (tmp_path / "logs").mkdir()
+
+    def start(text: str, placement: Local | Hostfile = LOCAL) -> int:
+        code = run_command([sys.executable, "-c", text], placement, environment=os.environ, run_dir=tmp_path)
+        start.log = (tmp_path / "logs" / "launcher.log").read_text()
         return code
 
     return start
@@ -71,7 +69,7 @@ def test_a_failure_is_one_block_with_the_exception_and_the_log(run, capsys, tmp_
     assert shown.err == (
         "launch train: failed with exit code 1:\n"
         "    RuntimeError: the rank broke\n"
-        f"launch train: all output is in {tmp_path / 'launcher.log'}\n"
+        f"launch train: all output is in {tmp_path / 'logs' / 'launcher.log'}\n"
     )
 
 
@@ -97,7 +95,7 @@ def test_a_child_killed_by_a_signal_is_named(run, capsys):
 def test_zero_without_a_rank_that_ended_well_is_a_failure(run, capsys):
     assert run("print('step 1')") == 1
     assert "DeepSpeed's launcher ended before its ranks did" in capsys.readouterr().err
-    assert run("print('step 1')", tells_success=False) == 0
+    assert run("print('step 1')", Hostfile((), LauncherConfig(remote_launcher="openmpi"))) == 0
 
 
 def is_running(pid: int) -> bool:
@@ -135,8 +133,9 @@ def test_much_output_on_both_pipes_does_not_block(run):
 
 
 def test_a_command_that_is_not_there_is_one_line(tmp_path):
+    (tmp_path / "logs").mkdir()
     with pytest.raises(LauncherError, match="no-such-srun is not in PATH; install it"):
-        run_command(["no-such-srun"], environment={}, log=tmp_path / "log", is_local=False, tells_success=True)
+        run_command(["no-such-srun"], LOCAL, environment={}, run_dir=tmp_path)
 
 
 def test_a_screen_that_has_gone_away_does_not_end_the_run(tmp_path):
@@ -144,23 +143,25 @@ def test_a_screen_that_has_gone_away_does_not_end_the_run(tmp_path):
     starter = start_in_background(tmp_path, stand_in, stdout=subprocess.PIPE)
     starter.stdout.close()
     assert starter.wait(timeout=30) == 0
-    assert "49" in (tmp_path / "launcher.log").read_text()
+    assert "49" in (tmp_path / "logs" / "launcher.log").read_text()
 
 
 STARTER = """
 import os, sys
 from pathlib import Path
+from launch.cluster.launcher import Local
 from launch.cluster.process import run_command
-code = run_command([sys.executable, "-c", sys.argv[1]], environment=os.environ, log=Path(sys.argv[2]),
-                   is_local=True, tells_success=True)
+folder = Path(sys.argv[2])
+(folder / "logs").mkdir()
+code = run_command([sys.executable, "-c", sys.argv[1]], Local(ranks=1, master_port=1), environment=os.environ,
+                   run_dir=folder)
 sys.stderr.flush()
 os._exit(code)
 """
 
 
 def start_in_background(folder: Path, stand_in: str, **settings) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-c", STARTER, stand_in, str(folder / "launcher.log")]
-    return subprocess.Popen(command, cwd=ROOT, **settings)
+    return subprocess.Popen([sys.executable, "-c", STARTER, stand_in, str(folder)], cwd=ROOT, **settings)
 
 
 def wait_for_text(file: Path, text: str, *, count: int = 1, timeout_s: float = 60) -> None:
@@ -168,46 +169,6 @@ def wait_for_text(file: Path, text: str, *, count: int = 1, timeout_s: float = 6
     while not file.is_file() or file.read_text().count(text) < count:
         assert time.monotonic() < deadline_s, f"no {text!r} in {file}: {file.is_file() and file.read_text()}"
         time.sleep(0.05)
-
-
-# DeepSpeed's tree in small: the command, the process that watches, the rank
-TREE = """
-import signal, subprocess, sys
-rank = '''
-import signal, sys, time
-signal.signal(signal.{noted}, lambda number, frame: (print("rank saves", flush=True), sys.exit(128 + number)))
-print("rank " + "begins", flush=True)
-time.sleep(60)
-'''
-watcher = f'''
-import subprocess, sys
-sys.exit(subprocess.run([sys.executable, "-c", {rank!r}]).returncode)
-'''
-sys.exit(subprocess.run([sys.executable, "-c", watcher]).returncode)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_goes_to_the_ranks_and_is_waited_for(tmp_path, number):
-    starter = start_in_background(tmp_path, TREE.replace("{noted}", number.name), stderr=subprocess.PIPE)
-    wait_for_text(tmp_path / "launcher.log", "\nrank begins")
-    starter.send_signal(number)
-    _, shown = starter.communicate(timeout=30)
-    assert starter.returncode == 128 + number
-    assert "\nrank saves" in (tmp_path / "launcher.log").read_text()
-    assert shown.decode() == f"launch train: {number.name}: the ranks finish their step and save; again: now\n"
-
-
-def test_second_signal_ends_ranks_that_do_not_listen(tmp_path):
-    deaf = TREE.replace("{noted}", "SIGUSR1").replace("import signal, sys, time", "import signal, sys, time; "
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)")  # fmt: skip
-    starter = start_in_background(tmp_path, deaf, stderr=subprocess.DEVNULL)
-    wait_for_text(tmp_path / "launcher.log", "\nrank begins")
-    starter.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert starter.poll() is None
-    starter.send_signal(signal.SIGINT)
-    assert starter.wait(timeout=30) == 130
 
 
 TINY_RANK = """
@@ -227,9 +188,12 @@ import os, sys
 from pathlib import Path
 import launch.cluster.launcher, launch.cluster.process
 launch.cluster.launcher.TRAIN_MODULE = "tiny_rank"
-launch.cluster.process.cuda_device_count = lambda: 0
+from launch.config import LauncherConfig
+import torch
+# a machine with one device, where the user asks for the CPU as `make demo` does
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
 sys.exit(launch.cluster.process.start_training(
-    Path("config.yaml"), sys.argv[1:], run_dir=Path("run"), ranks_per_node=2))
+    Path("config.yaml"), sys.argv[1:], LauncherConfig(ranks_per_node=2), run_dir=Path("run")))
 """
 
 
@@ -237,7 +201,7 @@ sys.exit(launch.cluster.process.start_training(
 def tiny_start(tmp_path):
     """Starts two ranks of a module that does nothing, by DeepSpeed itself."""
     (tmp_path / "tiny_rank.py").write_text(TINY_RANK)
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "DS_ACCELERATOR": "cpu"}
     environment.pop("OMP_NUM_THREADS", None)
 
     def start(*overrides: str) -> subprocess.Popen[str]:
@@ -272,3 +236,10 @@ def test_deepspeeds_ranks_get_the_signal_and_their_exit_code_comes_back(tiny_sta
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 143
     assert errors == "launch train: SIGTERM: the ranks finish their step and save; again: now\n"
+
+
+def test_devices_do_not_count_where_deepspeed_is_told_to_use_the_cpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert usable_device_count({}) == 1
+    assert usable_device_count({"DS_ACCELERATOR": "cpu"}) == 0

@@ -1,0 +1,179 @@
+"""Signals on their way to ranks, and what the exit code then says, with stand-ins for DeepSpeed, srun and scancel.
+
+Each start is a process of its own, so that a signal can be sent to it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+
+STARTER = """
+import os, sys
+from pathlib import Path
+import launch.cluster.stopping
+from launch.cluster.hostfile import Host
+from launch.cluster.launcher import Hostfile, Local, Slurm
+from launch.cluster.process import run_command
+from launch.config import LauncherConfig
+launch.cluster.stopping.SAVING_GRACE_S = 0.5
+kind, stand_in, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+hosts = (Host("a", 1), Host("b", 1))
+placement = {
+    "local": Local(ranks=1, master_port=1),
+    "hostfile": Hostfile(hosts, LauncherConfig()),
+    "slurm": Slurm(hosts, folder / "hostfile", job_id="77"),
+}[kind]
+code = run_command([sys.executable, "-c", stand_in], placement, environment=os.environ, run_dir=folder)
+sys.stderr.flush()
+os._exit(code)
+"""
+
+# DeepSpeed's tree in small: the command, the process that watches, the rank
+TREE = """
+import subprocess, sys
+watcher = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {RANK!r}]).returncode)"
+sys.exit(subprocess.run([sys.executable, "-c", watcher]).returncode)
+"""
+LISTENS = """
+import signal, sys, time
+def note(number, frame):
+    {deed}
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, note)
+print("rank " + "begins", flush=True)
+time.sleep(60)
+"""
+
+
+def tree(deed: str) -> str:
+    return f"RANK = {LISTENS.format(deed=deed)!r}{TREE}"
+
+
+class Started:
+    def __init__(self, kind: str, stand_in: str, folder: Path, path: str | None = None) -> None:
+        (folder / "logs").mkdir()
+        (folder / "checkpoints").mkdir()
+        self._log = folder / "logs" / "launcher.log"
+        command = [sys.executable, "-c", STARTER, kind, stand_in, str(folder)]
+        environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        deadline_s = time.monotonic() + 60
+        while "\nrank begins" not in self.log:
+            assert time.monotonic() < deadline_s, self.log
+            time.sleep(0.05)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text() if self._log.is_file() else ""
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and what stood on stderr."""
+        _, shown = self.process.communicate(timeout=30)
+        return self.process.returncode, shown
+
+
+WAITING = "launch train: {name}: the ranks finish their step and save; again: now\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_goes_to_the_ranks_and_is_waited_for(tmp_path, number):
+    started = Started("local", tree('print("rank saves", flush=True); sys.exit(128 + number)'), tmp_path)
+    started.send(number)
+    assert started.end() == (128 + number, WAITING.format(name=number.name))
+    assert "\nrank saves" in started.log
+
+
+def test_save_that_fails_after_a_signal_is_the_failure(tmp_path):
+    deed = 'print("launch train: no space left", file=sys.stderr, flush=True); sys.exit(2)'
+    started = Started("local", tree(deed), tmp_path)
+    started.send(signal.SIGTERM)
+    assert started.end() == (2, WAITING.format(name="SIGTERM") + "launch train: no space left\n")
+
+
+def test_rank_that_breaks_after_a_signal_is_told(tmp_path):
+    started = Started("local", tree('raise RuntimeError("the save broke")'), tmp_path)
+    started.send(signal.SIGTERM)
+    code, shown = started.end()
+    assert code == 1
+    assert "failed with exit code 1:\n    RuntimeError: the save broke\n" in shown
+
+
+def test_rank_without_memory_for_its_save_is_told(tmp_path):
+    started = Started("local", tree("import os; os.kill(os.getpid(), 9)"), tmp_path)
+    started.send(signal.SIGTERM)
+    code, shown = started.end()
+    assert code == 247
+    assert "ended by SIGKILL; often the machine ran out of memory" in shown
+
+
+def test_second_signal_ends_ranks_that_do_not_listen_and_is_no_save(tmp_path):
+    started = Started("local", tree("pass"), tmp_path)
+    started.send(signal.SIGINT)
+    time.sleep(0.5)
+    assert started.process.poll() is None
+    started.send(signal.SIGINT)
+    code, shown = started.end()
+    assert code == 1
+    assert "launch train: ended by SIGINT without a new checkpoint; see" in shown
+
+
+def test_rank_that_a_signal_ends_before_it_can_save_is_no_save(tmp_path):
+    started = Started("local", tree("signal.signal(number, signal.SIG_DFL); signal.raise_signal(number)"), tmp_path)
+    started.send(signal.SIGTERM)
+    code, shown = started.end()
+    assert code == 1
+    assert "launch train: ended by SIGTERM without a new checkpoint; see" in shown
+
+
+def saving_launcher(folder: Path, *, saves: bool) -> str:
+    """DeepSpeed's launcher of other machines: it ends with 1 at once, whatever the ranks do a little later."""
+    deed = f"""
+    import subprocess
+    save = "import time; time.sleep(0.2); from pathlib import Path; " \\
+        "Path({str(folder)!r}, 'checkpoints', 'next').write_text('step-2'); " \\
+        "Path({str(folder)!r}, 'checkpoints', 'next').rename(Path({str(folder)!r}, 'checkpoints', 'latest'))"
+    null = subprocess.DEVNULL
+    if {saves}:
+        subprocess.Popen([sys.executable, "-c", save], stdout=null, stderr=null, start_new_session=True)
+    sys.exit(1)"""
+    return LISTENS.format(deed=deed.strip())
+
+
+@pytest.mark.parametrize(("saves", "code"), [(True, 143), (False, 1)])
+def test_hosts_have_saved_if_latest_has_moved(tmp_path, saves, code):
+    started = Started("hostfile", saving_launcher(tmp_path, saves=saves), tmp_path)
+    (tmp_path / "checkpoints" / "latest").write_text("step-1")
+    started.send(signal.SIGTERM)
+    ended, shown = started.end()
+    assert ended == code
+    assert ("ended by SIGTERM without a new checkpoint" in shown) is not saves
+
+
+def test_allocation_is_signalled_by_scancel_and_not_through_srun(tmp_path):
+    (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
+    (tmp_path / "scancel").chmod(0o755)
+    ends = f"""
+import sys, time
+from pathlib import Path
+print("rank " + "begins", flush=True)
+while not Path({str(tmp_path)!r}, "called").exists():
+    time.sleep(0.05)
+Path({str(tmp_path)!r}, "checkpoints", "latest").write_text("step-2")
+sys.exit(1)
+"""
+    started = Started("slurm", ends, tmp_path, path=str(tmp_path))
+    started.send(signal.SIGINT)
+    assert started.end() == (130, WAITING.format(name="SIGINT"))
+    assert (tmp_path / "called").read_text() == "--signal=TERM 77\n"
