@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from pipeline.config import HuggingFaceConfig
 from pipeline.document import BadRecord, Document, SourceError
 from pipeline.sources.columns import raw_values
@@ -46,19 +44,13 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
 
 
 def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Document | BadRecord]:
-    """Raises SourceError if the files behind the rows are damaged."""
     columns = [config.text_field, config.id_field] if config.id_field else [config.text_field]
     # Arrow tables, not Python rows: `datasets` decodes a batch at once and fails as a whole
     rows = _load(config).select_columns(list(dict.fromkeys(columns))).with_format("arrow")
     for first in range(piece.start, piece.stop, _BATCH_ROWS):
-        try:
-            batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
-            texts = raw_values(batch[config.text_field])
-            identities = raw_values(batch[config.id_field]) if config.id_field else [None] * len(texts)
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(
-                f"{piece.path}: rows from {first} are damaged ({_reason(error)}); fetch it again"
-            ) from None
+        batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
+        texts = raw_values(batch[config.text_field])
+        identities = raw_values(batch[config.id_field]) if config.id_field else [None] * len(texts)
         for row, (text, identity) in enumerate(zip(texts, identities, strict=True), start=first):
             yield document_of(
                 text,
