@@ -1,11 +1,11 @@
 """The event contract: what a run tells, as one JSON line an event, in `RUN/events/rank-N.jsonl`.
 
 The trainer appends and never waits for a network; the service reads and ships. A line is written by one `write` on a
-descriptor opened for appending, so that a kill leaves whole lines; a torn last line (power cut) is closed by the next
-writer and skipped by every reader.
+descriptor opened for appending, so that a kill leaves whole lines; a torn line (power cut, full disk) is closed by the
+next write and skipped by every reader.
 
-A resumed run repeats the steps after its checkpoint. The log keeps both tellings; `MetricsFilter` is the one rule of
-which counts: the first of each key and step.
+A resumed run repeats the steps after its checkpoint, and the log keeps both tellings. MLflow cannot take a row back and
+gets the first of each key and step (`MetricsFilter`); the loss curve shows the last, which the checkpoints go on from.
 
 Imports the standard library only.
 """
@@ -61,7 +61,8 @@ class EventWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-        self._close_torn_line()
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        self._is_torn = end > 0 and os.pread(self._descriptor, 1, end - 1) != b"\n"
 
     def write(self, kind: EventKind, *, step: int, **fields: Any) -> None:
         """Append one event, stamped now. Numbers that are not finite are kept as NaN and Infinity.
@@ -75,8 +76,10 @@ class EventWriter:
             line = json.dumps(record, separators=(",", ":")) + "\n"
         except (TypeError, ValueError) as error:
             raise EventError(f"event {kind!r} at step {step} is not JSON: {error}") from None
-        content = line.encode()
-        if os.write(self._descriptor, content) != len(content):
+        content = (b"\n" if self._is_torn else b"") + line.encode()
+        written = os.write(self._descriptor, content)
+        self._is_torn = written < len(content)
+        if self._is_torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def sync(self) -> None:
@@ -91,11 +94,6 @@ class EventWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _close_torn_line(self) -> None:
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
-        if end and os.pread(self._descriptor, 1, end - 1) != b"\n":
-            os.write(self._descriptor, b"\n")
 
 
 def read_events(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:

@@ -38,6 +38,7 @@ from checkpoint.manifest import (
     exports_directory,
     read_manifest,
     step_name,
+    write_durably,
 )
 from checkpoint.prove import probe_of, prove_directory
 from checkpoint.zero3_layout import Zero3Layout
@@ -91,7 +92,8 @@ def _exclusive(run: Path) -> AbstractContextManager[None]:
 def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, published: Path) -> Export:
     """Prove a directory, write the proof into it, and give it the name that the verdict earns."""
     proof = prove_directory(directory, checkpoint_directory(run, manifest.step))
-    write_file(directory / PROOF_FILE, (proof.model_dump_json(indent=1) + "\n").encode())
+    # the directory may be published, and a proof cut short would spoil it
+    write_durably(directory / PROOF_FILE, (proof.model_dump_json(indent=1) + "\n").encode())
     quarantine = quarantine_directory(run, manifest.step)
     final = published if proof.verdict == "passed" else quarantine
     if final != directory:

@@ -67,7 +67,7 @@ def read_proof(export: Path) -> ProofReport:
         return ProofReport.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{export} has no {PROOF_FILE}; remove the folder and export the step again") from None
-    except ValidationError as error:
+    except (UnicodeDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:150]
         raise CheckpointError(
             f"{path} is not a proof ({reason}); remove the folder and export the step again"

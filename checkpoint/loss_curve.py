@@ -1,4 +1,7 @@
-"""The loss curve of a run as a PNG, drawn from its event log: losses above, learning rate below."""
+"""The loss curve of a run as a PNG, drawn from its event log: losses above, learning rate below.
+
+Where a resumed run repeats steps, the curve goes on from where the attempt resumed and leaves the abandoned end out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from checkpoint.events import (
     LEARNING_RATE,
     TRAIN_LOSS,
     VALIDATION_LOSS,
-    MetricsFilter,
     events_file,
     read_events,
 )
@@ -36,14 +38,26 @@ class Series:
 
 
 def read_series(run: Path) -> Mapping[str, Series]:
-    """The curve's metrics of a run, each step once, as `MetricsFilter` counts them; what is not finite is left out."""
-    metrics_filter = MetricsFilter()
+    """The curve's metrics of a run, each step as it was told last; what is not finite is left out.
+
+    A step that comes again takes back all that was told of it and later ones: the resumed run did not go on from them.
+    """
     points: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for event, _ in read_events(events_file(run)):
-        for key, value in metrics_filter.new_metrics(event).items():
-            if key in (TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE) and math.isfinite(value):
+        if event.kind != "metrics":
+            continue
+        for key, pairs in points.items():
+            while pairs and (pairs[-1][0] > event.step or (pairs[-1][0] == event.step and key in event.fields)):
+                pairs.pop()
+        for key in (TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE):
+            value = event.fields.get(key)
+            if isinstance(value, int | float) and math.isfinite(value):
                 points[key].append((event.step, value))
-    return {key: Series([step for step, _ in pairs], [value for _, value in pairs]) for key, pairs in points.items()}
+    return {
+        key: Series([step for step, _ in pairs], [value for _, value in pairs])
+        for key, pairs in points.items()
+        if pairs
+    }
 
 
 def smooth(values: Sequence[float], *, span: int) -> list[float]:

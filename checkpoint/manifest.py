@@ -26,7 +26,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -39,6 +39,7 @@ TOKENIZER_FILE = "tokenizer.json"
 MODEL_CONFIG_FILE = "config.json"  # what every export holds
 ZERO_TAG = "zero"
 MIN_PROBE_TOKENS = 1024
+_REPLACED = ".replaced-"
 
 
 class CheckpointError(ValueError):
@@ -47,6 +48,9 @@ class CheckpointError(ValueError):
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
 
 
 class FileRecord(_Record):
@@ -151,15 +155,9 @@ def list_export_steps(run: Path) -> list[int]:
 
 
 def read_run(run: Path) -> RunRecord:
-    """Raises CheckpointError if the folder is not a run's."""
-    path = run / RUN_FILE
-    try:
-        return RunRecord.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one") from None
-    except ValidationError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is not a run record ({reason})") from None
+    """Raises CheckpointError if the folder is not a run's or is that of another release."""
+    missing = f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one"
+    return _read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt="is not a run record ({})")
 
 
 def write_run(run: Path, record: RunRecord) -> None:
@@ -167,33 +165,24 @@ def write_run(run: Path, record: RunRecord) -> None:
 
 
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
-    """Raises CheckpointError if there is no manifest or none that this version reads."""
+    """Raises CheckpointError if there is no manifest, or one of another format or of another step than its folder."""
     path = checkpoint / MANIFEST_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        what = "is incomplete (no manifest.json)" if checkpoint.is_dir() else "does not exist"
-        raise CheckpointError(
-            f"checkpoint {checkpoint} {what}; `smollm2 checkpoint list RUN` shows those that do"
-        ) from None
-    try:
-        version = json.loads(text)["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
-        manifest = CheckpointManifest.model_validate_json(text)
-    except (json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is not a checkpoint manifest ({reason}); take another step") from None
+    what = "is incomplete (no manifest.json)" if checkpoint.is_dir() else "does not exist"
+    missing = f"checkpoint {checkpoint} {what}; `smollm2 checkpoint list RUN` shows those that do"
+    spoilt = "is not a checkpoint manifest ({}); take another step"
+    manifest = _read_record(path, CheckpointManifest, missing=missing, spoilt=spoilt)
+    if checkpoint.name.startswith("step-") and checkpoint.name != step_name(manifest.step):
+        raise CheckpointError(f"{path} is that of {step_name(manifest.step)}; take another step")
     for record in manifest.files:
-        if not _is_inside(record.path):
+        pure = PurePosixPath(record.path)
+        if pure.is_absolute() or ".." in pure.parts or "\\" in record.path:
             raise CheckpointError(f"{path}: file path {record.path!r} leads out of the checkpoint; do not trust it")
     return manifest
 
 
 def describe_files(checkpoint: Path, paths: Iterable[Path]) -> list[FileRecord]:
     """Make files durable (fsync of each and of its folder) and record their sizes and digests."""
-    records = []
-    folders = set()
+    records, folders = [], set()
     for path in sorted(paths):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -210,21 +199,30 @@ def describe_files(checkpoint: Path, paths: Iterable[Path]) -> list[FileRecord]:
 def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
     """Write the manifest into the partial folder, rename it into place, move `latest`. Rank 0 only.
 
-    A complete checkpoint of the same step is replaced (a resume that passed over a damaged one saves it again).
+    A complete checkpoint of the same step is replaced (a resume that passed over a damaged one saves it again). A crash
+    between the two renames leaves neither under its name; `recover_interrupted_replacement` ends the replacement.
     """
     partial, final = partial_directory(run, manifest.step), checkpoint_directory(run, manifest.step)
     write_durably(partial / MANIFEST_FILE, (manifest.model_dump_json() + "\n").encode())
+    replaced = final.with_name(f"{_REPLACED}{final.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
-        replaced = final.with_name(f".replaced-{final.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced)
-    else:
-        partial.rename(final)
+    partial.rename(final)
     sync_directory(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
     write_durably(checkpoints_directory(run) / "latest", f"{final.name}\n".encode())
     return final
+
+
+def recover_interrupted_replacement(run: Path) -> None:
+    """Give a step that a crash left without a checkpoint the new one, else the old. For who holds the run's lock."""
+    for replaced in checkpoints_directory(run).glob(f"{_REPLACED}step-*"):
+        final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        new = final.with_name(f".partial-{final.name}")
+        if not final.exists():
+            (new if (new / MANIFEST_FILE).is_file() else replaced).rename(final)
+            sync_directory(final.parent)
 
 
 def verify_checkpoint(checkpoint: Path) -> list[Problem]:
@@ -267,6 +265,20 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def _read_record(path: Path, record: type[_AnyRecord], *, missing: str, spoilt: str) -> _AnyRecord:
+    try:
+        text = path.read_text(encoding="utf-8")
+        version = json.loads(text)["format_version"]
+        if version == FORMAT_VERSION:
+            return record.model_validate_json(text)
+    except FileNotFoundError:
+        raise CheckpointError(missing) from None
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} {spoilt.format(reason)}") from None
+    raise CheckpointError(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
+
+
 def _list_steps_with(folder: Path, file_name: str) -> list[int]:
     names = (entry.name for entry in folder.glob("step-*") if (entry / file_name).is_file())
     numbers = (name.removeprefix("step-") for name in names)
@@ -285,8 +297,3 @@ def _verify_file(checkpoint: Path, record: FileRecord) -> Problem | None:
     if digest != record.digest:
         return Problem(record.path, f"contents changed ({digest[:19]}…, wanted {record.digest[:19]}…)")
     return None
-
-
-def _is_inside(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return not pure.is_absolute() and ".." not in pure.parts and "\\" not in path

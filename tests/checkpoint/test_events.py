@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,24 @@ def test_full_disk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to("/dev/full")
     with EventWriter(tmp_path / "log") as log, pytest.raises(OSError, match="No space left"):
         log.write("metrics", step=1)
+
+
+def test_line_cut_short_by_the_disk_does_not_spoil_the_next(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with EventWriter(tmp_path / "log") as log:
+        log.write("metrics", step=1)
+        # room for 20 bytes more: the kernel takes these and no others
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "log").stat().st_size + 20, limits[1]))
+        try:
+            with pytest.raises(OSError, match="No space left"):
+                log.write("metrics", step=2)
+            with pytest.raises(OSError, match="File too large"):
+                log.write("metrics", step=3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.write("metrics", step=4)
+        log.write("metrics", step=5)
+    assert steps(tmp_path / "log") == [1, 4, 5]
 
 
 def test_first_telling_of_a_step_counts(tmp_path: Path) -> None:

@@ -131,6 +131,23 @@ def test_published_export_that_was_spoilt_is_taken_back(exported_run: Path) -> N
     assert entries(exported_run) == [".quarantine-step-00000004"]
 
 
+@pytest.mark.usefixtures("prove_in_process")
+def test_new_proof_replaces_the_old_one_at_once(exported_run: Path) -> None:
+    path = export_directory(exported_run, 4) / "proof.json"
+    old = path.read_text().replace('"torch_version": "', '"torch_version": "older than ')
+    path.write_text(old)
+    with path.open() as reader:
+        prove_export(exported_run, 4)
+        assert reader.read() == old
+    assert "older than" not in path.read_text()
+
+
+def test_spoilt_proof_is_one_line(exported_run: Path) -> None:
+    (export_directory(exported_run, 4) / "proof.json").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match=r"proof\.json is not a proof \(.*0xff.*\); remove the folder"):
+        find_export(exported_run, 4)
+
+
 def test_proof_of_a_step_that_is_not_exported_says_what_to_run(make_run: RunMaker) -> None:
     with pytest.raises(CheckpointError, match=r"step-00000002 of .* is not exported; run `smollm2 checkpoint export"):
         prove_export(make_run("float32"), 2)

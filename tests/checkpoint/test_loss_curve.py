@@ -20,11 +20,33 @@ def test_smoothing_over_one_changes_nothing() -> None:
     assert smooth([3.0, 1.0, 2.0], span=1) == [3.0, 1.0, 2.0]
 
 
-def test_series_hold_each_step_once_and_only_finite_values(tmp_path: Path) -> None:
-    with EventWriter(events_file(tmp_path)) as log:
-        for step, loss in ((1, 9.0), (2, math.nan), (3, 7.0), (1, 9.5), (4, 6.0)):
-            log.write("metrics", step=step, **{"train/loss": loss, "train/grad_norm": 1.0})
-    assert read_series(tmp_path) == {"train/loss": Series([1, 3, 4], [9.0, 7.0, 6.0])}
+def write_losses(run: Path, *pairs: tuple[int, float], key: str = "train/loss") -> None:
+    with EventWriter(events_file(run)) as log:
+        for step, loss in pairs:
+            log.write("metrics", step=step, **{key: loss, "train/grad_norm": 1.0})
+
+
+def test_series_hold_only_finite_values(tmp_path: Path) -> None:
+    write_losses(tmp_path, (1, 9.0), (2, math.nan), (3, 7.0), (4, math.inf))
+    assert read_series(tmp_path) == {"train/loss": Series([1, 3], [9.0, 7.0])}
+
+
+def test_step_that_was_told_twice_is_as_told_last(tmp_path: Path) -> None:
+    write_losses(tmp_path, (1, 9.0), (2, 8.0), (3, 70.0), (2, 7.5), (3, 6.5), (4, 6.0))
+    assert read_series(tmp_path) == {"train/loss": Series([1, 2, 3, 4], [9.0, 7.5, 6.5, 6.0])}
+
+
+def test_end_of_an_abandoned_attempt_is_left_out(tmp_path: Path) -> None:
+    write_losses(tmp_path, (1, 9.0), (2, 8.0), (3, 70.0), (4, 80.0))
+    write_losses(tmp_path, (4, 80.0), key="validation/loss")
+    write_losses(tmp_path, (3, 7.0))
+    assert read_series(tmp_path) == {"train/loss": Series([1, 2, 3], [9.0, 8.0, 7.0])}
+
+
+def test_validation_of_a_step_leaves_its_training_loss(tmp_path: Path) -> None:
+    write_losses(tmp_path, (1, 9.0))
+    write_losses(tmp_path, (1, 9.5), key="validation/loss")
+    assert read_series(tmp_path) == {"train/loss": Series([1], [9.0]), "validation/loss": Series([1], [9.5])}
 
 
 def test_picture_is_a_png_beside_the_log(tmp_path: Path, write_log: Callable[..., None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from checkpoint.manifest import (
     publish_checkpoint,
     read_manifest,
     read_run,
+    recover_interrupted_replacement,
     verify_checkpoint,
 )
 
@@ -103,6 +105,80 @@ def test_format_of_another_release_is_named(tmp_path: Path) -> None:
     manifest_file.write_text(manifest_file.read_text().replace('"format_version":1', '"format_version":2'))
     with pytest.raises(CheckpointError, match="format version 2, this release reads 1"):
         read_manifest(manifest_file.parent)
+
+
+def test_run_of_another_release_is_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format_version": 2, "shards": []}')
+    with pytest.raises(CheckpointError, match=r"run\.json: format version 2, this release reads 1"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"{}", b"[1]", b""])
+def test_spoilt_run_record_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"^.*run\.json is not a run record \(.*\)$"):
+        read_run(tmp_path)
+
+
+def test_flipped_byte_in_a_manifest_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    manifest_file = save(tmp_path, 2) / "manifest.json"
+    manifest_file.write_bytes(manifest_file.read_bytes().replace(b'"run_key":"k"', b'"run_key":"\xff"'))
+    step, (problem,) = newest_verified(tmp_path)
+    assert step == 1
+    assert "is not a checkpoint manifest ('utf-8' codec can't decode byte 0xff" in problem.reason
+
+
+def test_manifest_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2).rename(checkpoint_directory(tmp_path, 3))
+    step, (problem,) = newest_verified(tmp_path)
+    assert step == 1
+    assert "step-00000003/manifest.json is that of step-00000002; take another step" in problem.reason
+
+
+@pytest.fixture
+def crashed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose trainer died between the two renames that replace step 1."""
+    save(tmp_path, 1)
+
+    class Killed(BaseException):
+        pass
+
+    rename = Path.rename
+
+    def die(path: Path, target: Path) -> Path:
+        if path.name.startswith(".partial-"):
+            raise Killed
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(Killed):
+        save(tmp_path, 1, b"other weights")
+    monkeypatch.undo()
+    assert list_steps(tmp_path) == []
+    return tmp_path
+
+
+def test_crash_while_replacing_gives_the_step_its_new_checkpoint(crashed_run: Path) -> None:
+    recover_interrupted_replacement(crashed_run)
+    assert newest_verified(crashed_run) == (1, [])
+    assert (checkpoint_directory(crashed_run, 1) / "zero" / "rank_0.pt").read_bytes() == b"other weights"
+
+
+def test_crash_while_replacing_gives_the_old_checkpoint_back_if_the_new_is_lost(crashed_run: Path) -> None:
+    shutil.rmtree(partial_directory(crashed_run, 1))
+    recover_interrupted_replacement(crashed_run)
+    assert newest_verified(crashed_run) == (1, [])
+    assert (checkpoint_directory(crashed_run, 1) / "zero" / "rank_0.pt").read_bytes() == b"weights"
+
+
+def test_nothing_is_recovered_where_the_replacement_was_done(tmp_path: Path) -> None:
+    shutil.copytree(save(tmp_path, 1, b"old"), tmp_path / "checkpoints" / ".replaced-step-00000001")
+    save(tmp_path, 2)
+    recover_interrupted_replacement(tmp_path)
+    assert list_steps(tmp_path) == [1, 2]
+    assert (tmp_path / "checkpoints" / ".replaced-step-00000001").is_dir()
 
 
 def test_folder_that_is_no_run_says_who_makes_one(tmp_path: Path) -> None:
