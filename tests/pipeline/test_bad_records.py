@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from pipeline.bad_records import BadRecordLimit
+from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError
 from pipeline.report import Dropped, Tally
+from pipeline.run import run
 from pipeline.unit import UnitRecord
+
+MakeConfig = Callable[..., PipelineConfig]
 
 
 def record(*, size_bytes: int, records: int, bad: int, short: int = 0) -> UnitRecord:
@@ -47,3 +56,38 @@ def test_documents_that_a_filter_dropped_are_not_bad() -> None:
     limit = BadRecordLimit(max_bad_record_fraction=0, total_bytes=1000)
     limit.add(record(size_bytes=0, records=100, bad=0, short=100))
     assert not limit.is_out_of_reach()
+
+
+def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path, make_config: MakeConfig) -> None:
+    (tmp_path / "corpus").mkdir()
+    file = tmp_path / "corpus" / "a.jsonl"
+    file.write_bytes(b'{"text": "one"}\n' * 8 + b'{"text": 5}\n{"text"\n')
+    expected = (
+        r"2 of 10 records read are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
+        r"the first malformed_json: .*a.jsonl:140; see .*report.json, then mend the source or raise the limit"
+    )
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(max_bad_record_fraction=0.1))
+    report = json.loads((tmp_path / "dataset" / "report.json").read_bytes())
+    assert report["dropped"]["not_text"]["examples"] == [{"location": f"{file}:128", "content": '{"text": 5}'}]
+    assert not (tmp_path / "dataset" / "manifest.json").exists()
+    # the work is not lost: with a higher limit the same run ends
+    assert run(make_config(max_bad_record_fraction=0.2, validation_fraction=0.2)).manifest.documents_in == 10
+
+
+def test_a_wrong_text_field_stops_after_the_first_unit(corpus: Path, make_config: MakeConfig) -> None:
+    wrong = {"name": "c", "type": "jsonl", "files": [f"{corpus}/*.jsonl"], "text_field": "body"}
+    fields = {"sources": [wrong], "unit_size_bytes": 500, "validation_fraction": 0}
+    units = make_config().output_dir / ".work" / "units"
+    expected = r"(\d+) of \1 records read are bad \(\1 missing_field\), more than max_bad_record_fraction=0.001 allows"
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(**fields))
+    done = sorted(units.iterdir())
+    assert len(done) in (1, 2)  # the worker may be through with the next one by the time that it is stopped
+    # again, with nothing done anew
+    with pytest.raises(PipelineError, match=expected):
+        run(make_config(**fields))
+    assert sorted(units.iterdir()) == done
+    # a higher limit goes on from there, to the end
+    with pytest.raises(PipelineError, match=r"nothing to train on: 120 documents in, dropped: 120 missing_field"):
+        run(make_config(**fields, max_bad_record_fraction=1))
