@@ -16,12 +16,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoint.manifest import (
+    MODEL_CONFIG_FILE,
+    TOKENIZER_FILE,
+    checkpoints_directory,
+    export_directory,
+    exports_directory,
+    list_export_steps,
+)
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from model.transformer import SmolLM2
-
-TOKENIZER_FILE = "tokenizer.json"
 
 
 class GenerateError(ValueError):
@@ -42,10 +49,10 @@ def generate(
     token; above 0 tokens are drawn, equal seeds giving equal texts on equal machines. An empty prompt begins a
     document. Raises GenerateError.
     """
-    if max_new_tokens < 1 or temperature < 0:
-        raise GenerateError(
-            f"max_new_tokens={max_new_tokens}, temperature={temperature}; wanted at least 1 token and at least 0"
-        )
+    if max_new_tokens < 1:
+        raise GenerateError(f"max_new_tokens={max_new_tokens}; ask for at least 1")
+    if temperature < 0:
+        raise GenerateError(f"temperature={temperature}; use 0 for the likeliest token, or more to draw")
     directory = find_model(model_directory)
     tokenizer = _load_tokenizer(directory)
     model = _load_model(directory)
@@ -60,13 +67,12 @@ def find_model(path: Path) -> Path:
     """The directory itself, or the newest export of a run's folder. Raises GenerateError if there is none."""
     if not path.is_dir():
         raise GenerateError(f"{path}: no such folder; name a Hugging Face model directory or a run's folder")
-    if (path / "config.json").is_file():
+    if (path / MODEL_CONFIG_FILE).is_file():
         return path
-    exports = path / "exports"
-    complete = sorted(folder for folder in exports.glob("step-*") if (folder / "config.json").is_file())
-    if complete:
-        return complete[-1]
-    if exports.is_dir() or (path / "checkpoints").is_dir():
+    steps = list_export_steps(path)
+    if steps:
+        return export_directory(path, steps[-1])
+    if exports_directory(path).is_dir() or checkpoints_directory(path).is_dir():
         raise GenerateError(f"run {path} has no export yet; make one with `smollm2 checkpoint export {path}`")
     raise GenerateError(f"{path} is neither a Hugging Face model directory (no config.json) nor a run's folder")
 

@@ -29,15 +29,11 @@ from launch.data.mixture import Mixture
 from launch.data.packing import IGNORED_LABEL, Batch, pack, sample_span, samples_in
 from launch.data.permutation import Permutation
 from launch.data.shard_reader import TokenStream
-from pipeline.shards.format import DatasetError, Split, TokenizerRecord
+from pipeline.shards.format import Split, TokenizerRecord
 
 Indices = NDArray[np.int64]
 
 _LOCATED_AT_ONCE = 4096  # samples: below this numpy's cost a call outweighs the permutation's own
-
-
-class LoaderError(ValueError):
-    """Sources or batch sizes that cannot be used together."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +48,8 @@ class Source:
 class PackedSamples:
     """The samples of a run, addressed by their index from 0; there is no last one, sources begin new epochs.
 
-    With `shuffle=False` each source is read in stream order. Raises LoaderError for sources that do not go together,
-    DatasetError for one that is missing, unfinished or too small; both are one line.
+    With `shuffle=False` each source is read in stream order. That the sources go together, and each has a sample, is
+    the caller's to have checked (`launch/trainer/inputs.py`). Raises DatasetError for one that is missing.
     """
 
     def __init__(
@@ -65,23 +61,22 @@ class PackedSamples:
         split: Split = "train",
         shuffle: bool = True,
     ) -> None:
-        _check_sources(sources)
+        assert len({source.name for source in sources}) == len(sources) > 0, "a name says which order a source has"
         self.sources = tuple(sources)
         self.seed = seed
         self.sequence_length = sequence_length
         self.shuffle = shuffle
         self._streams = [TokenStream(source.path, split) for source in sources]
         self._sizes = [samples_in(stream.total_tokens, sequence_length) for stream in self._streams]
-        self._check_streams()
+        assert all(self._sizes), f"a source without a sample: {self._sizes}"
+        assert len({stream.tokenizer.digest for stream in self._streams}) == 1, "sources of different tokenizers"
         self.mixture = Mixture([source.weight for source in sources])
         self.tokenizer: TokenizerRecord = self._streams[0].tokenizer
-        self.dataset_digests = {source.name: stream.digest for source, stream in self._named_streams()}
-        self.samples_per_epoch = {source.name: size for source, size in zip(sources, self._sizes, strict=True)}
 
     @property
     def samples_before_repeat(self) -> int:
         """Samples before one of the sources begins its second epoch."""
-        return min(self.mixture.position(source, size) for source, size in enumerate(self._sizes))
+        return min(self.mixture.first_repeats(self._sizes))
 
     def locate(self, sample_indices: Indices) -> tuple[Indices, Indices]:
         """The source of each sample, by number, and which sample of that source's stream it is; same shape."""
@@ -119,25 +114,6 @@ class PackedSamples:
             ordered[chosen] = Permutation(self._sizes[source], key).apply(within[chosen])
         return ordered
 
-    def _named_streams(self) -> list[tuple[Source, TokenStream]]:
-        return list(zip(self.sources, self._streams, strict=True))
-
-    def _check_streams(self) -> None:
-        first_source, first = self._named_streams()[0]
-        for source, stream in self._named_streams():
-            if stream.tokenizer.digest != first.tokenizer.digest:
-                raise LoaderError(
-                    f"sources {first_source.name} and {source.name} were made with different tokenizers "
-                    f"({first.tokenizer.digest[:19]}…, {stream.tokenizer.digest[:19]}…); "
-                    "encode both with one tokenizer.json"
-                )
-            if not samples_in(stream.total_tokens, self.sequence_length):
-                raise DatasetError(
-                    f"source {source.name}: the {stream.split} split of {source.path} has {stream.total_tokens:,} "
-                    f"tokens, fewer than one sample of {self.sequence_length:,} + 1; "
-                    "use a shorter sequence_length or more data"
-                )
-
 
 def rank_sample_indices(
     step: int, *, samples_per_step: int, micro_batch_size: int, rank: int, world_size: int
@@ -145,15 +121,10 @@ def rank_sample_indices(
     """What one rank reads in a step: sample indices [accumulation, micro_batch_size].
 
     Micro-step m of rank r reads t·G + (m·world_size + r)·micro_batch_size + [0, micro_batch_size), so that the ranks
-    together read the step's samples in order. Raises LoaderError if the step does not divide.
+    together read the step's samples in order. The step divides: `TrainConfig.accumulation_steps` sees to that.
     """
     together = micro_batch_size * world_size
-    if samples_per_step % together:
-        nearest = max(1, round(samples_per_step / together)) * together
-        raise LoaderError(
-            f"samples_per_step={samples_per_step} is not a multiple of micro_batch_size * world_size = "
-            f"{micro_batch_size} * {world_size}; the nearest that is: {nearest}"
-        )
+    assert samples_per_step % together == 0, f"{samples_per_step} samples in parts of {together}"
     in_step = np.arange(samples_per_step, dtype=np.int64).reshape(-1, world_size, micro_batch_size)
     return step * samples_per_step + in_step[:, rank, :]
 
@@ -178,7 +149,6 @@ class Loader:
     ) -> None:
         self.wait_time_s = 0.0
         self._samples = samples
-        # of step 0, and so checked here rather than in the thread
         self._first_indices = rank_sample_indices(
             0, samples_per_step=samples_per_step, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size
         )
@@ -262,19 +232,6 @@ def validation_batches(
         batch = samples.read(np.minimum(indices, wanted - 1))
         batch.labels[indices >= wanted] = IGNORED_LABEL
         yield batch
-
-
-def _check_sources(sources: Sequence[Source]) -> None:
-    if not sources:
-        raise LoaderError("no sources; name at least one dataset directory")
-    names = [source.name for source in sources]
-    for source in sources:
-        if names.count(source.name) > 1:
-            raise LoaderError(f"two sources are named {source.name}; names say which order each has, so rename one")
-        if not 0 < source.weight < float("inf"):
-            raise LoaderError(
-                f"source {source.name} has weight {source.weight}, wanted a positive number; or remove it"
-            )
 
 
 @lru_cache(maxsize=4096)

@@ -54,6 +54,10 @@ class Mixture:
         tables, occurrence = divmod(index, self.weights[source])
         return tables * self.period + int(self._slots_of_source[source][occurrence])
 
+    def first_repeats(self, sizes: Sequence[int]) -> list[int]:
+        """For each source, of so many samples an epoch, the sample of the run that begins its second epoch."""
+        return [self.position(source, size) for source, size in enumerate(sizes)]
+
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
     """Whole numbers without a common divisor in proportion to the weights, of a sum of at most MAX_PERIOD.

@@ -6,16 +6,20 @@ exactly once an epoch, also the first id of a document that follows another in t
 counts in the loss, none is masked: all micro-batches hold equally many labels, and the mean of their means is the
 mean over the tokens, whatever the number of ranks and accumulation steps.
 
-Nothing is padded or cut to fit. Does not read shards.
+Nothing is padded or cut to fit. Does not read shards. Imports torch for a batch only: a run's inputs are counted by
+`samples_in` before torch is there.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
 
 IGNORED_LABEL = -100  # what PyTorch's and Hugging Face's losses leave out; only rows that fill up a validation batch
 
@@ -48,6 +52,8 @@ def sample_span(index: int, sequence_length: int) -> tuple[int, int]:
 
 def pack(token_ids: NDArray[np.uint16], *, eos_token_id: int) -> Batch:
     """A batch of rows of S + 1 ids, [batch, sequence + 1]."""
+    import torch
+
     inputs = token_ids[:, :-1]
     ends_before = np.zeros(inputs.shape, dtype=np.int64)
     np.cumsum(inputs[:, :-1] == eos_token_id, axis=1, out=ends_before[:, 1:])

@@ -12,7 +12,6 @@ of four would make three in four walk. Statistical quality is what is wanted her
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isqrt
 
 import numpy as np
@@ -25,8 +24,6 @@ _MASK = (1 << 64) - 1
 _MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3's 64-bit finaliser
 _SHIFT = np.uint64(33)
 _HALF = np.uint64(32)
-
-_Cipher = Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
 
 
 class Permutation:
@@ -44,21 +41,14 @@ class Permutation:
 
     def apply(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each index goes; same shape. Every index is in range(size)."""
-        return self._in_blocks(indices, self._encrypt)
-
-    def invert(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """What `apply` sent to each index: from a sample of the data back to its place in the order."""
-        return self._in_blocks(indices, self._decrypt)
-
-    def _in_blocks(self, indices: NDArray[np.int64], walk_once: _Cipher) -> NDArray[np.int64]:
         flat = np.ascontiguousarray(indices, dtype=np.int64).reshape(-1)
         assert not len(flat) or (flat.min() >= 0 and flat.max() < self.size), f"an index outside range({self.size})"
         result = np.empty_like(flat)
         for start in range(0, len(flat), _BLOCK):
-            values = walk_once(flat[start : start + _BLOCK].astype(np.uint64))
+            values = self._encrypt(flat[start : start + _BLOCK].astype(np.uint64))
             outside = np.flatnonzero(values >= self.size)
             while len(outside):
-                values[outside] = walk_once(values[outside])
+                values[outside] = self._encrypt(values[outside])
                 outside = outside[values[outside] >= self.size]
             result[start : start + _BLOCK] = values
         return result.reshape(np.shape(indices))
@@ -70,15 +60,6 @@ class Permutation:
                 left = _add(left, _hash_below(right, key, self._rows), self._rows)
             else:
                 right = _add(right, _hash_below(left, key, self._columns), self._columns)
-        return left * self._columns + right
-
-    def _decrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = np.divmod(values, self._columns)
-        for number, key in reversed(list(enumerate(self._round_keys))):
-            if number % 2 == 0:
-                left = _add(left, self._rows - _hash_below(right, key, self._rows), self._rows)
-            else:
-                right = _add(right, self._columns - _hash_below(left, key, self._columns), self._columns)
         return left * self._columns + right
 
 

@@ -43,7 +43,6 @@ class TokenStream:
         record = manifest.splits.get(split, SplitRecord(documents=0, tokens=0, shards=()))
         self.dataset = dataset
         self.split = split
-        self.digest = manifest.digest()
         self.tokenizer: TokenizerRecord = manifest.tokenizer
         self._records = record.shards
         self._starts = list(accumulate((shard.tokens for shard in record.shards), initial=0))

@@ -88,6 +88,13 @@ def test_position_is_the_inverse():
     assert positions == list(range(500))
 
 
+def test_second_epochs_begin_where_counting_sees_them():
+    mixture = Mixture([3, 1])
+    sources = mixture.locate(np.arange(100))[0]
+    # 5 samples of source 0 and 4 of source 1: the next of each is its second epoch's first
+    assert mixture.first_repeats([5, 4]) == [np.flatnonzero(sources == 0)[5], np.flatnonzero(sources == 1)[4]]
+
+
 def test_decimals_mean_what_they_say():
     assert whole_weights([0.9, 0.1]) == (9, 1)
     assert whole_weights([0.74, 0.16, 0.10]) == (37, 8, 5)

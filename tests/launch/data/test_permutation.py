@@ -1,4 +1,4 @@
-"""The keyed permutation: a bijection for every size, its own inverse's inverse, and not a trivial order."""
+"""The keyed permutation: a bijection for every size, and not a trivial order."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ def test_large_sizes_are_permuted(size):
     assert counts.min() == counts.max() == 1
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 10, 1000, 65_537, 10**9 + 7, 2**40, MAX_SIZE])
-def test_inverse_returns_every_index(size):
+@pytest.mark.parametrize("size", [10**9 + 7, 2**40, MAX_SIZE])
+def test_indices_of_huge_sizes_stay_distinct_and_inside(size):
     random = np.random.default_rng(0)
-    indices = np.concatenate([[0, size - 1], random.integers(0, size, size=5000)])
-    permutation = Permutation(size, key=11)
-    moved = permutation.apply(indices)
-    assert moved.min() >= 0
-    assert moved.max() < size
-    np.testing.assert_array_equal(permutation.invert(moved), indices)
-    np.testing.assert_array_equal(permutation.apply(permutation.invert(indices)), indices)
+    indices = np.unique(
+        np.concatenate([np.arange(100_000), size - 1 - np.arange(100_000), random.integers(0, size, 10**5)])
+    )
+    moved = Permutation(size, key=11).apply(indices)
+    assert 0 <= moved.min() <= moved.max() < size
+    assert len(np.unique(moved)) == len(indices)
 
 
 def test_size_of_blocks_does_not_matter():
