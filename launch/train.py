@@ -18,7 +18,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from checkpoint.manifest import CheckpointError
+from checkpoint.manifest import CONFIG_FILE, CheckpointError
 from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, open_console
@@ -26,7 +26,7 @@ from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, read_environment
-from launch.trainer.run_folder import CONFIG_FILE, StartPoint, create_run_folder, hold_lock, prepare_run
+from launch.trainer.run_folder import StartPoint, create_run_folder, hold_lock, prepare_run
 from pipeline.shards.format import DatasetError
 
 

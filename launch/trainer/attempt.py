@@ -5,7 +5,7 @@ Called on every rank; only rank 0 has a `StartPoint`, which it shares.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import deepspeed
 import torch
@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import step_name
 from launch.config import TrainConfig, TrainingError, flatten
-from launch.data.loader import PackedSamples, Source
+from launch.data.loader import LoaderError, PackedSamples, Source
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator
 from launch.trainer.engine import DTYPES, Engine, build_engine
@@ -51,8 +51,10 @@ def run_attempt(
         except Exception as error:
             if events is not None:
                 step = start.step if trainer is None else trainer.step
-                events.write("state", step=step, state="failed", reason=summary(error))
-                events.sync()
+                # a full disk is often the very error, which must not be replaced by this one
+                with suppress(OSError):
+                    events.write("state", step=step, state="failed", reason=summary(error))
+                    events.sync()
             raise
     torch.distributed.destroy_process_group()
     return code
@@ -71,8 +73,8 @@ def _build(
         validation = _samples(config, "validation")
         device_type = get_accelerator().device_name()
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
-        engine = build_engine(config, ranks)
-    except (AttentionBackendError, WeightsError) as error:
+        engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
+    except (AttentionBackendError, LoaderError, WeightsError) as error:
         raise TrainingError(str(error)) from error
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)
@@ -117,7 +119,8 @@ def _samples(config: TrainConfig, split: Split) -> PackedSamples:
 def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, attention: str) -> str:
     return (
         f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks.world_size} "
-        f"{engine.device.type} ranks, {attention} attention, {config.batch_tokens:,} tokens a step, "
+        f"{engine.device.type} ranks, {torch.get_num_threads()} CPU threads each, {attention} attention, "
+        f"{'fused ' if engine.optimizer.defaults['fused'] else ''}AdamW, {config.batch_tokens:,} tokens a step, "
         f"{config.accumulation_steps(world_size=ranks.world_size)} micro-batches a rank; everything else is in "
         f"{config.run_dir / 'logs'}"
     )
@@ -130,6 +133,8 @@ def _parameters(config: TrainConfig, ranks: RankEnvironment, engine: Engine, att
         "device_type": engine.device.type,
         "attention": attention,
         "num_parameters": engine.num_parameters,
+        "cpu_threads": torch.get_num_threads(),
+        "optimizer.fused": bool(engine.optimizer.defaults["fused"]),
     }
     flat = flatten(config.model_dump(mode="json")) | chosen
     return {

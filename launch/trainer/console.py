@@ -29,13 +29,13 @@ class Console:
 
     def line(self, text: str) -> None:
         """Say a line to the user; rank 0 only, the others keep it in their logs."""
-        print(text, flush=True)
+        _keep(text)
         if self._rank == 0:
             _write(self._stdout, text)
 
     def user_error(self, error: Exception) -> None:
         """One line for each line of the message, by rank 0 only where the other ranks found the same."""
-        print(error, flush=True)
+        _keep(str(error))
         if self._rank == 0 or isinstance(error, LocalError):
             for line in str(error).splitlines():
                 _write(self._stderr, f"launch train: {line}")
@@ -54,8 +54,7 @@ class Console:
 
         A rank that fails because another one is gone leaves the word to that one and to rank 0.
         """
-        traceback.print_exception(error)
-        sys.stderr.flush()
+        _keep("".join(traceback.format_exception(error)))
         if self._rank == 0 or not is_lost_peer(error):
             _write(self._stderr, f"launch train: rank {self._rank}: {summary(error)}; the log is {self._log}")
 
@@ -95,6 +94,12 @@ def unwritable(run_dir: Path, error: OSError) -> TrainingError:
         f"run_dir={run_dir} cannot be written: {error.filename}: {error.strerror}; "
         "choose a folder that this user may write to, with space left"
     )
+
+
+def _keep(text: str) -> None:
+    # the log may lie on the very disk that is full, and the user has to be told all the same
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def _write(descriptor: int, text: str) -> None:

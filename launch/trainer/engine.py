@@ -17,6 +17,7 @@ from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.deepspeed_config import deepspeed_config
 from launch.trainer.optimizer import build_optimizer
 from launch.trainer.ranks import RankEnvironment
+from model.cost import count_parameters
 from model.hf import PretrainedWeights
 from model.init import fill_parameter_
 from model.transformer import SmolLM2
@@ -41,11 +42,16 @@ class Engine:
     num_parameters: int
 
 
-def build_engine(config: TrainConfig, ranks: RankEnvironment) -> Engine:
-    """On all ranks together, after the process group. Raises TrainingError for weights that do not fit the model."""
+def build_engine(
+    config: TrainConfig, ranks: RankEnvironment, *, fill_weights: bool, say: Callable[[str], None]
+) -> Engine:
+    """On all ranks together, after the process group. Raises TrainingError for weights that do not fit the model.
+
+    Without `fill_weights` a checkpoint has to be loaded next; `init_from` is then not read.
+    """
     settings = deepspeed_config(config, world_size=ranks.world_size)
     device = torch.device(get_accelerator().device_name(ranks.local_rank))
-    fill = _choose_fill(config)
+    fill = _choose_fill(config, say) if fill_weights else None
     with deepspeed.zero.Init(config_dict_or_path=settings):
         model = SmolLM2(
             config.model,
@@ -53,18 +59,17 @@ def build_engine(config: TrainConfig, ranks: RankEnvironment) -> Engine:
             activation_checkpointing=config.activation_checkpointing,
         )
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    num_parameters = 0
-    for name, parameter in model.named_parameters():
-        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
-            num_parameters += parameter.numel()
-            if ranks.is_first:
-                fill(name, parameter)
+    if fill is not None:
+        for name, parameter in model.named_parameters():
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                if ranks.is_first:
+                    fill(name, parameter)
     optimizer = build_optimizer(model, config.optimizer, device_type=device.type)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    return Engine(engine, optimizer, device, device_name, num_parameters)
+    return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total)
 
 
-def _choose_fill(config: TrainConfig) -> Fill:
+def _choose_fill(config: TrainConfig, say: Callable[[str], None]) -> Fill:
     """Fresh weights of the seed, or those of a Hugging Face directory."""
     if config.init_from is None:
         return lambda name, parameter: fill_parameter_(name, parameter, config=config.model, seed=config.seed)
@@ -77,6 +82,8 @@ def _choose_fill(config: TrainConfig) -> Fill:
     ]
     if problems:
         raise TrainingError("\n".join(problems))
+    if config.precision == "bfloat16" and weights.dtype != torch.bfloat16:
+        say(f"the {str(weights.dtype).removeprefix('torch.')} weights of {config.init_from} are rounded to bfloat16")
     return lambda name, parameter: _copy(parameter, weights.tensor(name))
 
 

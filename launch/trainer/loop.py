@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from checkpoint.events import EventKind, EventWriter
+from checkpoint.events import LEARNING_RATE, TRAIN_LOSS, VALIDATION_LOSS, EventKind, EventWriter
 from launch.config import TrainConfig
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
@@ -72,9 +72,9 @@ class Trainer:
     def run(self) -> int:
         """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError."""
         config, first_step = self.config, self.step
-        if first_step == 0:
-            self._evaluate(0)
         with StopSignals() as signals, self._loader(first_step) as loader:
+            if first_step == 0:
+                self._evaluate(0)
             window_started_s, window_step = time.perf_counter(), first_step
             for step in range(first_step + 1, config.steps + 1):
                 result = self._train_step(step, loader, signals)
@@ -90,9 +90,11 @@ class Trainer:
                 window_started_s += time.perf_counter() - pause_started_s
                 if number is not None and step < config.steps:
                     self._tell("state", step, state="killed", reason=number.name)
+                    self._sync_events()
                     self.console.line(f"stopped by {number.name} after step {step}; run the same command to go on")
                     return exit_code(number)
         self._tell("state", config.steps, state="finished")
+        self._sync_events()
         self.console.line(f"finished: {config.steps} steps in {config.run_dir}")
         return 0
 
@@ -166,23 +168,24 @@ class Trainer:
         if stopping or is_last or step % config.checkpoint.every_steps == 0:
             started_s = time.perf_counter()
             probe = measure_probe(self.engine, self.validation, config)
+            # a resume from here tells no earlier step again, so what was told must be on the disk first
+            self._sync_events()
             folder = self.checkpoints.save(self.engine, step=step, validation_loss=loss, probe=probe)
             self._tell("checkpoint", step, path=str(folder.relative_to(config.run_dir)))
-            if self.events is not None:
-                self.events.sync()
+            self._sync_events()
             self.console.line(f"step {step}/{config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
 
     def _evaluate(self, step: int) -> float:
         loss = validation_loss(self.engine, self.validation, self.config, self.ranks)
-        self._tell("metrics", step, **{"validation/loss": loss})
+        self._tell("metrics", step, **{VALIDATION_LOSS: loss})
         self.console.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
         return loss
 
     def _tell_step(self, step: int, result: StepResult) -> None:
         tokens_per_second = self.config.batch_tokens / result.step_time_s
         metrics = {
-            "train/loss": result.loss,
-            "train/learning_rate": result.learning_rate,
+            TRAIN_LOSS: result.loss,
+            LEARNING_RATE: result.learning_rate,
             "train/grad_norm": result.grad_norm,
             "train/tokens_per_second": tokens_per_second,
             "train/step_time_s": result.step_time_s,
@@ -212,3 +215,7 @@ class Trainer:
     def _tell(self, kind: EventKind, step: int, **fields: Any) -> None:
         if self.events is not None:
             self.events.write(kind, step=step, **fields)
+
+    def _sync_events(self) -> None:
+        if self.events is not None:
+            self.events.sync()

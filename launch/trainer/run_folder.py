@@ -24,23 +24,28 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.manifest import (
+    CONFIG_FILE,
+    LOCK_FILE,
     RUN_FILE,
+    TOKENIZER_FILE,
+    CheckpointManifest,
     RunRecord,
     checkpoint_directory,
     checkpoints_directory,
     newest_verified,
     read_manifest,
     read_run,
+    recover_interrupted_replacement,
     step_name,
     write_durably,
     write_run,
 )
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.trainer.console import unwritable
-from launch.trainer.inputs import Inputs
-from pipeline.shards.format import TOKENIZER_FILE, digest_bytes
+from launch.trainer.inputs import Inputs, check_init_from
+from launch.trainer.untold import tell_untold
+from pipeline.shards.format import digest_bytes
 
-CONFIG_FILE = "config.yaml"
 LOCK_PATIENCE_S = 15.0
 
 # What a resumed run may change; every other setting is part of what the run is.
@@ -76,7 +81,7 @@ def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
 
     Waits, because the ranks of a run that was just killed need a moment to go. Raises TrainingError.
     """
-    descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
@@ -106,24 +111,23 @@ def prepare_run(
     """
     run_dir = config.run_dir
     record = check_same_run(config, previous, inputs)
+    recover_interrupted_replacement(run_dir)
     _remove_leftovers(checkpoints_directory(run_dir))
+    step, passed_over = newest_verified(run_dir)
+    if step is None:
+        check_init_from(config)
+    else:
+        manifest = read_manifest(checkpoint_directory(run_dir, step))
+        _check_resume(config, manifest, record, by_name=previous is not None, world_size=world_size)
+        tell_untold(run_dir, step=step, finished=step >= config.steps)
     if record is None:
         record = _new_record(config, inputs)
         if inputs.tokenizer_file is not None:
             write_durably(run_dir / TOKENIZER_FILE, inputs.tokenizer_file.read_bytes())
         write_run(run_dir, record)
     write_durably(run_dir / CONFIG_FILE, resolved.encode())
-    step, passed_over = newest_verified(run_dir)
     remarks = [f"passed over checkpoint {problem}" for problem in passed_over]
-    if step is None:
-        return StartPoint(0, record.run_key, tuple(remarks))
-    manifest = read_manifest(checkpoint_directory(run_dir, step))
-    if manifest.world_size != world_size:
-        raise TrainingError(
-            f"checkpoint {step_name(step)} was saved by {manifest.world_size} ranks and this start has {world_size}; "
-            f"start it with {manifest.world_size} (launcher.ranks_per_node={manifest.world_size} on one node)"
-        )
-    return StartPoint(step, record.run_key, tuple(remarks))
+    return StartPoint(step or 0, record.run_key, tuple(remarks))
 
 
 def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
@@ -145,6 +149,47 @@ def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: In
     if problems:
         raise TrainingError("\n".join(problems))
     return record
+
+
+def _check_resume(
+    config: TrainConfig, manifest: CheckpointManifest, record: RunRecord | None, *, by_name: bool, world_size: int
+) -> None:
+    """Raises TrainingError, a line a difference, if the checkpoint is not one that this start may go on from.
+
+    Settings are compared `by_name` before, where config.yaml tells them; the digest stands in for a lost config.yaml
+    and does not overrule one, since a release with one setting more has another digest for the same run.
+    """
+    name = step_name(manifest.step)
+    problems = []
+    if record is None or manifest.run_key != record.run_key:
+        this = f"there is no {RUN_FILE}" if record is None else f"{RUN_FILE} is of run {record.run_key}"
+        problems.append(
+            f"checkpoint {name} is of run {manifest.run_key} but {this}; put that run's {RUN_FILE} back into "
+            f"{config.run_dir}, or choose another run_dir"
+        )
+    if not by_name and manifest.config_digest != config_digest(config):
+        problems.append(
+            f"checkpoint {name} was saved with other settings (digest {manifest.config_digest[:19]}…) than this "
+            f"start's ({config_digest(config)[:19]}…), and {config.run_dir} has no {CONFIG_FILE} to say which; start "
+            "it with the run's own config, or choose another run_dir"
+        )
+    if manifest.world_size != world_size:
+        problems.append(
+            f"checkpoint {name} was saved by {manifest.world_size} ranks and this start has {world_size}; "
+            f"start it with {manifest.world_size} (launcher.ranks_per_node={manifest.world_size} on one node)"
+        )
+    if problems:
+        raise TrainingError("\n".join(problems))
+
+
+def settle_finished_run(config: TrainConfig, step: int) -> str:
+    """For a start that finds no steps left and starts no ranks: what to say, once the event log says it too."""
+    descriptor = hold_lock(config.run_dir)
+    try:
+        tell_untold(config.run_dir, step=step, finished=True)
+    finally:
+        os.close(descriptor)
+    return finished_line(config, step)
 
 
 def finished_line(config: TrainConfig, step: int) -> str:

@@ -53,19 +53,6 @@ def linear(
 SCHEDULES: dict[str, Schedule] = {"wsd": wsd, "cosine": cosine, "linear": linear}
 
 
-def learning_rate_factor(
-    name: str, *, step: int, total_steps: int, warmup_steps: int = 0, decay_steps: int = 0, min_factor: float = 0.0
-) -> float:
-    """The factor of the schedule of that name, for the update number `step`, from 0."""
-    return SCHEDULES[name](
-        step=step,
-        total_steps=total_steps,
-        warmup_steps=warmup_steps,
-        decay_steps=decay_steps,
-        min_factor=min_factor,
-    )
-
-
 def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 

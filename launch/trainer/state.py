@@ -23,14 +23,15 @@ from checkpoint.manifest import (
     publish_checkpoint,
 )
 from launch.config import LocalError, TrainConfig, TrainingError
+from launch.trainer.console import is_lost_peer
 from launch.trainer.engine import Engine
 from launch.trainer.inputs import Inputs
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import config_digest
 
 _RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_")
-# fp32 master weight and AdamW's two moments, and the working copy
-_BYTES_PER_PARAMETER = {"bfloat16": 14, "float32": 16}
+# fp32 master weight and AdamW's two moments, in either precision; the rest, under 0.1 MB, is found while writing
+_BYTES_PER_PARAMETER = 12
 
 
 class Checkpoints:
@@ -50,6 +51,8 @@ class Checkpoints:
             engine.deepspeed.save_checkpoint(str(partial), tag=ZERO_TAG, save_latest=False)
             records = describe_files(partial, _own_files(partial, self._ranks.rank))
         except (OSError, RuntimeError) as error:
+            if is_lost_peer(error):
+                raise  # the other rank says why it went
             raise LocalError(
                 f"rank {self._ranks.rank}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
                 f"see that {self._config.run_dir} has space left and run again: {self._goes_on()}"
@@ -85,7 +88,7 @@ class Checkpoints:
             raise TrainingError(f"the checkpoint could not be written: {problem[0]}; run again then: {self._goes_on()}")
 
     def _lack_of_space(self, partial: Path, engine: Engine) -> str | None:
-        needed_bytes = engine.num_parameters * _BYTES_PER_PARAMETER[self._config.precision]
+        needed_bytes = engine.num_parameters * _BYTES_PER_PARAMETER
         free_bytes = shutil.disk_usage(partial).free
         if free_bytes >= needed_bytes:
             return None

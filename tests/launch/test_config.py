@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
 
 from configs.load import ConfigError, dump, load
-from launch.config import TrainConfig, TrainingError, flatten
+from launch.config import AttentionImplementation, ScheduleConfig, TrainConfig, TrainingError, flatten
+from launch.trainer.schedules import SCHEDULES
+from model.attention_backends.selection import NAMES
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "train"
 
@@ -132,6 +134,14 @@ def test_recipe_is_the_published_one(
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_recipe_divides_over_nodes_of_eight(recipe: Path, nodes: int) -> None:
     assert load(recipe, TrainConfig).accumulation_steps(world_size=8 * nodes) >= 1
+
+
+def test_schedules_that_the_config_takes_are_the_table() -> None:
+    assert get_args(ScheduleConfig.model_fields["name"].annotation) == tuple(SCHEDULES)
+
+
+def test_attention_kernels_that_the_config_takes_are_the_table() -> None:
+    assert set(get_args(AttentionImplementation)) == set(NAMES)
 
 
 def test_unknown_key_names_the_nearest() -> None:

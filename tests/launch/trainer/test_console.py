@@ -65,6 +65,16 @@ def test_full_disk_is_the_users_and_says_what_to_do(tmp_path: Path) -> None:
     assert shown.returncode == 2
 
 
+def test_log_on_a_full_disk_does_not_silence_the_words(tmp_path: Path) -> None:
+    said = "console.line('step 1'); console.user_error(TrainingError('disk')); console.defect(RuntimeError('x'))"
+    shown = speak(tmp_path, f"full = os.open('/dev/full', os.O_WRONLY); os.dup2(full, 1); os.dup2(full, 2)\n{said}")
+    assert shown.stdout == "step 1\n"
+    assert [line.split(";")[0] for line in shown.stderr.splitlines()] == [
+        "launch train: disk",
+        "launch train: rank 0: RuntimeError: x",
+    ]
+
+
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
 def test_a_lost_peer_is_told_by_rank_0_only(tmp_path: Path, rank: int, lines: int) -> None:
     code = "console.defect(RuntimeError('[gloo] Connection closed by peer [127.0.0.1]:9'))"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +14,11 @@ import pytest
 
 from checkpoint.manifest import (
     CheckpointManifest,
-    checkpoint_directory,
     describe_files,
-    list_steps,
     partial_directory,
     publish_checkpoint,
     read_run,
+    write_run,
 )
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.inputs import Inputs, read_inputs
@@ -54,11 +54,14 @@ def start(
 
 
 def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
+    """Of the run that the folder holds, or of the one that begins with it."""
+    if not (config.run_dir / "run.json").is_file():
+        start(config, inputs)
     file = partial_directory(config.run_dir, step) / "zero" / "weights.pt"
     file.parent.mkdir(parents=True)
     file.write_bytes(b"weights of step %d" % step)
     manifest = CheckpointManifest(
-        run_key="key",
+        run_key=read_run(config.run_dir).run_key,
         step=step,
         tokens_consumed=0,
         samples_consumed=0,
@@ -121,19 +124,65 @@ def test_other_number_of_ranks_is_refused_with_the_right_one(config: TrainConfig
 
 
 def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: Inputs) -> None:
-    partial_directory(config.run_dir, 50).mkdir(parents=True)
     kept = add_checkpoint(config, inputs, 100)
+    partial_directory(config.run_dir, 50).mkdir(parents=True)
     start(config, inputs)
     assert not partial_directory(config.run_dir, 50).exists()
     assert kept.is_dir()
 
 
-def test_a_step_saved_again_replaces_the_old_one(config: TrainConfig, inputs: Inputs) -> None:
-    first = add_checkpoint(config, inputs, 50)
-    (first / "mark").touch()
-    assert add_checkpoint(config, inputs, 50) == checkpoint_directory(config.run_dir, 50)
-    assert not (first / "mark").exists()
-    assert list_steps(config.run_dir) == [50]
+def test_checkpoint_that_was_about_to_be_replaced_is_put_back(config: TrainConfig, inputs: Inputs) -> None:
+    kept = add_checkpoint(config, inputs, 100)
+    kept.rename(kept.with_name(".replaced-step-00000100"))
+    assert start(config, inputs, previous=config).step == 100
+    assert [folder.name for folder in kept.parent.iterdir() if folder.is_dir()] == ["step-00000100"]
+
+
+def test_checkpoint_of_another_run_is_refused(config: TrainConfig, inputs: Inputs) -> None:
+    add_checkpoint(config, inputs, 50)
+    record = read_run(config.run_dir)
+    write_run(config.run_dir, record.model_copy(update={"run_key": "other"}))
+    with pytest.raises(TrainingError) as caught:
+        start(config, inputs, previous=config)
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(f"checkpoint step-00000050 is of run {record.run_key} but run.json is of run other; put")
+
+
+def test_checkpoints_without_the_runs_record_are_refused(config: TrainConfig, inputs: Inputs) -> None:
+    add_checkpoint(config, inputs, 50)
+    (config.run_dir / "run.json").unlink()
+    with pytest.raises(TrainingError, match=r"but there is no run.json; put that run's run.json back into"):
+        start(config, inputs)
+    assert not (config.run_dir / "run.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"batch_tokens": 2048}])
+def test_other_run_is_refused_when_its_config_file_is_lost(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, change: dict[str, object]
+) -> None:
+    add_checkpoint(config, inputs, 50)
+    (config.run_dir / "config.yaml").unlink()
+    with pytest.raises(TrainingError) as caught:
+        start(train_config(**change), inputs)
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("checkpoint step-00000050 was saved with other settings (digest sha256:")
+    assert line.endswith("to say which; start it with the run's own config, or choose another run_dir")
+    assert not (config.run_dir / "config.yaml").exists()
+    assert start(config, inputs).step == 50
+
+
+def test_weights_to_start_from_are_needed_by_the_first_start_only(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, tmp_path: Path
+) -> None:
+    pretrained = train_config(init_from=tmp_path / "weights")
+    with pytest.raises(TrainingError, match=r"has no config\.json; name a Hugging Face model directory"):
+        start(pretrained, inputs)
+    assert not (config.run_dir / "run.json").exists()
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "config.json").touch()
+    add_checkpoint(pretrained, inputs, 50)
+    shutil.rmtree(tmp_path / "weights")
+    assert start(pretrained, inputs, previous=pretrained).step == 50
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from launch.trainer.schedules import SCHEDULES, cosine, learning_rate_factor, linear, wsd
+from launch.trainer.schedules import SCHEDULES, cosine, linear, wsd
 
 
 def test_wsd_decay_is_half_at_midpoint():
@@ -78,8 +78,3 @@ def test_warmup_into_an_immediate_decay_never_exceeds_either():
     factors = [wsd(step=step, total_steps=4, warmup_steps=2, decay_steps=2) for step in range(5)]
     assert factors == [0.5, 1.0, 1.0, 0.5, 0.0]
     assert math.isclose(max(factors), 1.0)
-
-
-def test_factor_by_name_is_the_schedules_own():
-    settings = {"step": 7, "total_steps": 100, "warmup_steps": 10, "decay_steps": 20, "min_factor": 0.1}
-    assert learning_rate_factor("wsd", **settings) == wsd(**settings) == pytest.approx(0.8)

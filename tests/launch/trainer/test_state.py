@@ -88,8 +88,8 @@ def test_save_is_complete_and_remembered(checkpoints: Callable[[Path], Checkpoin
 
 
 def test_disk_too_small_is_found_before_writing(checkpoints: Callable[[Path], Checkpoints], small_disk: Path) -> None:
-    # 14 bytes a parameter in bf16: 1.4 MB
-    with pytest.raises(TrainingError, match=r"bytes free, a checkpoint takes 1,400,000; free some.*from the beginning"):
+    # fp32 weight and two moments: 12 bytes a parameter
+    with pytest.raises(TrainingError, match=r"bytes free, a checkpoint takes 1,200,000; free some.*from the beginning"):
         save(checkpoints(small_disk), 7, size_bytes=10, num_parameters=100_000)
     assert list_steps(small_disk) == []
 
@@ -103,6 +103,19 @@ def test_disk_that_fills_while_writing_loses_nothing(
         save(saver, 8, size_bytes=2_000_000)
     assert list_steps(small_disk) == [7]
     assert verify_checkpoint(kept) == []
+
+
+def test_rank_that_lost_its_peer_does_not_blame_the_disk(
+    checkpoints: Callable[[Path], Checkpoints], tmp_path: Path
+) -> None:
+    def lose(*arguments: object, **options: object) -> None:
+        raise RuntimeError("[gloo] Connection closed by peer [127.0.0.1]:9")
+
+    widowed = engine(size_bytes=10)
+    widowed.deepspeed.save_checkpoint = lose
+    with pytest.raises(RuntimeError, match="closed by peer") as caught:
+        checkpoints(tmp_path / "run").save(widowed, step=7, validation_loss=1.5, probe=PROBE)
+    assert not isinstance(caught.value, TrainingError)
 
 
 def test_each_file_is_described_by_the_rank_that_wrote_it(tmp_path: Path) -> None:

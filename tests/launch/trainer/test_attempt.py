@@ -1,0 +1,52 @@
+"""How an attempt ends when a part of it fails, without a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from checkpoint.events import events_file, read_events
+from launch.config import TrainConfig, TrainingError
+from launch.trainer import attempt
+from launch.trainer.console import Console
+from launch.trainer.ranks import RankEnvironment
+from launch.trainer.run_folder import StartPoint
+
+
+@pytest.fixture
+def fail(
+    train_config: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Runs an attempt whose model cannot be built, which raises TrainingError."""
+
+    def cannot(*parts: Any) -> None:
+        raise TrainingError("the cause")
+
+    device = SimpleNamespace(set_device=lambda rank: None, device_name=lambda: "none")
+    monkeypatch.setattr(attempt, "get_accelerator", lambda: device)
+    monkeypatch.setattr(attempt.deepspeed, "init_distributed", lambda verbose: None)
+    monkeypatch.setattr(attempt, "_share", lambda start: start)
+    monkeypatch.setattr(attempt, "_build", cannot)
+    ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
+    console = Console(rank=0, log=tmp_path / "log", stdout=1, stderr=2)
+    inputs: Any = None
+    return lambda: attempt.run_attempt(train_config(), ranks, console, inputs, StartPoint(7, "key", ()))  # type: ignore[return-value]
+
+
+def test_failure_is_told_with_its_step_and_reason(fail: Callable[[], None], tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="the cause"):
+        fail()
+    [event] = [event for event, _ in read_events(events_file(tmp_path / "run"))]
+    assert (event.step, event.fields["state"]) == (7, "failed")
+    assert event.fields["reason"].endswith("TrainingError: the cause")
+
+
+def test_failure_that_a_full_disk_cannot_take_down_keeps_its_cause(fail: Callable[[], None], tmp_path: Path) -> None:
+    events_file(tmp_path / "run").parent.mkdir(parents=True)
+    events_file(tmp_path / "run").symlink_to("/dev/full")
+    with pytest.raises(TrainingError, match="the cause"):
+        fail()

@@ -1,0 +1,50 @@
+"""Where fresh weights come from; the engine itself is tested with real ranks in tests/integration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch.config import Precision, TrainConfig, TrainingError
+from launch.trainer.engine import _choose_fill
+from model.hf import load_pretrained, save_pretrained
+from model.init import initialize
+from model.transformer import SmolLM2
+
+
+@pytest.fixture
+def weights(train_config: Callable[..., TrainConfig], tmp_path: Path) -> Path:
+    """In float32."""
+    model = SmolLM2(train_config().model)
+    initialize(model, seed=5)
+    save_pretrained(model, tmp_path / "weights", dtype=torch.float32)
+    return tmp_path / "weights"
+
+
+@pytest.mark.parametrize(("precision", "lines"), [("bfloat16", 1), ("float32", 0)])
+def test_rounding_of_pretrained_weights_is_said(
+    train_config: Callable[..., TrainConfig], weights: Path, precision: Precision, lines: int
+) -> None:
+    said: list[str] = []
+    _choose_fill(train_config(init_from=weights, precision=precision), said.append)
+    assert said == [f"the float32 weights of {weights} are rounded to bfloat16"] * lines
+
+
+def test_pretrained_weights_are_copied_by_name(train_config: Callable[..., TrainConfig], weights: Path) -> None:
+    fill = _choose_fill(train_config(init_from=weights, precision="float32"), print)
+    model = SmolLM2(train_config().model)
+    for name, parameter in model.named_parameters():
+        fill(name, parameter)
+    for got, wanted in zip(model.parameters(), load_pretrained(weights).parameters(), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_pretrained_weights_of_another_shape_are_refused(
+    train_config: Callable[..., TrainConfig], weights: Path
+) -> None:
+    model = {**train_config().model.model_dump(), "num_hidden_layers": 3}
+    with pytest.raises(TrainingError, match=r"model.num_hidden_layers=3 but init_from=.* has 2; set"):
+        _choose_fill(train_config(init_from=weights, model=model), print)

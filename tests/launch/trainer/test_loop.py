@@ -1,0 +1,125 @@
+"""The order of what a run does and tells, with stand-ins for the engine and for the saves; one rank."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoint.manifest import checkpoint_directory
+from launch.config import TrainConfig
+from launch.data.loader import PackedSamples, Source
+from launch.trainer import loop
+from launch.trainer.engine import Engine
+from launch.trainer.loop import Trainer
+from launch.trainer.ranks import RankEnvironment
+
+DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
+
+
+class Told:
+    """Stands for the event log, the saves and the console: everything in the order in which it came."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.order: list[str] = []
+        self.last_step = None
+        self._run_dir = run_dir
+
+    def write(self, kind: str, *, step: int, **fields: Any) -> None:
+        self.order.append(f"{step} {fields.get('state', kind)}")
+
+    def sync(self) -> None:
+        self.order.append("sync")
+
+    def save(self, engine: Engine, *, step: int, **what: Any) -> Path:
+        self.order.append(f"{step} save")
+        return checkpoint_directory(self._run_dir, step)
+
+    def line(self, text: str) -> None:
+        pass
+
+
+class Model:
+    """Stands for DeepSpeed's engine: a loss of 1 and nothing to learn."""
+
+    def __call__(self, input_ids: torch.Tensor, **batch: Any) -> torch.Tensor:
+        return torch.ones(())
+
+    def backward(self, loss: torch.Tensor) -> None: ...
+
+    def step(self) -> None: ...
+
+    def get_global_grad_norm(self) -> float:
+        return 1.0
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Told:
+    return Told(tmp_path / "run")
+
+
+@pytest.fixture
+def trainer(
+    train_config: Callable[..., TrainConfig],
+    make_dataset: Callable[..., Path],
+    told: Told,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Trainer:
+    """Two steps, a checkpoint after each, validation before the first and after the last."""
+    config = train_config(
+        steps=2,
+        schedule={"warmup_steps": 0},
+        checkpoint={"every_steps": 1},
+        validation={"every_steps": 2, "sequences": 8},
+    )
+    source = config.data.sources[0]
+    make_dataset(source.path, DOCUMENTS, validation=DOCUMENTS)
+    samples = PackedSamples([Source(source.name, source.path, 1.0)], seed=0, sequence_length=64)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(loop, "validation_loss", lambda *parts: 1.0)
+    monkeypatch.setattr(loop, "measure_probe", lambda *parts: None)
+    engine: Any = Engine(Model(), SimpleNamespace(param_groups=[{}]), torch.device("cpu"), "cpu", 0)  # type: ignore[arg-type]
+    stand_in: Any = told
+    return Trainer(
+        config,
+        RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None),
+        engine=engine,
+        train=samples,
+        validation=samples,
+        checkpoints=stand_in,
+        console=stand_in,
+        events=stand_in,
+        first_step=0,
+    )
+
+
+def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(trainer: Trainer, told: Told) -> None:
+    assert trainer.run() == 0
+    assert told.order == [
+        *("0 metrics", "1 metrics", "sync", "1 save", "1 checkpoint", "sync"),
+        *("2 metrics", "2 metrics", "sync", "2 save", "2 checkpoint", "sync", "2 finished", "sync"),
+    ]
+
+
+def test_signal_during_the_first_evaluation_stops_after_the_first_step(
+    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*parts: Any) -> float:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1.0
+
+    # without this a SIGTERM that nobody notes would end the tests
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    monkeypatch.setattr(loop, "validation_loss", interrupted)
+    try:
+        assert trainer.run() == 143
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told.order[-3:] == ["sync", "1 killed", "sync"]
+    assert "1 save" in told.order
