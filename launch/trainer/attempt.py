@@ -14,7 +14,7 @@ from deepspeed.accelerator import get_accelerator
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import step_name
 from launch.config import TrainConfig, TrainingError, flatten
-from launch.data.loader import LoaderError, PackedSamples, Source
+from launch.data.loader import PackedSamples, Source
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator
 from launch.trainer.engine import DTYPES, Engine, build_engine
@@ -74,7 +74,7 @@ def _build(
         device_type = get_accelerator().device_name()
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
-    except (AttentionBackendError, LoaderError, WeightsError) as error:
+    except (AttentionBackendError, WeightsError) as error:
         raise TrainingError(str(error)) from error
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)

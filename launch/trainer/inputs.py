@@ -9,16 +9,22 @@ from pathlib import Path
 
 from checkpoint.manifest import MIN_PROBE_TOKENS
 from launch.config import TrainConfig, TrainingError
-from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, TokenizerRecord, digest_file, read_manifest
+from launch.data.mixture import MAX_PERIOD, Mixture
+from launch.data.packing import samples_in
+from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, Split, TokenizerRecord, digest_file, read_manifest
+
+NOTABLE_ROUNDING = 0.01  # of a source's share: more is told
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The identity of a run's data. `tokenizer_file` is the first source's copy of the tokenizer, if it has one."""
+    """The identity of a run's data. `tokenizer_file` is the first source's copy of the tokenizer, if it has one;
+    `remarks` are lines for the user on what is right, but perhaps not what was meant."""
 
     dataset_digests: dict[str, str]
     tokenizer: TokenizerRecord
     tokenizer_file: Path | None
+    remarks: tuple[str, ...] = ()
 
 
 def read_inputs(config: TrainConfig) -> Inputs:
@@ -33,6 +39,7 @@ def read_inputs(config: TrainConfig) -> Inputs:
         dataset_digests={name: manifest.digest() for name, manifest in manifests.items()},
         tokenizer=manifests[first.name].tokenizer,
         tokenizer_file=tokenizer_file if tokenizer_file.is_file() else None,
+        remarks=tuple(_remarks(config, manifests)),
     )
 
 
@@ -76,22 +83,65 @@ def _tokenizer_problems(config: TrainConfig, manifests: dict[str, DatasetManifes
 
 
 def _size_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
-    length = config.data.sequence_length
-    for name, manifest in manifests.items():
-        tokens = manifest.splits["train"].tokens if "train" in manifest.splits else 0
-        if tokens <= length:
-            yield (
-                f"dataset {name} has {tokens:,} training tokens, fewer than one sequence of {length} and the token "
-                "after it; use a shorter data.sequence_length or more data"
-            )
-    held_out = sum(
-        max(0, manifest.splits["validation"].tokens - 1) // length
-        for manifest in manifests.values()
-        if "validation" in manifest.splits
-    )
-    if held_out < probe_rows(length):
+    length, problems = config.data.sequence_length, False
+    for split, kind, fix in (
+        ("train", "training", "use a shorter data.sequence_length or more data"),
+        ("validation", "validation", "give the pipeline a larger validation share"),
+    ):
+        for name, manifest in manifests.items():
+            tokens = manifest.splits[split].tokens if split in manifest.splits else 0
+            if tokens <= length:
+                problems = True
+                yield (
+                    f"dataset {name} has {tokens:,} {kind} tokens, fewer than one sequence of {length} and the token "
+                    f"after it; {fix}"
+                )
+    if problems:
+        return
+    available, scarcest = min(_first_repeats(config, manifests, "validation"))
+    if available < probe_rows(length):
         yield (
-            f"the validation splits hold {held_out} sequences of {length} tokens, wanted at least "
-            f"{probe_rows(length)} (the proof of an export needs {MIN_PROBE_TOKENS:,} tokens); "
+            f"the validation splits hold {available} sequences of {length} tokens until {scarcest} would repeat, "
+            f"wanted at least {probe_rows(length)} (the proof of an export needs {MIN_PROBE_TOKENS:,} tokens); "
             "give the pipeline a larger validation share"
         )
+
+
+def _remarks(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
+    available, scarcest = min(_first_repeats(config, manifests, "validation"))
+    wanted = config.validation.sequences
+    if available < wanted:
+        yield (
+            f"validation reads {available:,} of validation.sequences={wanted:,}, for then {scarcest} has no more; "
+            "more need a larger validation share in the pipeline"
+        )
+    repeats = [
+        f"{name} begins epoch 2 at step {sample // config.samples_per_step + 1:,}"
+        for sample, name in sorted(_first_repeats(config, manifests, "train"))
+        if sample < config.steps * config.samples_per_step
+    ]
+    if repeats:
+        more = f", and {len(repeats) - 10} more sources" if len(repeats) > 10 else ""
+        yield f"training data repeats within steps={config.steps:,}: {', '.join(repeats[:10])}{more}"
+    yield from _rounding_remarks(config)
+
+
+def _rounding_remarks(config: TrainConfig) -> Iterable[str]:
+    sources, mixture = config.data.sources, _mixture(config)
+    total = sum(source.weight for source in sources)
+    for source, whole in zip(sources, mixture.weights, strict=True):
+        wanted, used = source.weight / total, whole / mixture.period
+        if abs(used / wanted - 1) > NOTABLE_ROUNDING:
+            yield f"{source.name} is {used:.3%} of the mixture and not {wanted:.3%}: shares are whole 1/{MAX_PERIOD:,}"
+
+
+def _first_repeats(
+    config: TrainConfig, manifests: dict[str, DatasetManifest], split: Split
+) -> Iterable[tuple[int, str]]:
+    """The sample of the run, or of validation, that begins a source's second epoch, and the source's name."""
+    sizes = [samples_in(manifest.splits[split].tokens, config.data.sequence_length) for manifest in manifests.values()]
+    return zip(_mixture(config).first_repeats(sizes), manifests, strict=True)
+
+
+def _mixture(config: TrainConfig) -> Mixture:
+    return Mixture([source.weight for source in config.data.sources])

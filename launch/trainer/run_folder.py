@@ -126,8 +126,8 @@ def prepare_run(
             write_durably(run_dir / TOKENIZER_FILE, inputs.tokenizer_file.read_bytes())
         write_run(run_dir, record)
     write_durably(run_dir / CONFIG_FILE, resolved.encode())
-    remarks = [f"passed over checkpoint {problem}" for problem in passed_over]
-    return StartPoint(step or 0, record.run_key, tuple(remarks))
+    damage = [f"passed over checkpoint {problem}" for problem in passed_over]
+    return StartPoint(step or 0, record.run_key, (*damage, *inputs.remarks))
 
 
 def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:

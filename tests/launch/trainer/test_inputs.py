@@ -99,7 +99,54 @@ def test_validation_split_too_small_for_a_proof(
     make_dataset(tmp_path / "data", LONG, validation=LONG[:10])
     # 1,000 tokens are 15 sequences of 64 and the token after them; 1,024 tokens need 16
     [line] = problems(train_config())
-    assert "the validation splits hold 15 sequences of 64 tokens, wanted at least 16" in line
+    assert "the validation splits hold 15 sequences of 64 tokens until chain would repeat, wanted at least 16" in line
+
+
+def mixed(train_config: Callable[..., TrainConfig], first: Path, second: Path, **changes: Any) -> TrainConfig:
+    sources = [{"name": "chain", "path": first, "weight": 3}, {"name": "second", "path": second}]
+    return train_config(data={"sources": sources, "sequence_length": 64}, **changes)
+
+
+def test_every_source_needs_a_validation_split(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    # the other has more than enough for the proof of an export
+    second = make_dataset(tmp_path / "second", LONG)
+    assert problems(mixed(train_config, dataset, second)) == [
+        "dataset second has 0 validation tokens, fewer than one sequence of 64 and the token after it; "
+        "give the pipeline a larger validation share"
+    ]
+
+
+def test_validation_set_that_a_small_source_cuts_is_said(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    # 400 tokens are 6 sequences; every fourth is second's, from number 3 on: its seventh would be number 27
+    second = make_dataset(tmp_path / "second", LONG, validation=LONG[:4])
+    short = {"every_steps": 50, "sequences": 1024}
+    assert read_inputs(mixed(train_config, dataset, second, steps=1, schedule={}, validation=short)).remarks == (
+        "validation reads 27 of validation.sequences=1,024, for then second has no more; "
+        "more need a larger validation share in the pipeline",
+    )
+    enough = {"every_steps": 50, "sequences": 27}
+    assert read_inputs(mixed(train_config, dataset, second, steps=1, schedule={}, validation=enough)).remarks == ()
+
+
+def test_training_data_that_repeats_is_said(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    # 4,000 tokens are 62 sequences; the global batch is 16, so that step 4 reads numbers 48 to 63
+    assert read_inputs(train_config(steps=3, schedule={})).remarks == ()
+    assert read_inputs(train_config(steps=4, schedule={})).remarks == (
+        "training data repeats within steps=4: chain begins epoch 2 at step 4",
+    )
+
+
+def test_share_that_rounding_changes_by_more_than_a_hundredth_is_said(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    second = make_dataset(tmp_path / "second", LONG, validation=LONG)
+    sources = [{"name": "chain", "path": dataset, "weight": 999_999}, {"name": "second", "path": second}]
+    inputs = read_inputs(train_config(data={"sources": sources, "sequence_length": 64}, steps=1, schedule={}))
+    assert inputs.remarks == ("second is 0.002% of the mixture and not 0.000%: shares are whole 1/65,536",)
 
 
 def test_start_from_a_folder_that_is_no_model(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:

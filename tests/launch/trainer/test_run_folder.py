@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def config(train_config: Callable[..., TrainConfig], tmp_path: Path, make_datase
 
 @pytest.fixture
 def inputs(config: TrainConfig) -> Inputs:
-    return read_inputs(config)
+    return replace(read_inputs(config), remarks=("of the data",))
 
 
 def start(
@@ -79,7 +80,7 @@ def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
 
 def test_first_start_writes_who_the_run_is(config: TrainConfig, inputs: Inputs) -> None:
     begun = start(config, inputs)
-    assert (begun.step, begun.remarks) == (0, ())
+    assert (begun.step, begun.remarks) == (0, ("of the data",))
     record = read_run(config.run_dir)
     assert record.run_key == begun.run_key
     assert record.dataset_digests == inputs.dataset_digests
@@ -104,7 +105,7 @@ def test_damaged_checkpoint_is_passed_over_and_named(config: TrainConfig, inputs
     damaged.write_bytes(damaged.read_bytes().replace(b"100", b"101"))
     begun = start(config, inputs)
     assert begun.step == 50
-    [remark] = begun.remarks
+    remark, _ = begun.remarks
     assert remark.startswith("passed over checkpoint step-00000100/zero/weights.pt: contents changed")
 
 
@@ -112,7 +113,7 @@ def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs:
     add_checkpoint(config, inputs, 50).joinpath("zero", "weights.pt").unlink()
     begun = start(config, inputs)
     assert begun.step == 0
-    assert begun.remarks == ("passed over checkpoint step-00000050/zero/weights.pt: missing",)
+    assert begun.remarks == ("passed over checkpoint step-00000050/zero/weights.pt: missing", "of the data")
 
 
 def test_other_number_of_ranks_is_refused_with_the_right_one(config: TrainConfig, inputs: Inputs) -> None:
