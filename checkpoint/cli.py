@@ -256,6 +256,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             service.run_forever()
     except _Stopped:
         logger.info("stopped")
+        # to watch until the signal is the watcher's whole job; a single pass was cut short
+        return 128 + signal.SIGTERM if arguments.once else 0
     return 0
 
 

@@ -74,10 +74,18 @@ def read_proof(export: Path) -> ProofReport:
         ) from None
 
 
-def list_exports(run: Path) -> dict[int, Export]:
-    """Every export of a run by step, published or quarantined."""
+def list_exports(run: Path) -> tuple[dict[int, Export], dict[int, str]]:
+    """Every export of a run by step, ascending, published or quarantined; and what is wrong with the unreadable."""
     names = [path.name.removeprefix(".quarantine-") for path in exports_directory(run).glob("*step-*")]
     numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
-    steps = {int(number) for number in numbers if number.isdecimal()}
-    found = {step: find_export(run, step) for step in sorted(steps)}
-    return {step: export for step, export in found.items() if export is not None}
+    exports: dict[int, Export] = {}
+    problems: dict[int, str] = {}
+    for step in sorted({int(number) for number in numbers if number.isdecimal()}):
+        try:
+            export = find_export(run, step)
+        except CheckpointError as error:
+            problems[step] = str(error)
+        else:
+            if export is not None:
+                exports[step] = export
+    return exports, problems

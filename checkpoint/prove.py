@@ -50,17 +50,21 @@ _SAME_FIELDS = (
 )
 
 
+class ProofError(CheckpointError):
+    """The proof could not be carried out, which says nothing about the export."""
+
+
 def prove_directory(directory: Path, checkpoint: Path) -> ProofReport:
     """Run the proof of a model directory against a checkpoint's manifest.
 
-    Raises CheckpointError if the proof could not be carried out, which says nothing about the export.
+    Raises ProofError if the proof could not be carried out.
     """
     command = [sys.executable, "-m", "checkpoint.prove", str(directory), str(checkpoint / MANIFEST_FILE)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise CheckpointError(f"the proof of {directory} could not be carried out: {last_line}")
+        raise ProofError(f"the proof of {directory} could not be carried out: {last_line}")
     return ProofReport.model_validate_json(done.stdout.splitlines()[-1])
 
 

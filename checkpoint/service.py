@@ -2,13 +2,17 @@
 
 Its state is what is on the disk: an export that exists is done, one that is quarantined has been judged, a journal says
 how far a log was shipped. So it may be killed at any time and started again. Of the checkpoints newer than the newest
-export it takes the newest that is whole, or with `every` all of them, the oldest first.
+export it takes the newest that can be exported, or with `every` all of them, the oldest first. A step that cannot is
+tried again after pauses that grow, a damaged one not before its manifest changes.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,22 +20,25 @@ from checkpoint.consolidate import DamagedCheckpointError
 from checkpoint.events import events_file
 from checkpoint.export import export_checkpoint
 from checkpoint.export_folder import PROOF_FILE, Export, list_exports
+from checkpoint.lock import exclusive_lock
 from checkpoint.loss_curve import CURVE_FILE, draw_loss_curve
 from checkpoint.manifest import (
+    LOCK_FILE,
     MANIFEST_FILE,
     RUN_FILE,
     CheckpointError,
     checkpoint_directory,
     list_steps,
-    read_manifest,
     step_name,
 )
+from checkpoint.prove import ProofError
 from checkpoint.tracking import Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlartifacts"
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0  # between attempts to export a step that fails
 REDRAW_SECONDS = 300.0  # a log of millions of steps takes seconds to read
 
 
@@ -58,6 +65,16 @@ class RunReport:
     problems: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """Why a step was not exported, and when to try again; `is_local` if this machine is to blame, not the step."""
+
+    reason: str
+    pause_s: float
+    retry_s: float
+    is_local: bool
+
+
 class Service:
     """Looks after the runs below one folder."""
 
@@ -68,8 +85,8 @@ class Service:
         local = self.tracking_uri.startswith("sqlite:")
         self._artifact_location = (folder / ARTIFACTS_FOLDER).as_uri() if local else None
         self._tracker: Tracker | None = None
-        # what is wrong with a checkpoint whose manifest is of that time: hashing terabytes once is enough
-        self._damaged: dict[tuple[Path, int], str] = {}
+        # by checkpoint and time of its manifest: a step that fails costs minutes, and terabytes are hashed once
+        self._failures: dict[tuple[Path, int], _Failure] = {}
 
     def run_pass(self) -> list[RunReport]:
         """Look at every run once. A run's trouble is in its report and does not keep the others waiting."""
@@ -88,15 +105,22 @@ class Service:
 
     def _look_after(self, run: Path) -> RunReport:
         report = RunReport(run)
-        for stage in (self._ship_events, self._export, self._redraw, self._ship_files):
-            try:
-                stage(report)
-            except (CheckpointError, TrackingError) as error:
-                report.problems.extend(f"{run}: {line}" for line in str(error).splitlines())
-            except OSError as error:
-                what = f"{error.filename}: " if error.filename else ""
-                report.problems.append(f"{run}: {what}{error.strerror or error}; the next pass tries again")
+        self._attempt(self._look_after_alone, report)
         return report
+
+    def _look_after_alone(self, report: RunReport) -> None:
+        lock = report.run / "service" / LOCK_FILE
+        with exclusive_lock(lock, busy="another service looks after this run, so this one leaves it; end one of them"):
+            for stage in (self._ship_events, self._export, self._redraw, self._ship_files):
+                self._attempt(stage, report)
+
+    def _attempt(self, stage: Callable[[RunReport], None], report: RunReport) -> None:
+        try:
+            stage(report)
+        except (CheckpointError, TrackingError) as error:
+            _tell(report, str(error))
+        except OSError as error:
+            _tell(report, _describe(error))
 
     def _ship_events(self, report: RunReport) -> None:
         self._connect().ship_events(report.run)
@@ -111,38 +135,47 @@ class Service:
         steps = list_steps(report.run)
         if steps:
             report.checkpoint = checkpoint_directory(report.run, steps[-1])
-        known = list_exports(report.run)
-        pending = [step for step in steps if step > max(known, default=-1)]
+        known, unproven = list_exports(report.run)
+        report.exports = list(known.values())
+        for reason in unproven.values():
+            _tell(report, reason)
+        pending = [step for step in steps if step > max([*known, *unproven], default=-1)]
         for step in pending if self.settings.every else reversed(pending):
-            export = self._export_step(report, step)
-            if export is not None:
-                known[step] = export
+            outcome = self._export_step(report.run, step)
+            if isinstance(outcome, Export):
+                report.exports.append(outcome)
                 if not self.settings.every:
                     break
-        report.exports = [known[step] for step in sorted(known)]
+            else:
+                _tell(report, outcome.reason)
+                if outcome.is_local:
+                    break
         if report.exports and not report.exports[-1].passed:
             proof = report.exports[-1].proof
-            report.problems.append(
-                f"{report.run}: {step_name(proof.step)} failed its proof: {'; '.join(proof.reasons)}"
-            )
+            _tell(report, f"{step_name(proof.step)} failed its proof: {'; '.join(proof.reasons)}")
 
-    def _export_step(self, report: RunReport, step: int) -> Export | None:
-        """None for a damaged checkpoint, whose problems go into the report."""
-        checkpoint = checkpoint_directory(report.run, step)
-        try:
-            read_manifest(checkpoint)
-        except CheckpointError as error:
-            report.problems.append(f"{report.run}: {error}")
-            return None
+    def _export_step(self, run: Path, step: int) -> Export | _Failure:
+        """Export, unless it failed lately: then the failure of that time."""
+        checkpoint = checkpoint_directory(run, step)
         key = (checkpoint, (checkpoint / MANIFEST_FILE).stat().st_mtime_ns)
-        if key not in self._damaged:
-            logger.info("%s: exporting %s", report.run, step_name(step))
-            try:
-                return export_checkpoint(report.run, step)
-            except DamagedCheckpointError as error:
-                self._damaged[key] = str(error)
-        report.problems.extend(f"{report.run}: {line}" for line in self._damaged[key].splitlines())
-        return None
+        last = self._failures.get(key)
+        if last is not None and time.monotonic() < last.retry_s:
+            return last
+        pause_s = FIRST_PAUSE_S if last is None else min(2 * last.pause_s, LONGEST_PAUSE_S)
+        logger.info("%s: exporting %s", run, step_name(step))
+        try:
+            export = export_checkpoint(run, step)
+        except DamagedCheckpointError as error:
+            reason, pause_s, is_local = str(error), math.inf, False
+        except CheckpointError as error:
+            reason, is_local = str(error), isinstance(error, ProofError)
+        except OSError as error:
+            reason, is_local = _describe(error), True
+        else:
+            self._failures.pop(key, None)
+            return export
+        self._failures[key] = _Failure(reason, pause_s, time.monotonic() + pause_s, is_local)
+        return self._failures[key]
 
     def _redraw(self, report: RunReport) -> None:
         curve, log = report.run / CURVE_FILE, events_file(report.run)
@@ -169,6 +202,19 @@ class Service:
                 "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
             }
         self._connect().ship_files(report.run, files, tags=tags)
+
+
+def _tell(report: RunReport, text: str) -> None:
+    """Add a problem a line to the report; what several steps have in common once."""
+    lines = (f"{report.run}: {line}" for line in text.splitlines())
+    report.problems.extend(line for line in lines if line not in report.problems)
+
+
+def _describe(error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename else ""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    fix = "free space, and the service goes on by itself" if full else "the service tries again"
+    return f"{what}{error.strerror or error}; {fix}"
 
 
 def find_runs(directory: Path) -> list[Path]:

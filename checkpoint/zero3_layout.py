@@ -68,11 +68,10 @@ class ParameterLayout:
 
 @dataclass(frozen=True)
 class Zero3Layout:
-    """Every parameter of a checkpoint, and the names of those that share another's storage (a tied head)."""
+    """Every parameter of a checkpoint; a tied head is none, but the embedding under another name."""
 
     world_size: int
     parameters: Mapping[str, ParameterLayout]
-    shared: Mapping[str, str]
 
 
 def read_layout(zero_directory: Path) -> Zero3Layout:
@@ -89,7 +88,6 @@ def read_layout(zero_directory: Path) -> Zero3Layout:
     return Zero3Layout(
         world_size=len(optimizer_files),
         parameters=_locate(shapes, groups_of_rank, zero_directory),
-        shared=dict(model_states["shared_params"]),
     )
 
 
@@ -140,9 +138,8 @@ def _read_pickle(path: Path) -> dict[str, Any]:
 
 def _parameter_shapes(model_states: Mapping[str, Any], path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by name, in the order of the flat groups."""
-    for key in ("param_shapes", "shared_params"):
-        if key not in model_states:
-            raise CheckpointError(f"{path} has no {key}; wanted a model file of ZeRO stage 3")
+    if "param_shapes" not in model_states:
+        raise CheckpointError(f"{path} has no param_shapes; wanted a model file of ZeRO stage 3")
     for key, what in (("frozen_param_shapes", "frozen parameters"), ("buffer_names", "persistent buffers")):
         if model_states.get(key):
             names = ", ".join(list(model_states[key])[:3])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from checkpoint import export
 from checkpoint.cli import build_parser, main
 from checkpoint.manifest import checkpoint_directory, read_manifest
 from checkpoint.prove import examine
-from checkpoint.service import DATABASE_FILE
+from checkpoint.service import DATABASE_FILE, Service
 
 RunMaker = Callable[..., Path]
 Command = Callable[..., int]
@@ -153,6 +155,18 @@ def test_serve_once_exits_1_with_a_line_for_a_damaged_checkpoint(
     problems = [line for line in capsys.readouterr().err.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 1
     assert "missing; take another step" in problems[0]
+
+
+def test_serve_once_that_is_stopped_exits_143(
+    new_run: RunMaker, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run()
+    monkeypatch.setattr(Service, "__init__", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command("serve", "--once", run.parent) == 128 + signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize(

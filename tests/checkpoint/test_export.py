@@ -113,7 +113,7 @@ def test_failed_proof_is_quarantined_with_its_reasons(make_run: RunMaker, edit_m
     assert entries(run) == [".quarantine-step-00000004"]
     (reason,) = read_proof(quarantine_directory(run, 4)).reasons
     assert "wanted a difference of at most 0.01" in reason
-    assert list_exports(run)[4].directory == quarantine_directory(run, 4)
+    assert list_exports(run)[0][4].directory == quarantine_directory(run, 4)
 
 
 @pytest.mark.usefixtures("prove_in_process")

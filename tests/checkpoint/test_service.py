@@ -16,8 +16,9 @@ import pytest
 
 from checkpoint import export, service
 from checkpoint.events import EventWriter, events_file
+from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
-from checkpoint.prove import examine
+from checkpoint.prove import ProofError, examine
 from checkpoint.service import DATABASE_FILE, RunReport, Service, ServiceSettings, find_runs
 from checkpoint.tracking import EXPERIMENT
 
@@ -116,6 +117,82 @@ def test_damaged_checkpoint_is_hashed_once(make_run: RunMaker, monkeypatch: pyte
     first = looking.run_pass()[0].problems
     monkeypatch.setattr(service, "export_checkpoint", None)
     assert looking.run_pass()[0].problems == first
+
+
+def test_step_that_cannot_be_exported_hides_no_other(make_run: RunMaker, edit_manifest: ManifestEditor) -> None:
+    run = make_run("float32")
+    edit_manifest(run, 4, probe=None)
+    report = one_pass(run.parent)
+    (problem,) = report.problems
+    assert "step 4 has no probe" in problem
+    assert exported_steps(report) == [2]
+    assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "passed at step 2"
+
+
+def test_export_without_a_readable_proof_hides_no_other(make_run: RunMaker) -> None:
+    run = make_run("float32")
+    one_pass(run.parent, every=True)
+    (run / "exports" / "step-00000004" / "proof.json").write_bytes(b"\xff")
+    report = one_pass(run.parent)
+    (problem,) = report.problems
+    assert "proof.json is not a proof" in problem
+    assert exported_steps(report) == [2]
+
+
+class Clock:
+    """Stands in for `time` in the service."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def time(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("error", [ProofError("no transformers"), OSError(28, "No space left on device")])
+def test_failing_export_is_tried_again_after_growing_pauses(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run, clock, tried = make_run("float32"), Clock(), []
+
+    def fail(_: Path, step: int) -> None:
+        tried.append((clock.now_s, step))
+        raise error
+
+    monkeypatch.setattr(service, "time", clock)
+    monkeypatch.setattr(service, "export_checkpoint", fail)
+    looking = Service(ServiceSettings(run.parent))
+    for now_s in (0, 30, 60, 90, 179, 180, 419, 420):
+        clock.now_s = now_s
+        (problem,) = looking.run_pass()[0].problems
+        assert str(error.args[-1]) in problem
+    # what is this machine's fault is not tried with step 2 as well
+    assert tried == [(0, 4), (60, 4), (180, 4), (420, 4)]
+
+
+def test_full_disk_says_to_free_space(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(_: Path, step: int) -> None:
+        raise OSError(28, "No space left on device", "/model.safetensors")
+
+    monkeypatch.setattr(service, "export_checkpoint", fill)
+    run = make_run("float32")
+    assert one_pass(run.parent).problems == [
+        f"{run}: /model.safetensors: No space left on device; free space, and the service goes on by itself"
+    ]
+
+
+def test_run_that_another_service_looks_after_is_left_alone(new_run: RunMaker, write_log: LogWriter) -> None:
+    held, free = new_run("held", run_key="1" * 32), new_run("free", run_key="2" * 32)
+    for run in (held, free):
+        write_log(run, steps=3)
+    with exclusive_lock(held / "service" / ".lock", busy="held by the test"):
+        left, looked_after = Service(ServiceSettings(held.parent, redraw_seconds=0)).run_pass()[::-1]
+    assert left.problems == [f"{held}: another service looks after this run, so this one leaves it; end one of them"]
+    assert (left.is_shipped, left.loss_curve) == (False, None)
+    assert (looked_after.problems, looked_after.is_shipped) == ([], True)
 
 
 def test_failed_proof_is_told_at_every_pass(make_run: RunMaker, edit_manifest: ManifestEditor) -> None:

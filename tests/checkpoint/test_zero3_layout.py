@@ -46,10 +46,6 @@ def test_layout_holds_every_parameter_with_its_shape(zero: Path) -> None:
     assert layout.world_size == 2
 
 
-def test_tied_head_is_an_alias(zero: Path) -> None:
-    assert read_layout(zero).shared == {"lm_head.weight": "embed_tokens.weight"}
-
-
 class Planted:
     """A pickle that would run a command when it is read as an ordinary pickle."""
 
