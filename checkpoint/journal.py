@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from checkpoint.events import Event, MetricsFilter, read_events
 from checkpoint.manifest import write_durably
+from checkpoint.replay import ReplayFinder
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class Journal(BaseModel):
     mlflow_run_id: str
     offset: int = Field(default=0, ge=0)
     last_steps: dict[str, int] = Field(default_factory=dict)
+    replayed_from: int | None = None
     state: str = "running"
     timestamp_ms: int = 0
     status: str = "RUNNING"
@@ -64,6 +66,7 @@ class Batch:
     texts: dict[int, str] = field(default_factory=dict)
     offset: int = 0
     last_steps: dict[str, int] = field(default_factory=dict)
+    replayed_from: int | None = None
     state: str = "running"
     timestamp_ms: int = 0
 
@@ -76,16 +79,23 @@ def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) 
     """What a log holds beyond the journal's offset, in pieces that are confirmed one by one.
 
     A metric that is not finite is sent as NaN, because MLflow would plot an infinity as 1.8e308, and a tag says what it
-    was and at which step it came first.
+    was and at which step it came first. The tag `smollm2.replayed_from` is the lowest step that a resumed run repeated
+    with another loss or learning rate: from there on MLflow shows what was abandoned, and the loss curve what is.
     """
     metrics_filter = MetricsFilter(journal.last_steps)
+    replay = ReplayFinder(path, journal.replayed_from)
     state, timestamp_ms = journal.state, journal.timestamp_ms
     batch = Batch()
     for event, offset in read_events(path, offset=journal.offset):
         timestamp_ms = event.timestamp_ms
         if event.kind == "state":
             state = str(event.fields.get("state"))
-        _add(batch, event, metrics_filter)
+        new = metrics_filter.new_metrics(event)
+        _add(batch, event, new)
+        replay.look(event, new, offset=offset)
+        if replay.parted_at != journal.replayed_from:
+            batch.tags["smollm2.replayed_from"] = str(replay.parted_at)
+        batch.replayed_from = replay.parted_at
         batch.offset, batch.last_steps = offset, dict(metrics_filter.last_steps)
         batch.state, batch.timestamp_ms = state, timestamp_ms
         if len(batch.rows) >= batch_rows:
@@ -95,9 +105,9 @@ def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) 
         yield batch
 
 
-def _add(batch: Batch, event: Event, metrics_filter: MetricsFilter) -> None:
+def _add(batch: Batch, event: Event, new: Mapping[str, float]) -> None:
     if event.kind == "metrics":
-        for key, value in metrics_filter.new_metrics(event).items():
+        for key, value in new.items():
             name = legal_name(key)
             if not math.isfinite(value):
                 batch.tags.setdefault(f"smollm2.not_finite.{name}", f"{value} at step {event.step}")

@@ -3,7 +3,8 @@
 The MLflow run is found by the tag `smollm2.run_key`, so that any number of services, one after the other, write to the
 same one. The journal `RUN/service/journal.json` says how far the log has been confirmed. A crash between a confirmation
 and the journal, or a deleted journal, only sends rows again that are equal to the last bit, and MLflow stores a row of
-(run, key, step, timestamp, value) once. A repeated step is left out by `MetricsFilter`.
+(run, key, step, timestamp, value) once. A repeated step is left out by `MetricsFilter`; the tag
+`smollm2.replayed_from` says from which step on the repetition had other values.
 
 Contract: `ship_events` either returns, with all of the log confirmed, or raises TrackingError in one line, with all
 that was confirmed written down. It never waits long for a dead server. mlflow is imported when a `Tracker` is made.
@@ -125,6 +126,7 @@ class Tracker:
             self._send(journal.mlflow_run_id, batch)
             journal.offset, journal.last_steps = batch.offset, batch.last_steps
             journal.state, journal.timestamp_ms = batch.state, batch.timestamp_ms
+            journal.replayed_from = batch.replayed_from
             write_journal(run, journal)
 
     def _send(self, mlflow_run_id: str, batch: Batch) -> None:
@@ -178,7 +180,10 @@ class Tracker:
 
 
 def _quieten() -> None:
-    """Before mlflow is imported: fail fast when the server is gone, ask no other host, keep to warnings."""
+    """Before mlflow is imported: fail fast when the server is gone, ask no other host, keep to warnings.
+
+    MLflow reads these from the environment alone, and what the user has set stays as it is.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

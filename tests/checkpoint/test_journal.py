@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pytest
+
 from checkpoint.events import EventWriter
 from checkpoint.journal import Journal, Row, journal_file, legal_name, read_batches, read_journal, shorten_param
 
@@ -39,6 +41,44 @@ def test_position_after_each_batch_goes_on_with_the_next_row(tmp_path: Path) -> 
         rest = told(log, new_journal(offset=batch.offset, last_steps=batch.last_steps))
         assert sent + rest == everything
     assert len(sent) == 5
+
+
+def replayed_from(path: Path, *, batch_rows: int = 1000) -> int | None:
+    """As a shipper finds it that reads the journal anew before every batch."""
+    journal, tag = new_journal(), None
+    while batch := next(iter(read_batches(path, journal, batch_rows=batch_rows)), None):
+        journal = new_journal(offset=batch.offset, last_steps=batch.last_steps, replayed_from=batch.replayed_from)
+        tag = batch.tags.get("smollm2.replayed_from", tag)
+    assert tag == (None if journal.replayed_from is None else str(journal.replayed_from))
+    return journal.replayed_from
+
+
+@pytest.mark.parametrize("batch_rows", [1, 2, 1000])
+@pytest.mark.parametrize(
+    ("told_losses", "parted_at"),
+    [
+        ([(1, 9.0), (2, 8.0), (3, 7.0)], None),
+        ([(1, 9.0), (2, 8.0), (3, math.nan), (2, 8.0), (3, math.nan), (4, 6.0)], None),
+        ([(1, 9.0), (2, 8.0), (3, 7.0), (2, 8.0), (3, 7.5), (4, 6.0)], 3),
+        # a second resume parts earlier, and a third later
+        ([(1, 9.0), (2, 8.0), (3, 7.0), (3, 7.5), (4, 6.0), (2, 8.5), (3, 7.0), (3, 1.0)], 2),
+        # a second resume repeats what only the first one told
+        ([(1, 9.0), (2, 8.0), (2, 8.0), (3, 7.0), (4, 6.0), (3, 7.0), (4, 6.5)], 4),
+    ],
+)
+def test_step_where_a_repetition_parts_is_a_tag(
+    tmp_path: Path, told_losses: list[tuple[int, float]], parted_at: int | None, batch_rows: int
+) -> None:
+    with EventWriter(tmp_path / "log") as log:
+        for step, loss in told_losses:
+            log.write("metrics", step=step, **{"train/loss": loss})
+            # a speed that is never the same twice
+            log.write("metrics", step=step, **{"train/tokens_per_second": log_size(tmp_path)})
+    assert replayed_from(tmp_path / "log", batch_rows=batch_rows) == parted_at
+
+
+def log_size(folder: Path) -> float:
+    return float((folder / "log").stat().st_size)
 
 
 def test_batches_hold_at_most_the_rows_asked_for(tmp_path: Path) -> None:

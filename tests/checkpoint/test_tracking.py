@@ -75,6 +75,16 @@ def test_replayed_steps_appear_once_as_first_told(tracker: Tracker, new_run: Run
     assert history(tracker, "train/loss") == expected_losses(30)
 
 
+def test_step_where_a_resumed_run_parts_is_a_tag(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    run = new_run()
+    write_log(run, steps=20, state="running")
+    tracker.ship_events(run)
+    write_log(run, steps=30, first_step=11, loss_offset=9.0)
+    run_id = tracker.ship_events(run)
+    assert history(tracker, "train/loss")[9:12] == [(10, 9.0), (11, 8.9), (12, 8.8)]
+    assert tracker.client.get_run(run_id).data.tags["smollm2.replayed_from"] == "11"
+
+
 def test_deleted_journal_makes_no_second_row_and_no_second_run(
     tracker: Tracker, new_run: RunMaker, write_log: LogWriter
 ) -> None:
