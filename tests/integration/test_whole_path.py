@@ -63,8 +63,12 @@ def train_until_killed(commands: Any) -> None:
             time.sleep(0.01)
         log = (run / "logs" / "rank-1.log").read_text()
         os.kill(int(log.rpartition("process ")[2].split()[0]), signal.SIGKILL)
-        job.communicate(timeout=100)
+        _, shown = job.communicate(timeout=100)
         assert job.returncode != 0
+        assert "another rank is gone" in shown
+        assert "Traceback" not in shown
+    states = [event.fields["state"] for event, _ in read_events(events_file(run)) if event.kind == "state"]
+    assert states == ["running", "failed"]
 
 
 @pytest.fixture(scope="module")

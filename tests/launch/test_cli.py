@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.events import EventWriter, events_file, read_events
 from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
 from launch.cli import build_parser, main
 from launch.config import LauncherConfig
@@ -107,8 +108,13 @@ def save(run: Path, step: int, content: bytes = b"weights") -> Path:
 def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = config.parent / "run"
     save(run, 20)
+    # a kill after the last checkpoint leaves the log at "running"
+    with EventWriter(events_file(run)) as events:
+        events.write("state", step=0, state="running")
     assert main(["train", str(config)]) == 0
     assert capsys.readouterr().out == f"run {run} has finished: 20 of 20 steps; raise steps to go on\n"
+    told = [event.fields.get("state", event.kind) for event, _ in read_events(events_file(run))]
+    assert told == ["running", "checkpoint", "finished"]
 
 
 @pytest.fixture
