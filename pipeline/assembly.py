@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
-from pipeline.report import Tally, add_up, report_tree
+from pipeline.report import Tally, add_up, add_up_encoding, report_tree
 from pipeline.shards.format import (
     TOKENIZER_FILE,
     DatasetManifest,
@@ -60,6 +60,7 @@ def assemble(
             for reason, dropped in total.dropped.items()
         },
         config_digest=config_digest(config),
+        encoding=add_up_encoding(record.encoding for record in records),
     )
     write_manifest(dataset, manifest)
     return manifest
@@ -81,6 +82,7 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
         tokens_by_split={split: _split_record(records, split).tokens for split in SPLITS},
         seconds=seconds,
         worker_seconds=sum(record.seconds for record in records),
+        encoding=add_up_encoding(record.encoding for record in records),
     )
     write_durably(config.output_dir / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     total = add_up(by_source.values())

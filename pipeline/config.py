@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
-# may differ between the attempts of one run: they change when and where bytes are written, not which
-FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction"})
+# may differ between the attempts of one run: they change when, where and how fast bytes are written, not which
+FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction", "tokenizer.engine"})
 
 
 class _Section(BaseModel):
@@ -103,11 +103,15 @@ class TrainTokenizerConfig(_Section):
 
 
 class TokenizerConfig(_Section):
-    """Either an existing `tokenizer.json` (`path`) or a new one (`train`)."""
+    """Either an existing `tokenizer.json` (`path`) or a new one (`train`).
+
+    `engine: auto` encodes with splintr if it is installed and gives the same ids as `tokenizers`, else with that.
+    """
 
     path: Path | None = None
     train: TrainTokenizerConfig | None = None
     eos_token: str = EOS_TOKEN
+    engine: Literal["auto", "tokenizers", "splintr"] = "auto"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -168,7 +172,13 @@ class PipelineConfig(_Section):
 
 def content_of(config: PipelineConfig) -> dict[str, Any]:
     """The fields that decide the dataset's bytes, as JSON values."""
-    content: dict[str, Any] = json.loads(config.model_dump_json(exclude=set(FREE_FIELDS)))
+    content: dict[str, Any] = json.loads(config.model_dump_json())
+    for field in FREE_FIELDS:
+        *sections, name = field.split(".")
+        section = content
+        for key in sections:
+            section = section[key]
+        del section[name]
     return content
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.document import BAD_REASONS
+from pipeline.shards.format import EncodingRecord
 
 MAX_EXAMPLES = 3
 
@@ -76,6 +77,28 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
     return total
 
 
+def add_up_encoding(records: Iterable[EncodingRecord | None]) -> tuple[EncodingRecord, ...]:
+    """The sums for each engine, those of units done again after a difference apart; engines in alphabetical order."""
+    sums: dict[tuple[str, bool], EncodingRecord] = {}
+    for record in records:
+        if record is None:
+            continue
+        key = (record.engine, record.difference is not None)
+        before = sums.get(key)
+        sums[key] = (
+            record
+            if before is None
+            else EncodingRecord(
+                engine=record.engine,
+                pieces=before.pieces + record.pieces,
+                pieces_checked=before.pieces_checked + record.pieces_checked,
+                pieces_by_reference=before.pieces_by_reference + record.pieces_by_reference,
+                difference=before.difference,
+            )
+        )
+    return tuple(sums[key] for key in sorted(sums))
+
+
 def report_tree(
     name: str,
     tallies_by_source: dict[str, Tally],
@@ -83,6 +106,7 @@ def report_tree(
     tokens_by_split: dict[str, int],
     seconds: float,
     worker_seconds: float,
+    encoding: Sequence[EncodingRecord] = (),
 ) -> dict[str, Any]:
     """The contents of `report.json`. `seconds` is the last attempt's; `worker_seconds` is summed over all units."""
     return {
@@ -91,5 +115,6 @@ def report_tree(
         "tokens": tokens_by_split,
         "seconds": round(seconds, 3),
         "worker_seconds": round(worker_seconds, 3),
+        "encoding": [record.model_dump() for record in encoding],
         "sources": {source: tally.model_dump() for source, tally in tallies_by_source.items()},
     }

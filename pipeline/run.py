@@ -32,6 +32,11 @@ from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, re
 
 log = logging.getLogger(__name__)
 
+# the input on which a fast engine is compared before a run, besides the hard cases
+ENGINE_SAMPLE_UNITS = 8
+ENGINE_SAMPLE_BYTES = 1 << 18
+ENGINE_SAMPLE_CHARACTERS = 1 << 16
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -60,7 +65,7 @@ def run(config: PipelineConfig) -> RunResult:
         plan = make_plan(config)
         workspace.begin(config, plan)
         encoder, content = _tokenizer(config, plan, workspace)
-        records, tokens = _do_units(config, plan, workspace, started=started)
+        records, tokens = _do_units(config, plan, workspace, encoder, started=started)
         seconds = time.perf_counter() - started
         manifest = assemble(
             config,
@@ -144,8 +149,20 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     return encoder, content
 
 
+def _choose_engine(config: PipelineConfig, plan: Plan, encoder: Encoder) -> str:
+    """The name of the engine for this attempt's units, compared on the beginnings of a few of them."""
+    step = max(1, len(plan.units) // ENGINE_SAMPLE_UNITS)
+    few = Plan(plan.units[::step][:ENGINE_SAMPLE_UNITS])
+    sample = sample_texts(config, few, sample_bytes=ENGINE_SAMPLE_BYTES)
+    return encoder.choose(
+        config.tokenizer.engine,
+        sample=(text[:ENGINE_SAMPLE_CHARACTERS] for text in sample),
+        input_bytes=plan.size_bytes,
+    )
+
+
 def _do_units(
-    config: PipelineConfig, plan: Plan, workspace: Workspace, *, started: float
+    config: PipelineConfig, plan: Plan, workspace: Workspace, encoder: Encoder, *, started: float
 ) -> tuple[dict[int, UnitRecord], int]:
     """The records of all units, and the tokens that were made now.
 
@@ -167,7 +184,8 @@ def _do_units(
     done_bytes = sum(record.size_bytes for record in records.values())
     items = [unit for unit in plan.units if unit.index not in records]
     workers = config.workers or available_cores()
-    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory)
+    engine = _choose_engine(config, plan, encoder) if items else "tokenizers"
+    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
     with ProgressDisplay(total_bytes=plan.size_bytes, done_bytes=done_bytes) as display:
         for message in run_in_processes(make_task, items, workers=workers):
             if isinstance(message, Finished):
@@ -184,11 +202,13 @@ def _do_units(
 class UnitTask:
     """A worker's task: it loads the tokenizer once and does unit after unit."""
 
-    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path) -> None:
+    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: str) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ["RAYON_NUM_THREADS"] = "1"  # splintr's threads: one process a core already
         self._config = config
         self._units_directory = units_directory
         self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)
+        self._encoder.use(engine)
 
     def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
         return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)

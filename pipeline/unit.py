@@ -20,10 +20,10 @@ from pipeline.document import BadRecord, Document, shorten
 from pipeline.filters.rules import rejection
 from pipeline.plan import Unit
 from pipeline.report import Tally
-from pipeline.shards.format import ShardRecord, Split, write_durably
+from pipeline.shards.format import EncodingRecord, ShardRecord, Split, split_directory, write_durably
 from pipeline.shards.writer import ShardWriter
 from pipeline.sources.catalog import reader_of
-from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder
+from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenceError
 
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -41,6 +41,7 @@ class UnitRecord(BaseModel):
     shards: dict[Split, tuple[ShardRecord, ...]]
     tally: Tally
     seconds: float
+    encoding: EncodingRecord | None = None
 
     @property
     def tokens(self) -> int:
@@ -123,10 +124,36 @@ def process_unit(
 ) -> UnitRecord:
     """Make the unit's shards below `config.output_dir`, then its record.
 
-    Raises SourceError, TokenizerError, and OSError with the name of the file that could not be written.
+    Where the fast engine is caught in a difference, the unit is done again by the reference. Raises SourceError,
+    TokenizerError, and OSError with the name of the file that could not be written.
     """
     started = time.perf_counter()
-    told = started
+    encoder.begin_unit()
+    try:
+        tally, shards = _make_shards(config, unit, encoder, tell)
+    except EngineDifferenceError as difference:
+        for split in SPLITS:
+            for path in split_directory(config.output_dir, split).glob(f"data-{unit.index:05d}-*.arrow"):
+                path.unlink()
+        encoder.begin_unit(after=difference)
+        tally, shards = _make_shards(config, unit, encoder, tell)
+    record = UnitRecord(
+        index=unit.index,
+        source=unit.source,
+        size_bytes=unit.size_bytes,
+        shards=shards,
+        tally=tally,
+        seconds=time.perf_counter() - started,
+        encoding=encoder.unit_record(),
+    )
+    write_durably(unit_record_path(units_directory, unit.index), record.model_dump_json().encode())
+    return record
+
+
+def _make_shards(
+    config: PipelineConfig, unit: Unit, encoder: Encoder, tell: Callable[[Progress], None]
+) -> tuple[Tally, dict[Split, tuple[ShardRecord, ...]]]:
+    told = time.perf_counter()
     tokens = 0
     reader = UnitReader(config, unit)
     with ExitStack() as stack:
@@ -150,16 +177,7 @@ def process_unit(
                 told = time.perf_counter()
                 tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))
         shards = {split: writer.finish() for split, writer in writers.items()}
-    record = UnitRecord(
-        index=unit.index,
-        source=unit.source,
-        size_bytes=unit.size_bytes,
-        shards=shards,
-        tally=reader.tally,
-        seconds=time.perf_counter() - started,
-    )
-    write_durably(unit_record_path(units_directory, unit.index), record.model_dump_json().encode())
-    return record
+    return reader.tally, shards
 
 
 def unit_record_path(units_directory: Path, index: int) -> Path:

@@ -79,6 +79,16 @@ class DroppedRecord(_Record):
     text_bytes: int = Field(ge=0)
 
 
+class EncodingRecord(_Record):
+    """What made ids, and how often that was compared with the reference; a piece is a document or a part of one."""
+
+    engine: str
+    pieces: int = Field(ge=0)
+    pieces_checked: int = Field(default=0, ge=0)
+    pieces_by_reference: int = Field(default=0, ge=0, description="of those of a fast engine")
+    difference: str | None = Field(default=None, description="why units were done again by the reference: the first")
+
+
 class DatasetManifest(_Record):
     """All that a reader needs to know of a dataset without opening a shard."""
 
@@ -90,6 +100,7 @@ class DatasetManifest(_Record):
     text_bytes_kept: int = Field(ge=0)
     dropped: dict[str, DroppedRecord] = Field(default_factory=dict)
     config_digest: str
+    encoding: tuple[EncodingRecord, ...] = ()
 
     def digest(self) -> str:
         """The identity of the contents: equal for equal ids in equal order, whatever made them."""

@@ -1,35 +1,53 @@
-"""Texts to token ids with Hugging Face `tokenizers`, EOS appended, in bounded memory.
+"""Texts to token ids, EOS appended, in bounded memory. The ids are those of Hugging Face `tokenizers`, whatever engine
+makes them.
 
 Literals of special tokens in a text are text: no text can make an EOS. The ids of a document are those of encoding it
 whole, though a long one is encoded in pieces: a piece ends before a space or newline that follows a non-space, where
 no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer;
 for any other tokenizer documents are encoded whole.
+
+A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it is encoded by
+the reference too, and the first difference raises EngineDifferenceError, on which the unit is done again by the
+reference. Pieces that the guard stops go to the reference at once.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Tokenizer
 
-from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, TokenizerRecord, digest_bytes
+from pipeline.document import shorten
+from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
+from pipeline.tokenizer.engine import (
+    Engine,
+    FlatIds,
+    SplintrEngine,
+    TokenIds,
+    TokenizersEngine,
+    bytes_without_token,
+    is_plain_byte_level_bpe,
+)
+from pipeline.tokenizer.parity import Guard, choose_engine
 from pipeline.tokenizer.train import TokenizerError
-
-TokenIds = NDArray[np.uint16]
 
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
+CHECK_EVERY = 512
 _BOUNDARY = re.compile(r"\S(?=[ \n])")
 
 
+class EngineDifferenceError(Exception):
+    """The fast engine gave other ids than the reference. The message names the version and shows the text."""
+
+
 class Encoder:
-    """A tokenizer and its end-of-sequence id."""
+    """A tokenizer, its end-of-sequence id, and the engine that makes its ids: the reference, until `use` is called."""
 
     def __init__(self, content: bytes, *, eos_token: str, origin: str = "tokenizer.json") -> None:
         """`content` is that of a `tokenizer.json`; `origin` names it in messages.
@@ -56,42 +74,114 @@ class Encoder:
         self.record = TokenizerRecord(
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
         )
-        self.tokenizer.encode_special_tokens = True
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
-        self._splits_exactly = _splits_exactly(json.loads(content))
+        self._content = content
+        self._tree = json.loads(content)
+        self._splits_exactly = is_plain_byte_level_bpe(self._tree)
+        self._reference: Engine = TokenizersEngine(self.tokenizer)
+        missing = bytes_without_token(self.tokenizer.get_vocab(with_added_tokens=False))
+        self._missing_bytes = missing if self._splits_exactly else b""
+        self._guard = Guard(self._missing_bytes)
+        self._fast: Engine | None = None
+        self.begin_unit()
+
+    def choose(self, wanted: str, *, sample: Iterable[str], input_bytes: int) -> str:
+        """Take the engine that `tokenizer.engine` asks for; `auto`: the fast one if it passes. Returns its name.
+
+        `sample` is some of the `input_bytes` of text that are to be encoded.
+
+        Raises TokenizerError if the engine cannot be used, or differs from the reference.
+        """
+        self._fast = choose_engine(
+            self._content,
+            self._tree,
+            wanted=wanted,
+            reference=self._reference,
+            guard=self._guard,
+            sample=sample,
+            input_bytes=input_bytes,
+        )
+        self.begin_unit()
+        return "tokenizers" if self._fast is None else self._fast.name
+
+    def use(self, engine: Engine | str) -> None:
+        """Take an engine that was chosen before: by its name, in another process, or itself."""
+        if isinstance(engine, str):
+            self._fast = SplintrEngine(self._content) if engine == "splintr" else None
+        else:
+            self._fast = engine
+        self.begin_unit()
+
+    def begin_unit(self, *, after: EngineDifferenceError | None = None) -> None:
+        """Count afresh. `after` a difference the unit is done by the reference."""
+        self._engine = self._reference if self._fast is None or after else self._fast
+        self._difference = None if after is None else str(after)
+        self._pieces = self._checked = self._guarded = 0
+
+    def unit_record(self) -> EncodingRecord:
+        """What the engine has done since `begin_unit`."""
+        return EncodingRecord(
+            engine=f"{self._engine.name} {self._engine.version}",
+            pieces=self._pieces,
+            pieces_checked=self._checked,
+            pieces_by_reference=self._guarded,
+            difference=self._difference,
+        )
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, ending in EOS and holding it nowhere else.
+        """The ids of each text, ending in EOS and holding it nowhere else: views of one array.
 
-        Raises TokenizerError if the tokenizer makes an EOS out of text.
+        Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
         pieces: list[str] = []
         ends: list[int] = []
         for text in texts:
             pieces.extend(_cut(text) if self._splits_exactly else (text,))
             ends.append(len(pieces))
-        parts = [
-            np.array(encoding.ids, dtype=TOKEN_DTYPE)
-            for batch in _batches(pieces)
-            for encoding in self.tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        ]
-        eos = np.array([self.record.eos_token_id], dtype=TOKEN_DTYPE)
-        documents = [np.concatenate([*parts[start:end], eos]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        for ids in documents:
-            if np.count_nonzero(ids == eos[0]) != 1:
-                raise TokenizerError(
-                    f"{self.origin} makes {self.eos_token!r} out of text; "
-                    'mark it as `"special": true` in added_tokens, so that it only ends documents'
-                )
-        return documents
+        parts = [self._encode_pieces(batch) for batch in _batches(pieces)]
+        counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
+        stops = np.concatenate([[0], np.cumsum(counts)])[ends]
+        ids = np.concatenate([np.empty(0, TOKEN_DTYPE), *(part.ids for part in parts)])
+        if np.any(ids == self.record.eos_token_id):
+            raise TokenizerError(
+                f"{self.origin} makes {self.eos_token!r} out of text; "
+                'mark it as `"special": true` in added_tokens, so that it only ends documents'
+            )
+        with_eos = np.insert(ids, stops, TOKEN_DTYPE.type(self.record.eos_token_id))
+        bounds = [0, *(stops + np.arange(1, len(stops) + 1)).tolist()]
+        return [with_eos[start:stop] for start, stop in pairwise(bounds)]
 
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
-        if not self._splits_exactly:
-            return 0
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=False)
-        return sum(character not in vocabulary for character in pre_tokenizers.ByteLevel.alphabet())
+        return len(self._missing_bytes)
+
+    def _encode_pieces(self, pieces: list[str]) -> FlatIds:
+        first = self._pieces
+        self._pieces += len(pieces)
+        if self._engine is self._reference:
+            return self._reference.encode(pieces)
+        stopped = [self._guard.stops(piece) for piece in pieces]
+        if any(stopped):
+            self._guarded += sum(stopped)
+            passed = [piece for piece, stop in zip(pieces, stopped, strict=True) if not stop]
+            rest = [piece for piece, stop in zip(pieces, stopped, strict=True) if stop]
+            flat = _interleave(self._engine.encode(passed), self._reference.encode(rest), stopped)
+        else:
+            flat = self._engine.encode(pieces)
+        sampled = range(-first % CHECK_EVERY, len(pieces), CHECK_EVERY)
+        self._check(pieces, flat, [index for index in sampled if not stopped[index]])
+        return flat
+
+    def _check(self, pieces: list[str], flat: FlatIds, sampled: Sequence[int]) -> None:
+        if not sampled:
+            return
+        expected = self._reference.encode([pieces[index] for index in sampled])
+        self._checked += len(sampled)
+        for row, index in enumerate(sampled):
+            if flat.row(index).tobytes() != expected.row(row).tobytes():
+                raise EngineDifferenceError(
+                    f"{self._engine.name} {self._engine.version} differs from {self._reference.name} "
+                    f"{self._reference.version} on {shorten(ascii(pieces[index][:200]))}"
+                )
 
 
 def read_tokenizer(path: Path) -> bytes:
@@ -130,15 +220,12 @@ def _batches(pieces: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _splits_exactly(tokenizer: dict[str, Any]) -> bool:
-    """Whether this is byte-level BPE after GPT-2's pattern, with nothing else that looks across a word's end."""
-    pre_tokenizer = tokenizer.get("pre_tokenizer") or {}
-    steps = pre_tokenizer.get("pretokenizers", []) if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
-    kinds = [step.get("type") for step in steps]
-    if tokenizer.get("normalizer") is not None or tokenizer["model"].get("type") != "BPE":
-        return False
-    if kinds not in (["ByteLevel"], ["Digits", "ByteLevel"]):
-        return False
-    byte_level = steps[-1]
-    plain_added_tokens = [token for token in tokenizer.get("added_tokens", []) if not token["special"]]
-    return bool(byte_level["use_regex"]) and not byte_level["add_prefix_space"] and not plain_added_tokens
+def _interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:
+    """The rows of both, in the order in which `from_reference` takes them."""
+    rows = [[fast.row(index) for index in range(len(fast.offsets) - 1)]]
+    rows.append([reference.row(index) for index in range(len(reference.offsets) - 1)])
+    sources = [iter(side) for side in rows]
+    merged = [next(sources[side]) for side in from_reference]
+    offsets = np.zeros(len(merged) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in merged], out=offsets[1:])
+    return FlatIds(np.concatenate(merged), offsets)

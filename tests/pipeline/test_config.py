@@ -67,6 +67,7 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ("sources.0.file=x", r"unknown key sources.0.text.file; did you mean files\?"),
         ("sources.0.type=csv", r"sources.0=.*'jsonl', 'parquet', 'text', 'source_tree', 'huggingface'"),
         ("tokenizer.path=t.json", r"tokenizer: wanted either path \(an existing tokenizer.json\) or train"),
+        ("tokenizer.engine=tiktoken", r"tokenizer.engine=.*'auto', 'tokenizers' or 'splintr'"),
         ("tokenizer.eos_token=</s>", r"a trained tokenizer ends documents with <\|endoftext\|>; remove eos_token=</s>"),
         (
             "filters.length={min_characters: 9, max_characters: 3}",
@@ -96,6 +97,12 @@ def test_the_digest_ignores_what_does_not_change_the_bytes(
     make_config: Callable[..., PipelineConfig], free: dict[str, Any]
 ) -> None:
     assert config_digest(make_config(**free)) == config_digest(make_config())
+
+
+def test_the_digest_ignores_the_engine(make_config: Callable[..., PipelineConfig], tokenizer_file: Path) -> None:
+    config = make_config(tokenizer={"path": tokenizer_file, "engine": "tokenizers"})
+    assert config_digest(config) == config_digest(make_config())
+    assert "engine" not in content_of(config)["tokenizer"]
 
 
 def test_the_digest_follows_what_does(make_config: Callable[..., PipelineConfig]) -> None:

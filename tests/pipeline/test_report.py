@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from pipeline.report import Tally, add_up, report_tree
+from pipeline.report import Tally, add_up, add_up_encoding, report_tree
+from pipeline.shards.format import EncodingRecord
 
 
 def tally(*, kept: int, **dropped: int) -> Tally:
@@ -48,3 +49,14 @@ def test_the_report_has_totals_and_sources() -> None:
     assert report["sources"]["web"]["dropped"]["too_short"]["documents"] == 2
     assert report["sources"]["code"]["dropped"] == {}
     assert (report["tokens"], report["seconds"]) == ({"train": 9}, 1.235)
+
+
+def test_encoding_adds_up_by_engine_with_redone_units_apart() -> None:
+    fast = EncodingRecord(engine="splintr 1", pieces=10, pieces_checked=2, pieces_by_reference=1)
+    redone = EncodingRecord(engine="tokenizers 1", pieces=5, difference="on 'x'")
+    plain = EncodingRecord(engine="tokenizers 1", pieces=7)
+    assert add_up_encoding([redone, fast, None, plain, fast, redone]) == (
+        EncodingRecord(engine="splintr 1", pieces=20, pieces_checked=4, pieces_by_reference=2),
+        plain,
+        EncodingRecord(engine="tokenizers 1", pieces=10, difference="on 'x'"),
+    )

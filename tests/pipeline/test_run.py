@@ -51,6 +51,26 @@ def test_bytes_do_not_depend_on_the_number_of_workers(corpus: Path, tmp_path: Pa
     assert {"data-00000-000.arrow", "data-00000-001.arrow", "validation/data-00000-000.arrow"} < first.keys()
 
 
+def test_shards_do_not_depend_on_the_engine(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig, tokenizer_file: Path
+) -> None:
+    shards = []
+    for engine, workers in (("tokenizers", 1), ("splintr", 2), ("auto", 1)):
+        config = make_config(
+            output_dir=tmp_path / f"by-{engine}",
+            workers=workers,
+            unit_size_bytes=3000,
+            tokenizer={"path": tokenizer_file, "engine": engine},
+        )
+        manifest = run(config).manifest
+        report = json.loads((config.output_dir / "report.json").read_text())
+        assert [record["engine"] for record in report["encoding"]] == [record.engine for record in manifest.encoding]
+        assert manifest.encoding[0].engine.startswith("tokenizers " if engine == "tokenizers" else "splintr ")
+        assert manifest.encoding[0].pieces == 120
+        shards.append({name: digest for name, digest in digests(config.output_dir).items() if name != "manifest.json"})
+    assert shards[0] == shards[1] == shards[2]
+
+
 def test_load_from_disk_gives_the_documents_of_each_split(corpus: Path, make_config: MakeConfig) -> None:
     datasets = pytest.importorskip("datasets")
     config = make_config(unit_size_bytes=3000)

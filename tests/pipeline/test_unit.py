@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,9 @@ from pipeline import unit as unit_module
 from pipeline.config import PipelineConfig
 from pipeline.plan import make_plan
 from pipeline.shards.format import digest_file
+from pipeline.tokenizer import encode as encode_module
 from pipeline.tokenizer.encode import Encoder
+from pipeline.tokenizer.engine import FlatIds, TokenizersEngine
 from pipeline.unit import Progress, UnitRecord, process_unit, split_of
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -135,3 +137,48 @@ def test_progress_never_passes_the_size_of_the_input(
     # the text is a little less than its lines of JSON
     assert 0.8 * unit.size_bytes < bytes_told[-1] <= unit.size_bytes
     assert told[-1].tokens == record.tokens
+
+
+class LateWrong:
+    """An engine that gives other ids from the 80th text on."""
+
+    name = "splintr"
+    version = "0.0"
+
+    def __init__(self, content: bytes) -> None:
+        self._engine = TokenizersEngine(Tokenizer.from_str(content.decode()))
+        self._texts = 0
+
+    def encode(self, texts: Sequence[str]) -> FlatIds:
+        flat = self._engine.encode(texts)
+        self._texts += len(texts)
+        return FlatIds(flat.ids + (self._texts > 80), flat.offsets)
+
+
+def test_a_unit_whose_engine_differs_is_done_again_by_the_reference(
+    corpus: Path,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    process: Callable[[PipelineConfig], UnitRecord],
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # small batches and shards, so that shards of the wrong engine are finished before it is found out
+    monkeypatch.setattr(unit_module, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(encode_module, "CHECK_EVERY", 10)
+    expected = process(make_config(output_dir=tmp_path / "expected", shard_size_bytes=1024))
+    config = make_config(shard_size_bytes=1024)
+    (config.output_dir / "validation").mkdir(parents=True)
+    stale = config.output_dir / "data-00000-999.arrow"
+    stale.write_bytes(b"of the first try")
+    (unit,) = make_plan(config).units
+    encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    encoder.use(LateWrong(tokenizer_file.read_bytes()))
+    record = process_unit(config, unit, encoder, units_directory=config.output_dir)
+    assert record.shards == expected.shards
+    assert record.tally == expected.tally
+    assert record.encoding is not None
+    assert record.encoding.engine.startswith("tokenizers ")
+    assert record.encoding.difference is not None
+    assert record.encoding.difference.startswith("splintr 0.0 differs from tokenizers ")
+    assert not stale.exists()

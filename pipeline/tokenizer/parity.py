@@ -1,0 +1,155 @@
+"""Whether a fast engine may stand in for the reference: it must give the same ids on hard cases and on real text.
+
+Every code point was put through splintr 0.22.0 and `tokenizers` 0.23 in ten surroundings, and 600,000 random strings of
+hard characters besides (`tests/pipeline/tokenizer/test_parity.py` repeats a part of it). They differed in one class
+only: strings with a byte that the vocabulary has no token for. Both drop such a byte, but only the reference then
+merges its neighbours across the gap. SmolLM2's published vocabulary lacks 21 bytes: control characters 04, 06, 13, 14,
+16 and 1D; F1 and F2, which begin the characters of U+40000 to U+BFFFF; and 13 that UTF-8 never uses. A text with one of
+them goes to the reference (`Guard`); a vocabulary that lacks none needs no guard.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pipeline.document import shorten
+from pipeline.tokenizer.engine import (
+    Engine,
+    SplintrEngine,
+    is_plain_byte_level_bpe,
+    splintr_problem,
+)
+from pipeline.tokenizer.train import TokenizerError
+
+log = logging.getLogger(__name__)
+
+LONG_CHARACTERS = 1_000_000
+_PER_CALL = 4096
+
+# of BPE in tokenizers: each changes the merging, and none is part of the shape that was compared
+_UNUSUAL = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+
+
+class Guard:
+    """Finds the texts that only the reference encodes as the reference does."""
+
+    def __init__(self, unsafe_bytes: bytes) -> None:
+        self._safe_bytes = bytes(set(range(256)) - set(unsafe_bytes))
+        self._is_needed = bool(unsafe_bytes)
+
+    def stops(self, text: str) -> bool:
+        """Whether a byte of the text's UTF-8 is unsafe. About 2 ns a character."""
+        return self._is_needed and bool(text.encode().translate(None, self._safe_bytes))
+
+
+def ineligible(tokenizer: dict[str, Any]) -> str | None:
+    """Why this `tokenizer.json` is for the reference alone, or None."""
+    if not is_plain_byte_level_bpe(tokenizer):
+        return "the tokenizer is not byte-level BPE after GPT-2's pattern without a normalizer"
+    unusual = [key for key in _UNUSUAL if tokenizer["model"].get(key)]
+    return f"the tokenizer's model sets {unusual[0]}" if unusual else None
+
+
+def hard_cases(special_tokens: Sequence[str], *, long_characters: int = LONG_CHARACTERS) -> list[str]:
+    """Texts on which tokenizers of one definition have been seen to differ."""
+    # every byte that UTF-8 uses, and all of Unicode thinly
+    points = (*range(0x180), *range(0x180, 0x800, 0x20), *range(0x800, 0x110000, 2003))
+    characters = [chr(point) for point in points if not _is_surrogate(point)]
+    cases = [form.format(character) for character in characters for form in ("{0}", "a{0}b 1{0}", " {0}{0} ")]
+    cases += [
+        f"{left}{token}{right}" for token in special_tokens for left, right in (("", ""), ("a", "b"), (" ", "\n"))
+    ]
+    cases.append("".join(special_tokens))
+    cases += [
+        space * count + end for space in " \n\t\r\u3000\xa0" for count in (1, 2, 3, 7, 130) for end in ("", "x", "1")
+    ]
+    cases += ["  \n  \n\n x", "x \n", "\r\n\r\n  y", "a\u2028b\u2029c\x85d", "\x1c\x1d\x1e\x1f x", "0123456789" * 30]
+    cases += ["3.14e-10 ²³ ½ Ⅷ ٠١٢ १२३", "don't DON'T we'll I'd they're 's 've'm", "'''sss", "x\u2019s"]
+    cases += ["東京特許許可局、日本語。한국어 문장。中文字符", "العربية עברית हिन्दी ไทย தமிழ்"]
+    cases += [
+        "👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 🇩🇪 ☺️ 🏴\U000e0067\U000e0062\U000e007f",
+        "e\u0301" * 50,
+        "Z\u0351\u036b\u0343 a\u0300\u0316\u0489",
+        "\ufeffx\ufffe\uffff",
+    ]
+    # a lone surrogate is no text: JSON readers refuse it, or put U+FFFD in its place, or leave the escape as it is
+    cases += ["\ufffd\ufffd x\ufffd", "\\ud83d \\udc00 \\ud800x"]
+    return [*cases, "a" * long_characters]
+
+
+def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Iterable[str]) -> tuple[int, str | None]:
+    """How many texts were compared, and the beginning of the first that differs. Texts that the guard stops are not."""
+    compared = 0
+    for batch in _batches(text for text in texts if not guard.stops(text)):
+        ours, theirs = fast.encode(batch), reference.encode(batch)
+        if len(ours.offsets) != len(batch) + 1 or len(theirs.offsets) != len(batch) + 1:
+            return compared, shorten(ascii(batch[0][:200]))
+        for index, text in enumerate(batch):
+            if ours.row(index).tobytes() != theirs.row(index).tobytes():
+                return compared, shorten(ascii(text[:200]))
+            compared += 1
+    return compared, None
+
+
+def choose_engine(
+    content: bytes,
+    tree: dict[str, Any],
+    *,
+    wanted: str,
+    reference: Engine,
+    guard: Guard,
+    sample: Iterable[str],
+    input_bytes: int,
+) -> Engine | None:
+    """The fast engine, or None for the reference. `auto` says once what it took, and why.
+
+    A word of one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS.
+    Raises TokenizerError if the fast engine is asked for by name and cannot be used.
+    """
+    if wanted == "tokenizers":
+        return None
+    problem = splintr_problem() or ineligible(tree)
+    fast: SplintrEngine | None = None
+    if problem is None:
+        try:
+            fast = SplintrEngine(content)
+        except TokenizerError as error:
+            problem = str(error)
+    if fast is not None:
+        special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
+        hard = hard_cases(special_tokens, long_characters=min(LONG_CHARACTERS, input_bytes))
+        cases, difference = first_difference(reference, fast, guard, hard)
+        texts = 0
+        if difference is None:
+            texts, difference = first_difference(reference, fast, guard, sample)
+        if difference is None:
+            log.info(
+                "tokenizer: encoding with splintr %s, equal to tokenizers %s on %s hard cases, %s input texts",
+                fast.version,
+                reference.version,
+                f"{cases:,}",
+                f"{texts:,}",
+            )
+            return fast
+        problem = f"splintr {fast.version} differs from tokenizers {reference.version} on {difference}"
+    if wanted == "auto":
+        log.info("tokenizer: encoding with tokenizers, some ten times slower than splintr: %s", problem)
+        return None
+    raise TokenizerError(f"tokenizer.engine={wanted}: {problem}; or set tokenizer.engine=auto")
+
+
+def _is_surrogate(point: int) -> bool:
+    return 0xD800 <= point < 0xE000
+
+
+def _batches(texts: Iterable[str]) -> Iterable[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == _PER_CALL:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine
+from pipeline.tokenizer.train import TokenizerError
+
+
+@pytest.fixture(params=["tokenizers", "splintr"])
+def engine(request: pytest.FixtureRequest, tokenizer_file: Path) -> Engine:
+    content = tokenizer_file.read_bytes()
+    if request.param == "splintr":
+        return SplintrEngine(content)
+    return TokenizersEngine(Tokenizer.from_str(content.decode()))
+
+
+def test_ids_come_as_one_array_of_16_bits_with_offsets(engine: Engine) -> None:
+    flat = engine.encode(["12", "", "3"])
+    assert (flat.ids.dtype, flat.offsets.tolist()) == (np.uint16, [0, 2, 2, 3])
+    one, two, three = (engine.encode([digit]).ids[0] for digit in "123")
+    assert flat.ids.tolist() == [one, two, three]
+    assert flat.row(1).tolist() == []
+
+
+def test_no_texts_are_no_ids(engine: Engine) -> None:
+    flat = engine.encode([])
+    assert (flat.ids.tolist(), flat.offsets.tolist()) == ([], [0])
+
+
+def test_a_special_token_in_text_is_text(engine: Engine) -> None:
+    # the special tokens have the ids 0 to 16
+    assert engine.encode(["<|endoftext|> x<filename>"]).ids.min() > 16
+
+
+def test_a_file_that_splintr_refuses_is_one_line() -> None:
+    with pytest.raises(TokenizerError, match=r"^splintr cannot read the tokenizer: ") as caught:
+        SplintrEngine(b'{"model": {"type": "Nothing", "vocab": {}}}')
+    assert len(str(caught.value).splitlines()) == 1
