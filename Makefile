@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-gpu lint format bench clean
+.PHONY: help setup demo test test-campaign test-gpu lint format bench bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -59,6 +59,9 @@ format: $(READY)  ## ruff, in place
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
 	@for program in benchmarks/*.py; do $(BIN)/python $$program; done
+
+bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed
+	$(BIN)/python benchmarks/encoding.py --megabytes 48 180 --rounds 5
 
 clean:  ## remove what the demo made
 	rm -rf data/demo runs/demo
