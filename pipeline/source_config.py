@@ -54,7 +54,7 @@ class RecordFields(Section):
     def _template_is_one(self) -> Self:
         if self.template is None:
             return self
-        if "text_field" in self.model_fields_set:
+        if self.text_field != "text":  # its default, which a resolved config holds too
             raise ValueError("wanted either text_field or template, not both")
         try:
             parts = list(string.Formatter().parse(self.template))
@@ -168,6 +168,17 @@ class HuggingFaceConfig(RecordFields):
         return self
 
 
+class HuggingFaceStreamConfig(RecordFields):
+    """A dataset of the Hugging Face hub or a local folder of its kind, read as a stream, without a cache."""
+
+    type: Literal["huggingface_stream"]
+    name: str = Field(min_length=1)
+    path: str
+    config_name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
 SourceConfig = Annotated[
     JsonlConfig
     | JsonArrayConfig
@@ -178,6 +189,7 @@ SourceConfig = Annotated[
     | WarcConfig
     | SourceTreeConfig
     | GitConfig
-    | HuggingFaceConfig,
+    | HuggingFaceConfig
+    | HuggingFaceStreamConfig,
     Field(discriminator="type"),
 ]

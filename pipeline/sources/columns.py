@@ -75,7 +75,7 @@ def raw_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
         column.validate(full=True)
     if pa.types.is_nested(kind):
         # no field that is read may be of these: what they are says enough, and to decode them may fail
-        return [None if value is None else str(kind) for value in column.is_valid().to_pylist()]
+        return [kind if is_valid else None for is_valid in column.is_valid().to_pylist()]
     values: list[object] = column.to_pylist()
     return values
 

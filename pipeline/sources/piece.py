@@ -13,8 +13,8 @@ class Piece:
     """A part of a file or table that can be read alone.
 
     `version` changes when the file does. `start` and `stop` are bytes of a JSONL file, row groups of a Parquet file,
-    record batches of an Arrow file, rows of a Hugging Face dataset. `size_bytes` is what is read, for grouping and for
-    the progress; it may be an estimate.
+    record batches of an Arrow file, rows of a Hugging Face dataset, or files of one that is streamed. `size_bytes` is
+    what is read, for grouping and for the progress; it may be an estimate.
     """
 
     path: str

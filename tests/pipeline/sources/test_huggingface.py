@@ -133,16 +133,6 @@ def test_damaged_rows_behind_load_from_disk_are_one_line(tmp_path: Path) -> None
         read(config_of(tmp_path / "saved", loader="load_from_disk"), unit_size_bytes=1 << 20)
 
 
-def test_damaged_rows_behind_load_from_disk_are_one_line(tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({"text": [f"document {n}" for n in range(900)]}).save_to_disk(tmp_path / "saved")
-    (arrow,) = (tmp_path / "saved").glob("*.arrow")
-    content = bytearray(arrow.read_bytes())
-    content[1000:3000] = b"\xfe" * 2000  # the offsets of the strings
-    arrow.write_bytes(content)
-    with pytest.raises(SourceError, match=r"saved/train: rows from \d+ are damaged \(ArrowInvalid: [^\n]+\); fetch it"):
-        read(config_of(tmp_path / "saved", loader="load_from_disk"), unit_size_bytes=1 << 20)
-
-
 def test_fields_of_structs_conditions_and_templates(tmp_path: Path) -> None:
     rows = {"text": ["one", "two"], "meta": [{"language": "en", "id": 1}, {"language": "fr", "id": 2}]}
     datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
