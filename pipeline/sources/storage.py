@@ -146,10 +146,13 @@ def _find_objects(pattern: str) -> list[StoredFile]:
         listing = system.glob(address, detail=True)
     else:
         listing = {address: system.info(address)} if system.exists(address) else {}
+    files = {name: info for name, info in listing.items() if info["type"] == "file"}
+    for name, info in files.items():
+        if info.get("size") is None:  # some web servers; without it a cut file cannot be told from a whole one
+            raise ValueError(f"the store does not tell the size of {name}")
     return [
-        StoredFile(path=system.unstrip_protocol(name), size_bytes=int(info["size"] or 0), version=_version(info))
-        for name, info in listing.items()
-        if info["type"] == "file"
+        StoredFile(path=system.unstrip_protocol(name), size_bytes=int(info["size"]), version=_version(info))
+        for name, info in files.items()
     ]
 
 

@@ -183,6 +183,19 @@ def test_any_file_system_of_fsspec_is_read() -> None:
         memory.rm("/corpus", recursive=True)
 
 
+def test_a_file_without_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", lines("one"))
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: {"name": path, "type": "file", "size": None})
+    try:
+        with pytest.raises(
+            SourceError, match=r"cannot be listed \(ValueError: the store does not tell the size of /corp"
+        ):
+            find_files(["memory://corpus/a.jsonl"], source="corpus")
+    finally:
+        memory.store.clear()
+
+
 def test_a_file_system_that_is_not_known_is_one_line() -> None:
     with pytest.raises(
         SourceError, match=r"^source 'corpus': nosuch://a cannot be listed \(ValueError: [^\n]+\); [^\n]+$"
