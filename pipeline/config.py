@@ -8,101 +8,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes
+from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
 # may differ between the attempts of one run: they change when, where and how fast bytes are written, not which
 FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction", "tokenizer.engine"})
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _RecordFields(_Section):
-    """The fields of a structured record that are read: the text, and, if named, the document's id."""
-
-    text_field: str = "text"
-    id_field: str | None = None
-
-
-class _Globs(_Section):
-    """Paths and globs (`**` for any depth); the files are read in the order of their sorted paths."""
-
-    files: tuple[str, ...] = Field(min_length=1)
-
-
-class JsonlConfig(_RecordFields, _Globs):
-    """JSON lines, plain, .gz or .zst."""
-
-    type: Literal["jsonl"]
-    name: str = Field(min_length=1)
-
-
-class ParquetConfig(_RecordFields, _Globs):
-    """Parquet files, read by row groups."""
-
-    type: Literal["parquet"]
-    name: str = Field(min_length=1)
-
-
-class TextConfig(_Globs):
-    """Text files, each one document."""
-
-    type: Literal["text"]
-    name: str = Field(min_length=1)
-
-
-class SourceTreeConfig(_Section):
-    """A tree of source code, each file one document. `root: python:stdlib` is the running interpreter's library."""
-
-    type: Literal["source_tree"]
-    name: str = Field(min_length=1)
-    root: str
-    include: tuple[str, ...] = Field(default=("**/*.py",), min_length=1)
-    exclude: tuple[str, ...] = ()
-
-
-class HuggingFaceConfig(_RecordFields):
-    """A dataset of the Hugging Face hub or a local folder of its kind.
-
-    `loader: load_dataset` downloads and prepares `path` (`config_name`, `split`, `revision`) in the cache of
-    `datasets`; `loader: load_from_disk` opens what `save_to_disk` wrote.
-    """
-
-    type: Literal["huggingface"]
-    name: str = Field(min_length=1)
-    path: str
-    loader: Literal["load_dataset", "load_from_disk"] = "load_dataset"
-    config_name: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-    @model_validator(mode="after")
-    def _disk_has_one_split(self) -> Self:
-        if self.loader == "load_from_disk" and (self.config_name or self.revision):
-            raise ValueError("load_from_disk takes a path only; remove config_name and revision")
-        return self
-
-
-SourceConfig = Annotated[
-    JsonlConfig | ParquetConfig | TextConfig | SourceTreeConfig | HuggingFaceConfig,
-    Field(discriminator="type"),
-]
-
-
-class TrainTokenizerConfig(_Section):
+class TrainTokenizerConfig(Section):
     """A byte-level BPE like SmolLM2's, trained on `sample_bytes` of text spread evenly over the sources."""
 
     vocab_size: int = Field(ge=MIN_VOCAB_SIZE, le=MAX_VOCAB_SIZE)
     sample_bytes: int = Field(default=256 << 20, ge=1)
 
 
-class TokenizerConfig(_Section):
+class TokenizerConfig(Section):
     """Either an existing `tokenizer.json` (`path`) or a new one (`train`).
 
     `engine: auto` encodes with splintr if it is installed and gives the same ids as `tokenizers`, else with that.
@@ -124,7 +49,7 @@ class TokenizerConfig(_Section):
         return self
 
 
-class LengthFilterConfig(_Section):
+class LengthFilterConfig(Section):
     """Bounds of a document's length, in characters, both included."""
 
     min_characters: int = Field(default=1, ge=1)
@@ -139,13 +64,13 @@ class LengthFilterConfig(_Section):
         return self
 
 
-class FiltersConfig(_Section):
+class FiltersConfig(Section):
     """The rules that a document must pass; `pipeline/filters/rules.py` asks them in this order."""
 
     length: LengthFilterConfig = LengthFilterConfig()
 
 
-class PipelineConfig(_Section):
+class PipelineConfig(Section):
     """One dataset: what goes in, how it becomes ids, and where it lies."""
 
     name: str = Field(min_length=1)

@@ -1,7 +1,7 @@
 """What sources hand on: a document, or a record that is not one, with the reason.
 
-Contract: a source yields `Document | BadRecord` and nothing else; whatever it reads is one of the two, so that
-documents in = kept + dropped can be checked. Names of reasons are data: they stand in reports and manifests.
+Contract: a source yields `Record`s and nothing else; whatever it reads is one of the three, so that documents
+in = kept + dropped can be checked. Names of reasons are data: they stand in reports and manifests.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-BadReason = Literal["malformed_json", "not_an_object", "missing_field", "not_text", "invalid_utf8", "too_large"]
+BadReason = Literal[
+    "malformed_json", "malformed_row", "not_an_object", "missing_field", "not_text", "invalid_utf8", "too_large"
+]
 BAD_REASONS: tuple[BadReason, ...] = (
     "malformed_json",
+    "malformed_row",
     "not_an_object",
     "missing_field",
     "not_text",
@@ -54,6 +57,19 @@ class BadRecord:
     reason: BadReason
     size_bytes: int
     example: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnwantedRecord:
+    """A sound record that the source's config does not want, such as one of another language. Fields as BadRecord's."""
+
+    location: str
+    reason: str
+    size_bytes: int
+    example: str
+
+
+Record = Document | BadRecord | UnwantedRecord
 
 
 def shorten(content: object) -> str:

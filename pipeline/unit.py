@@ -15,13 +15,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import PipelineConfig, SourceConfig
-from pipeline.document import BadRecord, Document, shorten
+from pipeline.config import PipelineConfig
+from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
 from pipeline.filters.rules import rejection
 from pipeline.plan import Unit
 from pipeline.report import Tally
 from pipeline.shards.format import EncodingRecord, ShardRecord, Split, split_directory, write_durably
 from pipeline.shards.writer import ShardWriter
+from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
 from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenceError
 
@@ -89,7 +90,7 @@ class UnitReader:
             read_bytes = 0
             for record in reader.read_piece(self._source, piece):
                 self.tally.documents_in += 1
-                if isinstance(record, BadRecord):
+                if isinstance(record, BadRecord | UnwantedRecord):
                     read_bytes += record.size_bytes
                     self.tally.drop(
                         record.reason, size_bytes=record.size_bytes, location=record.location, example=record.example

@@ -1,34 +1,129 @@
-"""The text field of a structured record, judged in one place for JSONL, Parquet and Hugging Face rows."""
+"""The fields of a structured record, judged in one place for every format: conditions, text or template, id."""
 
 from __future__ import annotations
 
-from pipeline.document import MAX_RECORD_BYTES, BadRecord, Document, shorten
+import math
+import string
+from collections.abc import Callable
+from functools import lru_cache
+
+from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Document, Record, UnwantedRecord, shorten
+from pipeline.source_config import ConditionConfig, RecordFields
+
+Lookup = Callable[[str], object]
 
 
-def document_of(
-    text: object,
-    *,
-    identity: object,
-    location: str,
-    size_bytes: int,
-    example: object,
-) -> Document | BadRecord:
-    """A document if `text` is text; its id is `identity`, or, where that is None, its location.
+def paths_of(config: RecordFields) -> tuple[str, ...]:
+    """Every field that is read, each once."""
+    text = [config.text_field] if config.template is None else [name for _, name in _parts(config.template) if name]
+    names = [*text, *([config.id_field] if config.id_field else []), *(condition.field for condition in config.keep_if)]
+    return tuple(dict.fromkeys(names))
+
+
+def value_at(record: object, path: str) -> object:
+    """The value at a dotted path of objects and of positions in lists, None where there is none.
+
+    A field whose own name is the path comes first.
+    """
+    if not isinstance(record, dict):
+        return None
+    if path in record or "." not in path:
+        return record.get(path)
+    value: object = record
+    for part in path.split("."):
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value
+
+
+def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes: int, example: object) -> Record:
+    """A document if the record meets the conditions and its text is text; its id is the id field's, or its location.
 
     Bytes are read as UTF-8. What of an id is not UTF-8 is written as `\\xff`: it spoils a name, not the text.
-    `example` stands in the report if the record is bad.
+    `example` stands in the report if the record is dropped.
     """
-    if text is None:
-        return BadRecord(location, "missing_field", size_bytes, shorten(example))
-    if isinstance(text, bytes):
-        if len(text) > MAX_RECORD_BYTES:
-            return BadRecord(location, "too_large", size_bytes, shorten(text[:1000]))
-        try:
-            text = text.decode()
-        except UnicodeDecodeError:
-            return BadRecord(location, "invalid_utf8", size_bytes, shorten(text[:1000]))
-    if not isinstance(text, str):
-        return BadRecord(location, "not_text", size_bytes, shorten(example))
+    for condition in config.keep_if:
+        if not _meets(lookup(condition.field), condition):
+            value = shorten(_as_text(lookup(condition.field)))
+            return UnwantedRecord(location, f"unwanted_{condition.field}", size_bytes, value)
+    text: str | _Flaw
+    if config.template is None:
+        text = _text(lookup(config.text_field), example)
+    else:
+        text = _joined(config.template, lookup, example)
+    if isinstance(text, _Flaw):
+        return BadRecord(location, text.reason, size_bytes, shorten(text.example))
+    identity = lookup(config.id_field) if config.id_field else None
     if isinstance(identity, bytes):
         identity = identity.decode("utf-8", errors="backslashreplace")
     return Document(document_id=location if identity is None else str(identity), text=text)
+
+
+class _Flaw:
+    def __init__(self, reason: BadReason, example: object) -> None:
+        self.reason = reason
+        self.example = example
+
+
+def _text(value: object, example: object) -> str | _Flaw:
+    if value is None:
+        return _Flaw("missing_field", example)
+    if isinstance(value, bytes):
+        if len(value) > MAX_RECORD_BYTES:
+            return _Flaw("too_large", value[:1000])
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return _Flaw("invalid_utf8", value[:1000])
+    return value if isinstance(value, str) else _Flaw("not_text", example)
+
+
+def _joined(template: str, lookup: Lookup, example: object) -> str | _Flaw:
+    whole: list[str] = []
+    for literal, name in _parts(template):
+        whole.append(literal)
+        if name is None:
+            continue
+        value = lookup(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        text = _as_text(value) if is_number else _text(value, example)
+        if isinstance(text, _Flaw):
+            return text
+        whole.append(text)
+    return "".join(whole)
+
+
+@lru_cache
+def _parts(template: str) -> tuple[tuple[str, str | None], ...]:
+    """Literal texts, each with the field that follows it; the config has checked that there is nothing else."""
+    return tuple((literal, name) for literal, name, _, _ in string.Formatter().parse(template))
+
+
+def _meets(value: object, condition: ConditionConfig) -> bool:
+    if value is None:
+        return False
+    if condition.one_of is not None:
+        text = _as_text(value)
+        return any(text == _as_text(wanted) for wanted in condition.one_of)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return False
+    above = condition.min_value is None or number >= condition.min_value
+    below = condition.max_value is None or number <= condition.max_value
+    return above and below and not math.isnan(number)
+
+
+def _as_text(value: object) -> str:
+    """As JSON and CSV would write it: true, 3, 0.5."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="backslashreplace")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return "" if value is None else str(value)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from pipeline.config import HuggingFaceConfig
-from pipeline.document import BadRecord, Document, SourceError
-from pipeline.sources.columns import raw_values
-from pipeline.sources.fields import document_of
+import pyarrow as pa
+
+from pipeline.document import Record, SourceError
+from pipeline.source_config import HuggingFaceConfig
+from pipeline.sources.columns import column_records, require_columns, top_columns
 from pipeline.sources.piece import Piece
 
 if TYPE_CHECKING:
@@ -24,12 +25,7 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
     Raises SourceError if the dataset cannot be had or lacks a column.
     """
     dataset = _load(config)
-    for name in (config.text_field, config.id_field):
-        if name is not None and name not in dataset.column_names:
-            raise SourceError(
-                f"source {config.name!r}: {config.path} has no column {name!r}; "
-                f"it has {', '.join(dataset.column_names)}"
-            )
+    require_columns(config, dataset.features.arrow_schema, where=config.path)
     row_bytes = max(1, dataset.data.nbytes // max(1, len(dataset)))
     rows_a_piece = max(1, unit_size_bytes // row_bytes)
     for start in range(0, len(dataset), rows_a_piece):
@@ -43,22 +39,20 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
         )
 
 
-def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Document | BadRecord]:
-    columns = [config.text_field, config.id_field] if config.id_field else [config.text_field]
+def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Record]:
+    """Raises SourceError if the rows are damaged."""
+    dataset = _load(config)
+    columns = top_columns(config, dataset.features.arrow_schema)
     # Arrow tables, not Python rows: `datasets` decodes a batch at once and fails as a whole
-    rows = _load(config).select_columns(list(dict.fromkeys(columns))).with_format("arrow")
+    rows = dataset.select_columns(columns).with_format("arrow")
     for first in range(piece.start, piece.stop, _BATCH_ROWS):
         batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
-        texts = raw_values(batch[config.text_field])
-        identities = raw_values(batch[config.id_field]) if config.id_field else [None] * len(texts)
-        for row, (text, identity) in enumerate(zip(texts, identities, strict=True), start=first):
-            yield document_of(
-                text,
-                identity=identity,
-                location=f"{piece.path}:{row}",
-                size_bytes=len(text) if isinstance(text, bytes) else 0,
-                example=text,
-            )
+        try:
+            yield from column_records(config, batch, location=piece.path, first_row=first)
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{piece.path}: rows from {first} are damaged ({_reason(error)}); fetch it again"
+            ) from None
 
 
 def _title(config: HuggingFaceConfig) -> str:

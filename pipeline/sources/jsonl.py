@@ -1,4 +1,4 @@
-"""JSON lines, plain, .gz or .zst: one object a line. Blank lines are nothing; every other line is a record.
+"""JSON lines, plain or compressed: one object a line. Blank lines are nothing; every other line is a record.
 
 A plain file is cut by byte ranges: a line belongs to the range that its first byte lies in. A record's location is
 the offset of its first byte in the decompressed file.
@@ -7,16 +7,16 @@ the offset of its first byte in the decompressed file.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import orjson
 
-from pipeline.config import JsonlConfig
-from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Document, SourceError, shorten
-from pipeline.sources.compression import COMPRESSED_SUFFIXES, DAMAGE, open_binary
-from pipeline.sources.fields import document_of
-from pipeline.sources.piece import Piece, find_files, readable, whole_file
+from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Record, shorten
+from pipeline.source_config import JsonArrayConfig, JsonlConfig
+from pipeline.sources.compression import is_compressed, open_piece
+from pipeline.sources.fields import record_of, value_at
+from pipeline.sources.piece import Piece, byte_ranges, whole_file
+from pipeline.sources.storage import find_files, readable
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -24,28 +24,40 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 def find_pieces(config: JsonlConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
     """Byte ranges of at most `unit_size_bytes`; a compressed file is one piece."""
     for file in find_files(config.files, source=config.name):
-        whole = whole_file(file)
-        if file.suffix in COMPRESSED_SUFFIXES:
-            yield whole
-            continue
-        for start in range(0, whole.stop, unit_size_bytes):
-            stop = min(start + unit_size_bytes, whole.stop)
-            yield Piece(path=whole.path, version=whole.version, start=start, stop=stop, size_bytes=stop - start)
+        if is_compressed(file.path):
+            yield whole_file(file)
+        else:
+            yield from byte_ranges(file, range_size_bytes=unit_size_bytes)
 
 
-def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Document | BadRecord]:
+def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
     """Raises SourceError, naming the file, if it is compressed and damaged or truncated."""
-    path = Path(piece.path)
-    name = readable(path)
-    compressed = path.suffix in COMPRESSED_SUFFIXES
+    name = readable(piece.path)
+    stop = None if is_compressed(piece.path) else piece.stop
+    with open_piece(piece) as file:
+        for offset, line in _lines(file, start=piece.start, stop=stop):
+            content = line.removeprefix(_BYTE_ORDER_MARK).strip()
+            if content:
+                yield json_record(config, content, location=f"{name}:{offset}", size_bytes=len(line))
+
+
+def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, location: str, size_bytes: int) -> Record:
+    """A record of the JSON text of an object, of which no more than MAX_RECORD_BYTES + 1 need be given."""
+    if size_bytes > MAX_RECORD_BYTES:
+        return BadRecord(location, "too_large", size_bytes, shorten(content[:1000]))
     try:
-        with open_binary(path) as file:
-            for offset, line in _lines(file, start=piece.start, stop=None if compressed else piece.stop):
-                record = _record(config, line, location=f"{name}:{offset}")
-                if record is not None:
-                    yield record
-    except DAMAGE as error:
-        raise SourceError(f"{name} is damaged or truncated ({error or type(error).__name__}); fetch it again") from None
+        record = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return BadRecord(location, _why_not_json(content), size_bytes, shorten(content[:1000]))
+    if not isinstance(record, dict):
+        return BadRecord(location, "not_an_object", size_bytes, shorten(content[:1000]))
+    return record_of(
+        config,
+        lambda path: value_at(record, path),
+        location=location,
+        size_bytes=size_bytes,
+        example=content[:1000],
+    )
 
 
 def _lines(file: BinaryIO, *, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
@@ -73,28 +85,6 @@ def _skip_line(file: BinaryIO) -> int:
         if part.endswith(b"\n"):
             break
     return count
-
-
-def _record(config: JsonlConfig, line: bytes, *, location: str) -> Document | BadRecord | None:
-    size_bytes = len(line)
-    if size_bytes > MAX_RECORD_BYTES:
-        return BadRecord(location, "too_large", size_bytes, shorten(line[:1000]))
-    content = line.removeprefix(_BYTE_ORDER_MARK).strip()
-    if not content:
-        return None
-    try:
-        record = orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return BadRecord(location, _why_not_json(content), size_bytes, shorten(content[:1000]))
-    if not isinstance(record, dict):
-        return BadRecord(location, "not_an_object", size_bytes, shorten(content[:1000]))
-    return document_of(
-        record.get(config.text_field),
-        identity=record.get(config.id_field) if config.id_field else None,
-        location=location,
-        size_bytes=size_bytes,
-        example=content[:1000],
-    )
 
 
 def _why_not_json(content: bytes) -> BadReason:

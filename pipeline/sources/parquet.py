@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.config import ParquetConfig
-from pipeline.document import BadRecord, Document, SourceError
-from pipeline.sources.columns import raw_values
-from pipeline.sources.fields import document_of
-from pipeline.sources.piece import Piece, file_version, find_files, readable
+from pipeline.document import Record, SourceError
+from pipeline.source_config import ParquetConfig
+from pipeline.sources.columns import column_records, require_columns, top_columns
+from pipeline.sources.fields import paths_of
+from pipeline.sources.piece import Piece
+from pipeline.sources.storage import find_files, open_file, readable
 
 _BATCH_ROWS = 256
 
@@ -22,70 +23,47 @@ def find_pieces(config: ParquetConfig, *, unit_size_bytes: int) -> Iterator[Piec
 
     Raises SourceError, naming the file, if it is truncated or lacks a column.
     """
-    for path in find_files(config.files, source=config.name):
-        version = file_version(path.stat())
-        with _open(path) as file:
-            metadata = file.metadata
-            columns = file.schema_arrow.names
-            for name in _columns(config):
-                if name not in columns:
-                    raise SourceError(
-                        f"source {config.name!r}: {path} has no column {name!r}; it has {', '.join(columns)}"
-                    )
-            text_column = metadata.schema.names.index(config.text_field) if _is_flat(file) else None
-            for group in range(metadata.num_row_groups):
-                row_group = metadata.row_group(group)
-                size_bytes = (
-                    row_group.total_byte_size
-                    if text_column is None
-                    else row_group.column(text_column).total_uncompressed_size
+    for stored in find_files(config.files, source=config.name):
+        with _open(stored.path, version=stored.version) as file:
+            require_columns(config, file.schema_arrow, where=readable(stored.path))
+            for group in range(file.metadata.num_row_groups):
+                yield Piece(
+                    path=stored.path,
+                    version=stored.version,
+                    start=group,
+                    stop=group + 1,
+                    size_bytes=_size_bytes(config, file.metadata.row_group(group)),
                 )
-                yield Piece(path=str(path), version=version, start=group, stop=group + 1, size_bytes=size_bytes)
 
 
-def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Document | BadRecord]:
+def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Record]:
     """Raises SourceError, naming the file, if a page of it is damaged."""
-    path = Path(piece.path)
+    with _open(piece.path, version=piece.version) as file:
+        row = 0
+        for batch in file.iter_batches(
+            batch_size=_BATCH_ROWS,
+            row_groups=range(piece.start, piece.stop),
+            columns=top_columns(config, file.schema_arrow),
+            use_threads=False,
+        ):
+            location = f"{readable(piece.path)}:{piece.start}"
+            yield from column_records(config, batch, location=location, first_row=row)
+            row += batch.num_rows
+
+
+@contextmanager
+def _open(path: str, *, version: str) -> Iterator[pq.ParquetFile]:
     try:
-        with _open(path) as file:
-            row = 0
-            for batch in file.iter_batches(
-                batch_size=_BATCH_ROWS,
-                row_groups=range(piece.start, piece.stop),
-                columns=list(dict.fromkeys(_columns(config))),
-                use_threads=False,
-            ):
-                texts = raw_values(batch.column(config.text_field))
-                identities = raw_values(batch.column(config.id_field)) if config.id_field else [None] * batch.num_rows
-                for text, identity in zip(texts, identities, strict=True):
-                    yield document_of(
-                        text,
-                        identity=identity,
-                        location=f"{readable(path)}:{piece.start}:{row}",
-                        size_bytes=len(text) if isinstance(text, bytes) else 0,
-                        example=text,
-                    )
-                    row += 1
+        with open_file(path, version=version) as stream, pq.ParquetFile(stream, memory_map=False) as file:
+            yield file
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _damaged(path, error) from None
+        reason = " ".join(str(error).split())[:160]
+        raise SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again") from None
 
 
-def _columns(config: ParquetConfig) -> list[str]:
-    return [config.text_field, config.id_field] if config.id_field else [config.text_field]
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path, memory_map=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise _damaged(path, error) from None
-
-
-def _damaged(path: Path, error: Exception) -> SourceError:
-    reason = " ".join(str(error).split())[:160]
-    return SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again")
-
-
-def _is_flat(file: pq.ParquetFile) -> bool:
-    """Whether leaf columns are the columns, so that a name is a position."""
-    return list(file.metadata.schema.names) == list(file.schema_arrow.names)
+def _size_bytes(config: ParquetConfig, group: pq.RowGroupMetaData) -> int:
+    """Of the columns that are read, decompressed."""
+    paths = paths_of(config)
+    columns = [group.column(index) for index in range(group.num_columns)]
+    sizes = [column.total_uncompressed_size for column in columns if column.path_in_schema in paths]
+    return sum(sizes) if sizes else int(group.total_byte_size)

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from pipeline.config import SourceTreeConfig
-from pipeline.document import BadRecord, Document, SourceError
-from pipeline.sources.piece import Piece, readable, whole_file
+from pipeline.document import Record, SourceError
+from pipeline.source_config import SourceTreeConfig
+from pipeline.sources.piece import Piece, whole_file
+from pipeline.sources.storage import readable, stored_file
 from pipeline.sources.text import read_document
 
 PYTHON_STANDARD_LIBRARY = "python:stdlib"
@@ -32,13 +33,12 @@ def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[P
             + (f", exclude is {', '.join(config.exclude)}" if config.exclude else "")
         )
     for path in sorted(chosen):
-        yield whole_file(root / path)
+        yield whole_file(stored_file(root / path))
 
 
-def read_piece(config: SourceTreeConfig, piece: Piece) -> Iterator[Document | BadRecord]:
-    path = Path(piece.path)
-    document_id = readable(path.relative_to(_root(config)))
-    yield read_document(path, size_bytes=piece.size_bytes, document_id=document_id)
+def read_piece(config: SourceTreeConfig, piece: Piece) -> Iterator[Record]:
+    document_id = readable(Path(piece.path).relative_to(_root(config)))
+    yield read_document(piece, document_id=document_id)
 
 
 def is_chosen(path: str, *, include: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -1,13 +1,14 @@
-"""Text files: each file is one document. The source tree reads its files the same way."""
+"""Text and Markdown files, plain or compressed: each file is one document. Trees and checkouts are read so too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from pipeline.config import TextConfig
-from pipeline.document import MAX_RECORD_BYTES, BadRecord, Document, shorten
-from pipeline.sources.piece import Piece, find_files, readable, whole_file
+from pipeline.document import MAX_RECORD_BYTES, BadRecord, Document, Record, shorten
+from pipeline.source_config import TextConfig
+from pipeline.sources.compression import open_piece
+from pipeline.sources.piece import Piece, whole_file
+from pipeline.sources.storage import find_files, readable
 
 
 def find_pieces(config: TextConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -15,15 +16,17 @@ def find_pieces(config: TextConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
     return map(whole_file, find_files(config.files, source=config.name))
 
 
-def read_piece(config: TextConfig, piece: Piece) -> Iterator[Document | BadRecord]:
-    yield read_document(Path(piece.path), size_bytes=piece.size_bytes, document_id=readable(Path(piece.path)))
+def read_piece(config: TextConfig, piece: Piece) -> Iterator[Record]:
+    """Raises SourceError, naming the file, if it is compressed and damaged or truncated."""
+    yield read_document(piece, document_id=readable(piece.path))
 
 
-def read_document(path: Path, *, size_bytes: int, document_id: str) -> Document | BadRecord:
+def read_document(piece: Piece, *, document_id: str) -> Document | BadRecord:
     """A whole file as a document, without its byte order mark."""
-    if size_bytes > MAX_RECORD_BYTES:
-        return BadRecord(document_id, "too_large", size_bytes, readable(path))
-    content = path.read_bytes()
+    with open_piece(piece) as file:
+        content = file.read(MAX_RECORD_BYTES + 1)
+    if len(content) > MAX_RECORD_BYTES:
+        return BadRecord(document_id, "too_large", piece.size_bytes, shorten(content[:1000]))
     try:
         return Document(document_id=document_id, text=content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

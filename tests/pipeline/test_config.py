@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from configs.load import ConfigError, dump, load
-from pipeline.config import HuggingFaceConfig, PipelineConfig, config_digest, content_of, differences
+from pipeline.config import PipelineConfig, config_digest, content_of, differences
 from pipeline.plan import make_plan
+from pipeline.source_config import HuggingFaceConfig
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -65,7 +66,10 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
         ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
         ("sources.0.file=x", r"unknown key sources.0.text.file; did you mean files\?"),
-        ("sources.0.type=csv", r"sources.0=.*'jsonl', 'parquet', 'text', 'source_tree', 'huggingface'"),
+        (
+            "sources.0.type=xml",
+            r"sources.0=.*'jsonl', 'json_array', 'csv', 'parquet', 'arrow', 'text', 'warc', 'source_",
+        ),
         ("tokenizer.path=t.json", r"tokenizer: wanted either path \(an existing tokenizer.json\) or train"),
         ("tokenizer.engine=tiktoken", r"tokenizer.engine=.*'auto', 'tokenizers' or 'splintr'"),
         ("tokenizer.eos_token=</s>", r"a trained tokenizer ends documents with <\|endoftext\|>; remove eos_token=</s>"),

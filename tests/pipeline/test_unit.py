@@ -42,6 +42,21 @@ def ids_of(directory: Path) -> list[list[int]]:
     ]
 
 
+def test_records_that_the_source_does_not_want_are_counted_and_are_not_bad(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "a.csv").write_text("text,language\none,en\ntwo,fr\nthree,en\nfour\n")
+    source = {"name": "a", "type": "csv", "files": [str(tmp_path / "a.csv")]}
+    tally = process(make_config(sources=[source | {"keep_if": [{"field": "language", "one_of": ["en"]}]}])).tally
+    assert (tally.documents_in, tally.documents_kept, tally.documents_bad) == (4, 2, 1)
+    assert {reason: dropped.documents for reason, dropped in tally.dropped.items()} == {
+        "malformed_row": 1,
+        "unwanted_language": 1,
+    }
+    assert tally.dropped["unwanted_language"].examples[0].content == "fr"
+    assert tally.is_balanced()
+
+
 def test_ids_are_those_of_one_document_at_a_time(
     corpus: Path,
     make_config: MakeConfig,

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.config import HuggingFaceConfig
-from pipeline.document import BadRecord, Document, SourceError
+from pipeline.document import BadRecord, Document, Record, SourceError, UnwantedRecord
+from pipeline.source_config import HuggingFaceConfig
 from pipeline.sources import huggingface
 
 datasets = pytest.importorskip("datasets")
@@ -36,7 +36,7 @@ def config_of(path: Path | str, **fields: Any) -> HuggingFaceConfig:
     return HuggingFaceConfig(type="huggingface", name="corpus", path=str(path), **fields)
 
 
-def read(config: HuggingFaceConfig, *, unit_size_bytes: int) -> list[Document | BadRecord]:
+def read(config: HuggingFaceConfig, *, unit_size_bytes: int) -> list[Record]:
     pieces = huggingface.find_pieces(config, unit_size_bytes=unit_size_bytes)
     return [record for piece in pieces for record in huggingface.read_piece(config, piece)]
 
@@ -121,6 +121,32 @@ def test_a_damaged_file_behind_load_dataset_is_one_line(tmp_path: Path, name: st
     ) as error:
         read(config_of(folder), unit_size_bytes=9)
     assert "\n" not in str(error.value)
+
+
+def test_damaged_rows_behind_load_from_disk_are_one_line(tmp_path: Path) -> None:
+    datasets.Dataset.from_dict({"text": [f"document {n}" for n in range(900)]}).save_to_disk(tmp_path / "saved")
+    (arrow,) = (tmp_path / "saved").glob("*.arrow")
+    content = bytearray(arrow.read_bytes())
+    content[1000:3000] = b"\xfe" * 2000  # the offsets of the strings
+    arrow.write_bytes(content)
+    with pytest.raises(SourceError, match=r"saved/train: rows from \d+ are damaged \(ArrowInvalid: [^\n]+\); fetch it"):
+        read(config_of(tmp_path / "saved", loader="load_from_disk"), unit_size_bytes=1 << 20)
+
+
+def test_fields_of_structs_conditions_and_templates(tmp_path: Path) -> None:
+    rows = {"text": ["one", "two"], "meta": [{"language": "en", "id": 1}, {"language": "fr", "id": 2}]}
+    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "saved")
+    config = config_of(
+        tmp_path / "saved",
+        loader="load_from_disk",
+        template="{meta.id}: {text}",
+        id_field="meta.id",
+        keep_if=({"field": "meta.language", "one_of": ["en"]},),
+    )
+    first, second = read(config, unit_size_bytes=1 << 20)
+    assert first == Document("1", "1: one")
+    assert isinstance(second, UnwantedRecord)
+    assert (second.reason, second.example) == ("unwanted_meta.language", "fr")
 
 
 @pytest.mark.parametrize("damage", ["half an Arrow file", "an empty state.json"])

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import zstandard
 
-from pipeline.config import JsonlConfig
-from pipeline.document import BadRecord, Document, SourceError
+from pipeline.document import BadRecord, Document, Record, SourceError
+from pipeline.source_config import JsonlConfig
 from pipeline.sources import jsonl
 
 
@@ -18,12 +18,12 @@ def config_of(*files: Path, **fields: Any) -> JsonlConfig:
     return JsonlConfig(type="jsonl", name="corpus", files=tuple(map(str, files)), **fields)
 
 
-def read(config: JsonlConfig, *, unit_size_bytes: int = 1 << 20) -> list[Document | BadRecord]:
+def read(config: JsonlConfig, *, unit_size_bytes: int = 1 << 20) -> list[Record]:
     pieces = jsonl.find_pieces(config, unit_size_bytes=unit_size_bytes)
     return [record for piece in pieces for record in jsonl.read_piece(config, piece)]
 
 
-def texts(records: Sequence[Document | BadRecord]) -> list[str]:
+def texts(records: Sequence[Record]) -> list[str]:
     return [record.text if isinstance(record, Document) else f"BAD {record.reason}" for record in records]
 
 
@@ -135,6 +135,15 @@ def test_a_line_over_the_limit_is_skipped_to_its_end(tmp_path: Path, monkeypatch
     file = tmp_path / "a.jsonl"
     file.write_bytes(lines("one", "x" * 100, "three"))
     assert texts(read(config_of(file))) == ["one", "BAD too_large", "three"]
+
+
+def test_a_line_of_100_mb_is_one_document(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(lines("one") + b'{"text": "' + b"x" * 100_000_000 + b'"}\n' + lines("three"))
+    first, large, third = read(config_of(file), unit_size_bytes=30 << 20)
+    assert texts([first, third]) == ["one", "three"]
+    assert isinstance(large, Document)
+    assert len(large.text) == 100_000_000
 
 
 def test_a_byte_order_mark_is_not_part_of_the_record(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.config import ParquetConfig
-from pipeline.document import BadRecord, Document, SourceError
+from pipeline.document import BadRecord, Document, Record, SourceError
+from pipeline.source_config import ParquetConfig
 from pipeline.sources import parquet
 
 
@@ -16,7 +16,7 @@ def config_of(*files: Path, **fields: Any) -> ParquetConfig:
     return ParquetConfig(type="parquet", name="corpus", files=tuple(map(str, files)), **fields)
 
 
-def read(config: ParquetConfig) -> list[Document | BadRecord]:
+def read(config: ParquetConfig) -> list[Record]:
     pieces = parquet.find_pieces(config, unit_size_bytes=1 << 20)
     return [record for piece in pieces for record in parquet.read_piece(config, piece)]
 
@@ -66,6 +66,31 @@ def test_text_may_be_strings_bytes_or_a_dictionary(tmp_path: Path, kind: pa.Data
     assert first.text == "naïve"
     assert isinstance(second, BadRecord)
     assert second.reason == "missing_field"
+
+
+def test_fields_of_structs_are_read_and_filtered_by(tmp_path: Path) -> None:
+    meta = [{"score": 4.5, "id": "a"}, {"score": 2.0, "id": "b"}, None, {"score": None, "id": "d"}]
+    file = write(tmp_path / "a.parquet", {"doc": [{"text": f"t{n}"} for n in range(4)], "meta": meta})
+    config = config_of(
+        file, text_field="doc.text", id_field="meta.id", keep_if=({"field": "meta.score", "min_value": 3},)
+    )
+    assert [record if isinstance(record, Document) else record.reason for record in read(config)] == [
+        Document("a", "t0"),
+        "unwanted_meta.score",
+        "unwanted_meta.score",
+        "unwanted_meta.score",
+    ]
+
+
+def test_a_file_of_another_schema_among_others_is_named_before_any_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", {"text": ["one"]})
+    write(tmp_path / "b.parquet", {"text": [{"body": "two"}], "content": ["two"]})
+    write(tmp_path / "c.parquet", {"content": ["three"]})
+    with pytest.raises(SourceError, match=r"c.parquet has no column 'text'; it has content"):
+        read(config_of(tmp_path / "*.parquet"))
+    _, bad = read(config_of(tmp_path / "[ab].parquet"))
+    assert isinstance(bad, BadRecord)
+    assert (bad.reason, bad.example) == ("not_text", "struct<body: string>")
 
 
 def test_invalid_utf8_is_one_bad_record(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import SourceTreeConfig
 from pipeline.document import Document, SourceError
+from pipeline.source_config import SourceTreeConfig
 from pipeline.sources import source_tree
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import TextConfig
 from pipeline.document import BadRecord, Document
+from pipeline.source_config import TextConfig
 from pipeline.sources import text
 
 

@@ -1,0 +1,187 @@
+"""Where files lie: local paths, and URLs of any fsspec file system (`s3://`, `gs://`, `https://`, `memory://` …).
+
+A file's version is its size and time of change, or, in an object store, its size and e-tag. It is compared when the
+file is opened; s3fs asks for the same e-tag in every request, so that an object that is replaced while it is read ends
+in an error, never in a mixture. Credentials and endpoints come from the environment, as the store's own tools take them
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …).
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec
+
+from pipeline.document import SourceError
+
+# what the stores of fsspec call the mark of an object's contents, and, failing that, its time of change
+_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
+
+_READ_BYTES = 1 << 20
+_REQUEST_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file that can be read: its path or URL, its size, and a version that differs when it has been written since."""
+
+    path: str
+    size_bytes: int
+    version: str
+
+    @property
+    def suffix(self) -> str:
+        return os.path.splitext(self.path)[1]  # noqa: PTH122  (a URL is no Path)
+
+
+def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
+    """The files of all globs, each once, in the order of their sorted paths.
+
+    Raises SourceError for a glob that matches no file, and for a store that cannot be asked.
+    """
+    found: dict[str, StoredFile] = {}
+    for pattern in globs:
+        if is_url(pattern):
+            with _telling(f"source {source!r}: {pattern} cannot be listed"):
+                matches = _find_objects(pattern)
+        else:
+            # not Path.glob: it takes no absolute patterns
+            paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207
+            matches = [stored_file(path) for path in paths]
+        if not matches:
+            where = "" if is_url(pattern) else f" (from {Path.cwd()})"
+            raise SourceError(f"source {source!r}: no file matches {pattern}{where}")
+        found.update((file.path, file) for file in matches)
+    return [found[path] for path in sorted(found)]
+
+
+def stored_file(path: str | Path) -> StoredFile:
+    """What a local file is now."""
+    status = os.stat(path)  # noqa: PTH116  (as given: a Path would be spelled otherwise)
+    return StoredFile(
+        path=str(path),
+        size_bytes=status.st_size,
+        version=f"{status.st_size} bytes, changed at {status.st_mtime_ns} ns",
+    )
+
+
+def open_file(path: str, *, version: str) -> BinaryIO:
+    """A buffered, seekable stream of the file's own bytes.
+
+    Raises SourceError if the file is not of this version any more, is gone, or its store cannot be asked.
+    """
+    name = readable(path)
+    if not is_url(path):
+        try:
+            file = open(path, "rb", buffering=_READ_BYTES)  # noqa: PTH123, SIM115  (handed on)
+            now = stored_file(path).version
+        except FileNotFoundError:
+            raise SourceError(f"{name} is gone since the run listed it; restore it") from None
+    else:
+        with _telling(f"{name} cannot be opened"):
+            system, address = fsspec.core.url_to_fs(path)
+            system.invalidate_cache()  # else a listing of minutes ago would vouch for it
+            now = _version(system.info(address))
+            remote = system.open(address, "rb", block_size=_REQUEST_BYTES)
+            file = io.BufferedReader(cast(io.RawIOBase, _Remote(remote, name)), buffer_size=_READ_BYTES)
+    if now != version:
+        file.close()
+        raise SourceError(f"{name} has changed since the run listed it ({version} → {now}); restore it, or start over")
+    return file
+
+
+def is_url(path: str) -> bool:
+    return "://" in path
+
+
+def readable(path: str | Path) -> str:
+    """The path as text that can be stored: Linux file names are bytes, and need not be UTF-8."""
+    return os.fsencode(path).decode("utf-8", errors="backslashreplace")
+
+
+class _Remote(io.RawIOBase):
+    """A file of fsspec whose errors, whatever class the store's library gives them, are one line."""
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file = file
+        self._name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        position: int = self._file.seek(offset, whence)
+        return position
+
+    def tell(self) -> int:
+        position: int = self._file.tell()
+        return position
+
+    def readinto(self, target: Any, /) -> int:
+        view = memoryview(target).cast("B")
+        with _telling(f"{self._name} cannot be read"):
+            content = self._file.read(len(view))
+        view[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _find_objects(pattern: str) -> list[StoredFile]:
+    system, address = fsspec.core.url_to_fs(pattern)
+    if any(character in address for character in "*?["):
+        listing = system.glob(address, detail=True)
+    else:
+        listing = {address: system.info(address)} if system.exists(address) else {}
+    files = {name: info for name, info in listing.items() if info["type"] == "file"}
+    for name, info in files.items():
+        if info.get("size") is None:  # some web servers; without it a cut file cannot be told from a whole one
+            raise ValueError(f"the store does not tell the size of {name}")
+    return [
+        StoredFile(path=system.unstrip_protocol(name), size_bytes=int(info["size"]), version=_version(info))
+        for name, info in files.items()
+    ]
+
+
+def _version(info: dict[str, Any]) -> str:
+    for key in _VERSION_KEYS:
+        if value := info.get(key):
+            # some stores give one time as a number in a listing and as a date of a single object
+            text = str(value.timestamp() if isinstance(value, datetime) else value)
+            return f"{info['size']} bytes, {key} {text.strip(chr(34))}"
+    return f"{info['size']} bytes"
+
+
+@contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Stores raise what their client libraries raise (botocore's, aiohttp's, gcsfs's own), not only OSError."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise SourceError(f"{what} ({reason}); {_remedy(error)}") from None
+
+
+def _remedy(error: Exception) -> str:
+    if type(error).__name__ == "FileExpired":
+        return "it has changed while it was read: restore it, or start over"
+    if isinstance(error, ImportError):
+        return "install the package that it names (for s3:// the extra `s3`)"
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+        return "set the store's credentials in the environment (for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+    return "check the address, the network and the store's settings in the environment"

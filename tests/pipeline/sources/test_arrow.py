@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.document import BadRecord, Document, Record, SourceError
+from pipeline.source_config import ArrowConfig
+from pipeline.sources import arrow
+from pipeline.sources.piece import Piece
+
+TABLE = pa.table({"text": [f"text {n}" for n in range(700)], "meta": [{"id": n} for n in range(700)]})
+
+both = pytest.mark.parametrize("kind", ["file", "stream"])
+
+
+def config_of(path: Path, **fields: Any) -> ArrowConfig:
+    return ArrowConfig(type="arrow", name="corpus", files=(str(path),), **fields)
+
+
+def pieces_of(config: ArrowConfig) -> list[Piece]:
+    return list(arrow.find_pieces(config, unit_size_bytes=1))
+
+
+def read(config: ArrowConfig) -> list[Record]:
+    return [record for piece in pieces_of(config) for record in arrow.read_piece(config, piece)]
+
+
+def write(path: Path, table: pa.Table, kind: str, *, batch_rows: int = 300) -> Path:
+    new = pa.ipc.new_file if kind == "file" else pa.ipc.new_stream
+    with new(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=batch_rows)
+    return path
+
+
+@both
+def test_every_row_is_read_once_and_in_order(tmp_path: Path, kind: str) -> None:
+    config = config_of(write(tmp_path / "a.arrow", TABLE, kind), id_field="meta.id")
+    assert read(config) == [Document(str(n), f"text {n}") for n in range(700)]
+    assert [(piece.start, piece.stop) for piece in pieces_of(config)][:2] == (
+        [(0, 1), (1, 2)] if kind == "file" else [(0, (tmp_path / "a.arrow").stat().st_size)]
+    )
+
+
+@both
+def test_rows_are_named_by_where_they_lie(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "a.arrow", TABLE, kind)
+    documents = [record.document_id for record in read(config_of(path)) if isinstance(record, Document)]
+    assert documents[:2] + documents[-1:] == (
+        [f"{path}:0:0", f"{path}:0:1", f"{path}:2:99"] if kind == "file" else [f"{path}:0", f"{path}:1", f"{path}:699"]
+    )
+    assert len(set(documents)) == 700
+
+
+@both
+@pytest.mark.parametrize("cut_bytes", [1, 8, 500])
+def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, kind: str, cut_bytes: int) -> None:
+    path = write(tmp_path / "a.arrow", TABLE, kind)
+    path.write_bytes(path.read_bytes()[:-cut_bytes])
+    with pytest.raises(SourceError, match=r"a.arrow is not a whole Arrow file or stream \([^\n]+\); fetch it again$"):
+        read(config_of(path))
+
+
+@both
+def test_damage_within_is_an_error_that_names_the_file(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "a.arrow", TABLE, kind)
+    content = bytearray(path.read_bytes())
+    content[1000 : len(content) // 2] = b"\xfe" * (len(content) // 2 - 1000)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"a.arrow is not a whole Arrow file or stream"):
+        read(config_of(path))
+
+
+def test_what_is_no_arrow_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.arrow").write_bytes(b'{"text": "one"}\n')
+    with pytest.raises(SourceError, match=r"a stream without its end-of-stream marker"):
+        read(config_of(tmp_path / "a.arrow"))
+
+
+@both
+def test_a_missing_column_or_field_is_named(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "a.arrow", TABLE, kind)
+    with pytest.raises(SourceError, match=r"source 'corpus': .*a.arrow has no column 'body'; it has text, meta"):
+        read(config_of(path, text_field="body"))
+    with pytest.raises(
+        SourceError, match=r"a.arrow has no field 'meta.url'; what lies above 'url' is struct<id: int64>"
+    ):
+        read(config_of(path, id_field="meta.url"))
+
+
+def test_bad_rows_are_single_bad_records(tmp_path: Path) -> None:
+    text = pa.array([b"good", b"\xff", None], pa.binary()).view(pa.string())
+    records = read(config_of(write(tmp_path / "a.arrow", pa.table({"text": text}), "file")))
+    assert [record.reason for record in records if isinstance(record, BadRecord)] == ["invalid_utf8", "missing_field"]

@@ -1,0 +1,203 @@
+"""Object stores: a real S3-compatible server on 127.0.0.1, and fsspec's memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import PipelineConfig
+from pipeline.document import Document, Record, SourceError
+from pipeline.run import run
+from pipeline.source_config import JsonlConfig, ParquetConfig, SourceConfig
+from pipeline.sources.catalog import reader_of
+from pipeline.sources.storage import find_files, open_file
+
+SERVER = """
+import sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    pytest.importorskip("moto", reason="needs moto[server]")
+    pytest.importorskip("flask", reason="needs moto[server]")
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """`bucket.put(key, content)` in an empty bucket `data`; the environment names the server and holds credentials."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
+    import boto3
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="data")
+
+    class Bucket:
+        def put(self, key: str, content: bytes) -> None:
+            client.put_object(Bucket="data", Key=key, Body=content)
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield Bucket()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def read(config: SourceConfig, *, unit_size_bytes: int = 1 << 20) -> list[Record]:
+    reader = reader_of(config)
+    pieces = reader.find_pieces(config, unit_size_bytes=unit_size_bytes)
+    return [record for piece in pieces for record in reader.read_piece(config, piece)]
+
+
+def jsonl_config(*files: str) -> JsonlConfig:
+    return JsonlConfig(type="jsonl", name="corpus", files=files)
+
+
+def lines(*texts: str) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+def texts_of(records: list[Record]) -> list[str]:
+    return [record.text for record in records if isinstance(record, Document)]
+
+
+def test_one_object_is_read_by_ranges(bucket: Any) -> None:
+    many = [f"text {number}" for number in range(300)]
+    bucket.put("x/a.jsonl", lines(*many))
+    records = read(jsonl_config("s3://data/x/*.jsonl"), unit_size_bytes=1000)
+    assert texts_of(records) == many
+    first = records[0]
+    assert isinstance(first, Document)
+    assert first.document_id == "s3://data/x/a.jsonl:0"
+
+
+def test_globs_list_objects_in_order_and_compression_is_undone(bucket: Any) -> None:
+    bucket.put("x/b/1.jsonl.gz", gzip.compress(lines("three")))
+    bucket.put("x/a.jsonl", lines("one"))
+    bucket.put("x/a.txt", b"no")
+    assert texts_of(read(jsonl_config("s3://data/x/**/*.jsonl.gz", "s3://data/x/a.jsonl"))) == ["one", "three"]
+
+
+def test_parquet_is_read_by_row_groups(bucket: Any, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a", "b", "c"]}), tmp_path / "a.parquet", row_group_size=2)
+    bucket.put("a.parquet", (tmp_path / "a.parquet").read_bytes())
+    config = ParquetConfig(type="parquet", name="corpus", files=("s3://data/a.parquet",))
+    assert texts_of(read(config)) == ["a", "b", "c"]
+
+
+def test_an_object_that_changes_after_it_was_listed_is_refused(bucket: Any) -> None:
+    bucket.put("a.jsonl", lines("one"))
+    (file,) = find_files(["s3://data/a.jsonl"], source="corpus")
+    bucket.put("a.jsonl", lines("two"))  # of the same size
+    with pytest.raises(
+        SourceError, match=r"^s3://data/a.jsonl has changed since the run listed it \(.*ETag.* → .*ETag"
+    ):
+        open_file(file.path, version=file.version)
+
+
+def test_an_object_that_changes_while_it_is_read_is_refused(bucket: Any) -> None:
+    content = lines(*("x" * 1000 for _ in range(20_000)))  # 20 MB, more than one request
+    bucket.put("a.jsonl", content)
+    config = jsonl_config("s3://data/a.jsonl")
+    reader = reader_of(config)
+    (piece,) = reader.find_pieces(config, unit_size_bytes=1 << 30)
+    records = reader.read_piece(config, piece)
+    next(records)
+    bucket.put("a.jsonl", content.replace(b"x", b"y"))
+    with pytest.raises(
+        SourceError,
+        match=r"^s3://data/a.jsonl cannot be read \(FileExpired[^\n]*it has changed while it was read[^\n]*$",
+    ):
+        list(records)
+
+
+def test_missing_credentials_are_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(
+        SourceError, match=r"^source 'corpus': s3://data/\* cannot be listed [^\n]*AWS_ACCESS_KEY_ID[^\n]*$"
+    ):
+        find_files(["s3://data/*"], source="corpus")
+
+
+def test_no_object_is_told(bucket: Any) -> None:
+    with pytest.raises(SourceError, match=r"^source 'corpus': no file matches s3://data/none/\*.jsonl$"):
+        find_files(["s3://data/none/*.jsonl"], source="corpus")
+
+
+def test_a_run_from_s3_gives_the_bytes_of_a_run_from_disk(
+    bucket: Any, make_config: Callable[..., PipelineConfig], make_texts: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    rows = [{"text": text, "name": f"{n}"} for n, text in enumerate(make_texts(200, seed=5))]
+    content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+    bucket.put("corpus/a.jsonl", content)
+    (tmp_path / "a.jsonl").write_bytes(content)
+    digests = []
+    for place in ("s3://data/corpus/*.jsonl", str(tmp_path / "a.jsonl")):
+        source = {"name": "corpus", "type": "jsonl", "files": [place], "id_field": "name"}
+        output = tmp_path / f"out{len(digests)}"
+        manifest = run(make_config(sources=[source], output_dir=output, unit_size_bytes=4000, workers=2)).manifest
+        digests.append([shard.digest for split in manifest.splits.values() for shard in split.shards])
+    assert len(digests[0]) > 4
+    assert digests[0] == digests[1]
+
+
+def test_any_file_system_of_fsspec_is_read() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", lines("one", "two"))
+    try:
+        assert texts_of(read(jsonl_config("memory://corpus/*.jsonl"), unit_size_bytes=5)) == ["one", "two"]
+    finally:
+        memory.rm("/corpus", recursive=True)
+
+
+def test_a_file_without_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", lines("one"))
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: {"name": path, "type": "file", "size": None})
+    try:
+        with pytest.raises(
+            SourceError, match=r"cannot be listed \(ValueError: the store does not tell the size of /corp"
+        ):
+            find_files(["memory://corpus/a.jsonl"], source="corpus")
+    finally:
+        memory.store.clear()
+
+
+def test_a_file_system_that_is_not_known_is_one_line() -> None:
+    with pytest.raises(
+        SourceError, match=r"^source 'corpus': nosuch://a cannot be listed \(ValueError: [^\n]+\); [^\n]+$"
+    ):
+        find_files(["nosuch://a"], source="corpus")
