@@ -26,7 +26,9 @@ SMOLLM2_LACKS = bytes([0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xC0, 0xC1, 0xF1, 0xF
 
 HARD = st.sampled_from([case for case in hard_cases(SPECIAL_TOKENS, long_characters=500) if len(case) < 600])
 WORDS = st.sampled_from(["def ", "the", " shard", "\n\n    ", "  ", "1", "'s", "'ll", "\u0301", "\u200d", "👩", "x"])
-TEXTS = st.one_of(st.text(max_size=60), st.lists(st.one_of(WORDS, HARD, st.characters()), max_size=12).map("".join))
+TEXTS = st.one_of(
+    st.text(max_size=60), st.lists(st.one_of(WORDS, HARD, st.characters(codec="utf-8")), max_size=12).map("".join)
+)
 
 
 def spelled(byte: int) -> str:
