@@ -16,18 +16,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from checkpoint.manifest import CONFIG_FILE, CheckpointError
 from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
-from launch.trainer.console import Console, open_console
+from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, read_environment
 from launch.trainer.run_folder import StartPoint, create_run_folder, hold_lock, prepare_run
 from pipeline.shards.format import DatasetError
+
+# DeepSpeed's watcher looks once a second and passes on the first failure that it comes upon: a rank that only lost its
+# peer waits until the peer's own exit code, which tells why, has been seen
+FIRST_TO_END_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +70,8 @@ def _run(config: TrainConfig, ranks: RankEnvironment, console: Console) -> int:
         code = console.os_error(error)
     except Exception as error:
         console.defect(error)
+        if is_lost_peer(error):
+            time.sleep(FIRST_TO_END_S)
         code = 1
     # not sys.exit: threads and the process group of a run that failed may wait for ever
     os._exit(code)

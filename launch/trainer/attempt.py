@@ -5,6 +5,7 @@ Called on every rank; only rank 0 has a `StartPoint`, which it shares.
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext, suppress
 
 import deepspeed
@@ -16,7 +17,7 @@ from checkpoint.manifest import step_name
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.data.loader import PackedSamples, Source
 from launch.trainer.console import Console, summary
-from launch.trainer.cpu_operator import load_cpu_operator
+from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import DTYPES, Engine, build_engine
 from launch.trainer.inputs import Inputs
 from launch.trainer.loop import Trainer
@@ -32,10 +33,7 @@ def run_attempt(
     config: TrainConfig, ranks: RankEnvironment, console: Console, inputs: Inputs, start: StartPoint | None
 ) -> int:
     """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike."""
-    get_accelerator().set_device(ranks.local_rank)
-    if get_accelerator().device_name() == "cpu":
-        load_cpu_operator(console.line)
-    deepspeed.init_distributed(verbose=False)
+    _join_process_group(ranks, console)
     start = _share(start)
     for remark in start.remarks:
         console.line(remark)
@@ -58,6 +56,17 @@ def run_attempt(
             raise
     torch.distributed.destroy_process_group()
     return code
+
+
+def _join_process_group(ranks: RankEnvironment, console: Console) -> None:
+    get_accelerator().set_device(ranks.local_rank)
+    on_cpu = get_accelerator().device_name() == "cpu"
+    if on_cpu:
+        load_cpu_operator(console.line)
+    deepspeed.init_distributed(verbose=False)
+    if on_cpu:
+        torch.distributed.barrier()
+        unlink_buffer(rank=ranks.rank, address=os.environ["MASTER_ADDR"], port=os.environ["MASTER_PORT"])
 
 
 def _build(

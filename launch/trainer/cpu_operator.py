@@ -1,9 +1,12 @@
-"""DeepSpeed's shared-memory collective for CPU ranks, which torch compiles when it is first used.
+"""DeepSpeed's shared-memory collective for CPU ranks: compiling it, and not leaking its memory.
 
 Torch has two traps here. Its cache is shared by all environments of a user, which then overwrite each other's
 libraries, even while one is being loaded; so ours lies in the environment itself. And it marks a build by a file that
 a killed build leaves behind, on which every later start waits for ever; so one process at a time builds, under a lock
 that the kernel releases, and whoever holds that lock may remove the mark.
+
+DeepSpeed never unlinks the collective's buffers (0.19): each run would keep 66 MB of /dev/shm a rank until the machine
+is restarted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pathlib import Path
 
 _DIRECTORY_VARIABLE = "TORCH_EXTENSIONS_DIR"
 _NAME = "deepspeed_shm_comm"
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def choose_build_directory() -> None:
@@ -40,3 +44,13 @@ def load_cpu_operator(say: Callable[[str], None]) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         (directory / "lock").unlink(missing_ok=True)
         build_shm_op()
+
+
+def unlink_buffer(*, rank: int, address: str, port: str) -> None:
+    """Take the name off this rank's buffer, which goes with the last process that has it mapped, however that ends.
+
+    Only after a barrier: all ranks must have opened it.
+    """
+    # as named in csrc/cpu/comm/shm.cpp
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    (_SHARED_MEMORY / name).unlink(missing_ok=True)

@@ -157,6 +157,8 @@ def save(engine: Any, run: Path, *, step: int, config: SmolLM2Config, dtype: str
 def main() -> None:
     output = Path(sys.argv[-1])
     logging.disable(logging.WARNING)
+    # gloo's own collectives: they need neither g++ nor shared memory, which DeepSpeed would leave behind
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
     write_consolidation_variants(output)
     if torch.distributed.get_world_size() == 2:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,12 @@ class TestKilledRun:
         # the one that keeps the log is gone: the service tells MLflow by the lock
         assert killed.states() == ["running"]
         assert killed.events[-1].step >= 22
+
+    def test_leaves_no_shared_memory(self, killed: Any) -> None:
+        # DeepSpeed names its buffers by the port; on a machine without its collective there are none
+        ports = re.findall(r"--master_port=(\d+)", (killed.run / "logs" / "launcher.log").read_text())
+        assert ports
+        assert [file for port in ports for file in Path("/dev/shm").glob(f"deepspeed_*_{port}_*")] == []
 
     def test_goes_on_from_the_checkpoint_before_the_damaged_one(self, mended: Any) -> None:
         assert mended.code == 0, mended.err

@@ -7,8 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from configs.load import load
+from launch import train
+from launch.config import TrainConfig
+from launch.trainer.console import Console
+from launch.trainer.ranks import RankEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -78,3 +85,26 @@ def test_batch_that_does_not_divide_over_the_ranks_is_one_line(config: Path) -> 
 def test_other_ranks_leave_the_word_to_rank_0(config: Path) -> None:
     ended = run_rank(1, config)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+
+
+@pytest.mark.parametrize(("words", "waits"), [("Connection closed by peer", True), ("shape mismatch", False)])
+def test_rank_that_lost_its_peer_lets_the_peer_end_first(
+    config: Path, monkeypatch: pytest.MonkeyPatch, words: str, waits: bool
+) -> None:
+    """DeepSpeed passes on the exit code that it sees first, which must be the one that tells why."""
+    events: list[str] = []
+
+    def fail(*parts: object) -> None:
+        raise RuntimeError(words)
+
+    def leave(code: int) -> NoReturn:
+        events.append(f"exit {code}")
+        raise SystemExit(code)
+
+    console = Console(rank=1, log=config, stdout=1, stderr=2)
+    monkeypatch.setattr(train, "read_inputs", fail)
+    monkeypatch.setattr(train.time, "sleep", lambda seconds: events.append(f"wait {seconds > 2}"))
+    monkeypatch.setattr(train.os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        train._run(load(config, TrainConfig), RankEnvironment(1, 2, 1, None), console)
+    assert events == (["wait True"] if waits else []) + ["exit 1"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.trainer.cpu_operator import choose_build_directory, load_cpu_operator
+from launch.trainer import cpu_operator
+from launch.trainer.cpu_operator import choose_build_directory, load_cpu_operator, unlink_buffer
 
 
 @pytest.fixture
@@ -62,3 +63,13 @@ def test_builds_lie_in_the_environment_unless_the_user_chose(monkeypatch: pytest
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/chosen")
     choose_build_directory()
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/chosen"
+
+
+def test_buffer_is_unlinked_for_its_rank_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_operator, "_SHARED_MEMORY", tmp_path)
+    names = [f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_29500_{rank}" for rank in range(2)]
+    for name in names:
+        (tmp_path / name).touch()
+    unlink_buffer(rank=1, address="127.0.0.1", port="29500")
+    unlink_buffer(rank=1, address="127.0.0.1", port="29500")
+    assert [file.name for file in tmp_path.iterdir()] == names[:1]
