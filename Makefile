@@ -20,6 +20,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' \
 	  || { echo "setup: $(PYTHON) has no Python.h (DeepSpeed compiles with it); install its headers, on Debian: apt-get install python3-dev"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "setup: $(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "setup: installing into .venv, about 2.5 GB: two to five minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt torch==$$(sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/python -m pip install --quiet --quiet -c constraints.txt -e '.[dev]'
@@ -50,7 +51,7 @@ lint: $(READY)  ## ruff, mypy --strict, codespell, hadolint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/codespell
+	$(BIN)/codespell *.md Makefile Dockerfile pyproject.toml pipeline model launch checkpoint configs tests benchmarks docs
 	$(BIN)/hadolint Dockerfile
 
 format: $(READY)  ## ruff, in place

@@ -22,7 +22,7 @@ from checkpoint.manifest import (
     verify_checkpoint,
 )
 from checkpoint.tracking import TrackingError
-from configs.command import run_room
+from configs.command import CommandParser, run_room
 
 if TYPE_CHECKING:
     from checkpoint.service import RunReport
@@ -41,7 +41,7 @@ def main() -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the room; each verb sets `run`."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="smollm2 checkpoint",
         description="What happens to a checkpoint after the trainer has written it.",
         epilog="example: smollm2 checkpoint serve --once runs",
@@ -227,7 +227,7 @@ def describe_proof(export: Export) -> str:
     if not export.passed:
         return f"failed: {'; '.join(proof.reasons)}"
     return (
-        f"passed: loss {proof.got:.4f} in transformers, {proof.expected:.4f} in training, "
+        f"passed: loss on the probe batch {proof.got:.4f} in transformers, {proof.expected:.4f} in the trainer, "
         f"difference {abs(proof.difference or 0.0):.6f} (at most {proof.tolerance})"
     )
 

@@ -21,6 +21,7 @@ from checkpoint.events import (
     events_file,
     read_events,
 )
+from checkpoint.manifest import CheckpointError, read_run
 
 CURVE_FILE = "loss_curve.png"
 
@@ -79,11 +80,12 @@ def draw_loss_curve(run: Path) -> Path | None:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 6.2), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    _draw_losses(losses, series, title=run.resolve().name)
+    _draw_losses(losses, series, title=_title(run))
     rate = series.get(LEARNING_RATE)
     if rate is not None:
         rates.plot(*_thin(rate), color=_RATE_COLOR, linewidth=1.4)
@@ -91,6 +93,7 @@ def draw_loss_curve(run: Path) -> Path | None:
     rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     rates.set_ylabel("learning rate")
     rates.set_xlabel("step")
+    rates.xaxis.set_major_locator(MaxNLocator(integer=True))
     rates.xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
     for axes in (losses, rates):
         axes.grid(color=_GRID_COLOR, linewidth=0.8)
@@ -101,6 +104,13 @@ def draw_loss_curve(run: Path) -> Path | None:
     figure.savefig(temporary, dpi=160, format="png")
     temporary.replace(run / CURVE_FILE)
     return run / CURVE_FILE
+
+
+def _title(run: Path) -> str:
+    try:
+        return f"{read_run(run).name} ({run})"
+    except CheckpointError:
+        return str(run)
 
 
 def _draw_losses(axes: Any, series: Mapping[str, Series], *, title: str) -> None:

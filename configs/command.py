@@ -9,12 +9,16 @@ Exit codes: 0 done; 1 the command ran and says no (a bad shard, a failed proof);
 from __future__ import annotations
 
 import argparse
+import difflib
 import errno
+import importlib.metadata
 import logging
 import os
+import re
 import runpy
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from configs.load import ConfigError
 
@@ -33,11 +37,27 @@ def main() -> None:
         print(_usage())
         sys.exit(0 if arguments else 2)
     room = arguments[0]
+    if room == "--version":
+        print(f"smollm2 {importlib.metadata.version('smollm2-pretraining')}")
+        sys.exit(0)
     if room not in ROOMS:
-        print(f"smollm2: no room {room!r}; rooms: {', '.join(ROOMS)}", file=sys.stderr)
+        print(f"smollm2: {_unknown('room', room, list(ROOMS))}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"smollm2 {room}", *arguments[1:]]
     runpy.run_module(room, run_name="__main__", alter_sys=False)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse whose complaints are one line each, with the nearest name for a misspelt one. Verbs inherit it."""
+
+    def error(self, message: str) -> NoReturn:
+        # `overrides` may be left out, but argparse lists it with what may not
+        message = message.removesuffix(", key=value")
+        unknown = re.search(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.+)\)", message)
+        if unknown:
+            name, got, choices = unknown.groups()
+            message = _unknown(name.lower(), got, re.findall(r"[\w-]+", choices))
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def run_room(
@@ -78,6 +98,12 @@ def _describe_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}{error.strerror}; choose a path that this user may write to, or change its permissions"
     return f"{where}{error.strerror or error}"
+
+
+def _unknown(what: str, got: str, choices: list[str]) -> str:
+    nearest = difflib.get_close_matches(got, choices, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(choices)}"
+    return f"no {what} {got!r}; {hint}"
 
 
 def _usage() -> str:

@@ -66,7 +66,9 @@ def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) 
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(item, schema, file) for item in error.errors())) from None
+        problems = error.errors()
+        _check_kind(problems, tree, schema, file)
+        raise ConfigError("\n".join(_describe(item, schema, file) for item in problems)) from None
 
 
 def dump(config: BaseModel) -> str:
@@ -78,6 +80,16 @@ def dump(config: BaseModel) -> str:
         default_flow_style=None,
         width=100,
     )
+
+
+def _check_kind(problems: list[ErrorDetails], tree: Tree, schema: type[BaseModel], file: Path) -> None:
+    """One line instead of many for a file of another kind: most of its keys are unknown."""
+    unknown = [str(item["loc"][0]) for item in problems if item["type"] == "extra_forbidden" and len(item["loc"]) == 1]
+    if len(unknown) > 2 and 2 * len(unknown) > len(tree):
+        raise ConfigError(
+            f"{file} is a config of another kind: {len(unknown)} of its {len(tree)} keys are unknown here "
+            f"({', '.join(unknown[:3])}, …); wanted {', '.join(list(schema.model_fields)[:8])}, …"
+        )
 
 
 def _read_mapping(file: Path) -> Tree:
@@ -199,6 +211,8 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
     if kind == "missing":
         return f"{file}: {path} is missing; it has no default"
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    # what YAML calls them
+    reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
     if kind in ("value_error", "assertion_error"):
         return f"{file}: {path}: {reason}" if path else f"{file}: {reason}"
     return f"{file}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoint.manifest import CONFIG_FILE, CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
-from configs.command import run_room
+from configs.command import CommandParser, run_room
 from configs.load import load
 from launch.cluster.hostfile import HostfileError
 from launch.cluster.launcher import LauncherError
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="smollm2 launch",
         description="Train with DeepSpeed ZeRO-3: on this machine, on a hostfile's hosts, in a Slurm allocation.",
         epilog="example: smollm2 launch train configs/train/demo.yaml optimizer.learning_rate=1e-3",

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from checkpoint.manifest import (
     MODEL_CONFIG_FILE,
+    RUN_FILE,
     TOKENIZER_FILE,
     checkpoints_directory,
     export_directory,
-    exports_directory,
     list_export_steps,
 )
 
@@ -72,8 +72,11 @@ def find_model(path: Path) -> Path:
     steps = list_export_steps(path)
     if steps:
         return export_directory(path, steps[-1])
-    if exports_directory(path).is_dir() or checkpoints_directory(path).is_dir():
-        raise GenerateError(f"run {path} has no export yet; make one with `smollm2 checkpoint export {path}`")
+    if (path / RUN_FILE).is_file() or checkpoints_directory(path).is_dir():
+        raise GenerateError(
+            f"run {path} has no export yet; "
+            f"once it has saved a checkpoint, `smollm2 checkpoint export {path}` makes one"
+        )
     raise GenerateError(f"{path} is neither a Hugging Face model directory (no config.json) nor a run's folder")
 
 

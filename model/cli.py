@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from configs.command import run_room
+from configs.command import CommandParser, run_room
 from configs.load import load
 from model.config import SmolLM2Config
 from model.describe import describe, format_table
@@ -15,7 +15,7 @@ from model.describe import describe, format_table
 
 def build_parser() -> argparse.ArgumentParser:
     """The room's verbs."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="smollm2 model",
         description="What a model costs, from its config alone.",
         epilog="example: smollm2 model describe configs/model/smollm2-135m.yaml",

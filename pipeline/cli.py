@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.command import run_room
+from configs.command import CommandParser, run_room
 from configs.load import load
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="smollm2 pipeline",
         description="Corpora to tokenized Arrow shards with a manifest.",
         epilog="example: smollm2 pipeline run configs/data/demo.yaml",

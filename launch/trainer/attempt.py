@@ -126,9 +126,10 @@ def _samples(config: TrainConfig, split: Split) -> PackedSamples:
 
 
 def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, attention: str) -> str:
+    ranks_here = f"{ranks.world_size} {engine.device.type} rank{'s' if ranks.world_size > 1 else ''}"
     return (
-        f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks.world_size} "
-        f"{engine.device.type} ranks, {torch.get_num_threads()} CPU threads each, {attention} attention, "
+        f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks_here}, "
+        f"{torch.get_num_threads()} CPU threads each, {attention} attention, "
         f"{'fused ' if engine.optimizer.defaults['fused'] else ''}AdamW, {config.batch_tokens:,} tokens a step, "
         f"{config.accumulation_steps(world_size=ranks.world_size)} micro-batches a rank; everything else is in "
         f"{config.run_dir / 'logs'}"

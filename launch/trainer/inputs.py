@@ -112,8 +112,8 @@ def _remarks(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iter
     wanted = config.validation.sequences
     if available < wanted:
         yield (
-            f"validation reads {available:,} of validation.sequences={wanted:,}, for then {scarcest} has no more; "
-            "more need a larger validation share in the pipeline"
+            f"validation reads {available:,} sequences, not validation.sequences={wanted:,}: {scarcest} has no more; "
+            "for more, raise validation_fraction in its pipeline config"
         )
     repeats = [
         f"{name} begins epoch 2 at step {sample // config.samples_per_step + 1:,}"

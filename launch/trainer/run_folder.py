@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.events import events_file, read_events
 from checkpoint.manifest import (
     CONFIG_FILE,
     LOCK_FILE,
@@ -32,6 +33,7 @@ from checkpoint.manifest import (
     RunRecord,
     checkpoint_directory,
     checkpoints_directory,
+    list_steps,
     newest_verified,
     read_manifest,
     read_run,
@@ -120,8 +122,8 @@ def prepare_run(
         manifest = read_manifest(checkpoint_directory(run_dir, step))
         _check_resume(config, manifest, record, by_name=previous is not None, world_size=world_size)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
-    if record is None:
-        record = _new_record(config, inputs)
+    if record is None or not _has_begun(run_dir):
+        record = record or _new_record(config, inputs, run_key=uuid.uuid4().hex)
         if inputs.tokenizer_file is not None:
             write_durably(run_dir / TOKENIZER_FILE, inputs.tokenizer_file.read_bytes())
         write_run(run_dir, record)
@@ -131,9 +133,14 @@ def prepare_run(
 
 
 def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
-    """The run's record, None if it has not begun. Raises TrainingError, a line a difference."""
-    problems = differences(previous, config) if previous is not None else []
+    """The run's record, None if the folder has none. Raises TrainingError, a line a difference.
+
+    A run that has trained nothing yet, since its start was refused or failed, may still become another one.
+    """
     record = read_run(config.run_dir) if (config.run_dir / RUN_FILE).is_file() else None
+    if not _has_begun(config.run_dir):
+        return record and _new_record(config, inputs, run_key=record.run_key)
+    problems = differences(previous, config) if previous is not None else []
     if record is not None:
         if inputs.tokenizer.digest != record.tokenizer_digest:
             problems.append(
@@ -149,6 +156,13 @@ def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: In
     if problems:
         raise TrainingError("\n".join(problems))
     return record
+
+
+def _has_begun(run_dir: Path) -> bool:
+    """Whether anything was computed: there is a checkpoint, or a metric was told."""
+    if list_steps(run_dir):
+        return True
+    return any(event.kind == "metrics" for event, _ in read_events(events_file(run_dir)))
 
 
 def _check_resume(
@@ -224,10 +238,10 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _new_record(config: TrainConfig, inputs: Inputs) -> RunRecord:
+def _new_record(config: TrainConfig, inputs: Inputs, *, run_key: str) -> RunRecord:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return RunRecord(
-        run_key=uuid.uuid4().hex,
+        run_key=run_key,
         name=config.name,
         created_ms=time.time_ns() // 1_000_000,
         code_revision=_code_revision(),

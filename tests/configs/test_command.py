@@ -76,7 +76,7 @@ def test_an_unknown_room_is_one_line() -> None:
     done = smollm2("train")
     assert (done.returncode, done.stderr) == (
         2,
-        "smollm2: no room 'train'; rooms: pipeline, model, launch, checkpoint\n",
+        "smollm2: no room 'train'; there are pipeline, model, launch, checkpoint\n",
     )
 
 
@@ -85,3 +85,22 @@ def test_every_room_answers_for_help_with_an_example(room: str) -> None:
     done = smollm2(room, "--help")
     assert done.returncode == 0, done.stderr
     assert f"smollm2 {room}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pipelines", "run"], "smollm2: no room 'pipelines'; did you mean pipeline?"),
+        (["launch", "traim"], "smollm2 launch: no verb 'traim'; did you mean train?; see smollm2 launch --help"),
+        (["pipeline", "run"], "the following arguments are required: CONFIG; see smollm2 pipeline run --help"),
+    ],
+)
+def test_misspelt_word_is_one_line_with_the_nearest(arguments: list[str], words: str) -> None:
+    ended = smollm2(*arguments)
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert words in line
+
+
+def test_version_is_the_packages() -> None:
+    assert smollm2("--version").stdout.startswith("smollm2 0.")

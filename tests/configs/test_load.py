@@ -144,6 +144,16 @@ def test_wrong_type_shows_what_came(write) -> None:
     )
 
 
+def test_file_of_another_kind_is_one_line(write) -> None:
+    message = error_of(write("name: a\nfiles: b\nfilters: c\nsteps: 1\n"))
+    assert "is a config of another kind: 3 of its 4 keys are unknown here (name, files, filters, …)" in message
+    assert message.endswith("wanted steps, label, optimizer, spare, sources, weights, …")
+
+
+def test_wrong_type_is_told_in_yamls_words(write) -> None:
+    assert error_of(write("sources: everything")).endswith("sources=everything: input should be a list")
+
+
 def test_a_whole_number_with_an_exponent_is_told_how_to_be_written(write) -> None:
     assert error_of(write("steps: 2e6")).endswith("; write 2_000_000")
 

@@ -77,6 +77,7 @@ def test_changed_run_is_refused_before_ranks_start(config: Path, capsys: pytest.
     run = config.parent / "run"
     run.mkdir()
     (run / "config.yaml").write_text(config.read_text())
+    save(run, 10)
     assert main(["train", str(config), "seed=1", "batch_tokens=2048"]) == 2
     assert [line.split(": ")[1].split("=")[0] for line in capsys.readouterr().err.splitlines()] == [
         "batch_tokens",

@@ -123,8 +123,9 @@ def test_a_run_folder_means_its_newest_export(directory, tmp_path):
 
 
 def test_a_run_without_an_export_says_how_to_make_one(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(GenerateError, match=r"has no export yet; make one with `smollm2 checkpoint export"):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").touch()
+    with pytest.raises(GenerateError, match=r"has no export yet; once it has saved .* `smollm2 checkpoint export"):
         find_model(tmp_path / "run")
 
 

@@ -125,8 +125,8 @@ def test_validation_set_that_a_small_source_cuts_is_said(
     second = make_dataset(tmp_path / "second", LONG, validation=LONG[:4])
     short = {"every_steps": 50, "sequences": 1024}
     assert read_inputs(mixed(train_config, dataset, second, steps=1, schedule={}, validation=short)).remarks == (
-        "validation reads 27 of validation.sequences=1,024, for then second has no more; "
-        "more need a larger validation share in the pipeline",
+        "validation reads 27 sequences, not validation.sequences=1,024: second has no more; "
+        "for more, raise validation_fraction in its pipeline config",
     )
     enough = {"every_steps": 50, "sequences": 27}
     assert read_inputs(mixed(train_config, dataset, second, steps=1, schedule={}, validation=enough)).remarks == ()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import (
     CheckpointManifest,
     describe_files,
@@ -52,6 +53,12 @@ def start(
     config: TrainConfig, inputs: Inputs, *, previous: TrainConfig | None = None, world_size: int = 2
 ) -> StartPoint:
     return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs, world_size=world_size)
+
+
+def begin(config: TrainConfig) -> None:
+    """As a run that has trained a step leaves it."""
+    with EventWriter(events_file(config.run_dir)) as events:
+        events.write("metrics", step=1, **{"train/loss": 5.0})
 
 
 def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
@@ -199,12 +206,24 @@ def test_weights_to_start_from_are_needed_by_the_first_start_only(
 def test_what_the_run_is_may_not_change(
     train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, change: dict[str, object], key: str
 ) -> None:
+    begin(config)
     with pytest.raises(TrainingError) as caught:
         start(train_config(**change), inputs, previous=config)
     [line] = str(caught.value).splitlines()
     assert line.startswith(key)
     assert line.endswith("; set it back, or choose another run_dir")
     assert not (config.run_dir / "config.yaml").exists()
+
+
+def test_run_that_has_trained_nothing_may_become_another(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, make_dataset: Callable[..., Path]
+) -> None:
+    key = start(config, inputs).run_key
+    make_dataset(config.data.sources[0].path, DOCUMENTS[:-1], validation=DOCUMENTS)
+    changed = train_config(seed=1)
+    now = read_inputs(changed)
+    assert start(changed, now, previous=config) == StartPoint(0, key, now.remarks)
+    assert read_run(config.run_dir).dataset_digests == now.dataset_digests
 
 
 def test_each_difference_has_its_line(train_config: Callable[..., TrainConfig], config: TrainConfig) -> None:
@@ -242,6 +261,7 @@ def test_other_contents_under_the_same_name_are_refused(
     config: TrainConfig, inputs: Inputs, tmp_path: Path, make_dataset: Callable[..., Path]
 ) -> None:
     start(config, inputs)
+    begin(config)
     make_dataset(tmp_path / "data", DOCUMENTS[:-1], validation=DOCUMENTS)
     with pytest.raises(TrainingError, match="dataset chain has other contents"):
         start(config, read_inputs(config), previous=config)
@@ -251,6 +271,7 @@ def test_dataset_of_another_tokenizer_is_refused(
     config: TrainConfig, inputs: Inputs, tmp_path: Path, make_dataset: Callable[..., Path]
 ) -> None:
     start(config, inputs)
+    begin(config)
     make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS, vocab_size=250)
     with pytest.raises(TrainingError, match="made with another tokenizer"):
         start(config, read_inputs(config), previous=config)
