@@ -7,20 +7,19 @@ in = kept + dropped can be checked. Names of reasons are data: they stand in rep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 BadReason = Literal[
-    "malformed_json", "malformed_row", "not_an_object", "missing_field", "not_text", "invalid_utf8", "too_large"
-]
-BAD_REASONS: tuple[BadReason, ...] = (
     "malformed_json",
     "malformed_row",
     "not_an_object",
     "missing_field",
     "not_text",
     "invalid_utf8",
+    "undecodable",
     "too_large",
-)
+]
+BAD_REASONS: tuple[BadReason, ...] = get_args(BadReason)
 
 # a record is held in memory as a whole; one beyond this is a file in the wrong format, not a document
 MAX_RECORD_BYTES = 256 << 20
