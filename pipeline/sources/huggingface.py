@@ -49,7 +49,7 @@ def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Record]:
         batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
         try:
             yield from column_records(config, batch, location=piece.path, first_row=first)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise SourceError(
                 f"{piece.path}: rows from {first} are damaged ({_reason(error)}); fetch it again"
             ) from None

@@ -56,7 +56,7 @@ def _open(path: str, *, version: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_file(path, version=version) as stream, pq.ParquetFile(stream, memory_map=False) as file:
             yield file
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again") from None
 
