@@ -15,6 +15,9 @@ from pipeline.document import Record, SourceError
 from pipeline.source_config import RecordFields
 from pipeline.sources.fields import paths_of, record_of
 
+# rows that are held as Python values at once
+BATCH_ROWS = 256
+
 
 def require_columns(config: RecordFields, schema: pa.Schema, *, where: str) -> None:
     """Raises SourceError, naming `where` and what is there, for the first field that cannot be read by the schema.
