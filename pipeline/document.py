@@ -72,6 +72,7 @@ Record = Document | BadRecord | UnwantedRecord
 
 
 def shorten(content: object) -> str:
-    """At most 200 characters of anything, for examples in reports."""
-    text = content.decode("utf-8", errors="backslashreplace") if isinstance(content, bytes) else str(content)
+    """At most 200 characters of anything, for examples in reports; always text that UTF-8 can hold."""
+    raw = content if isinstance(content, bytes) else str(content).encode(errors="backslashreplace")
+    text = raw.decode(errors="backslashreplace")
     return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]}…"
