@@ -121,8 +121,8 @@ def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
     raise PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read are bad ({counts}), more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} allows; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; see {config.output_dir / REPORT_FILE}, then mend the source or "
-        f"raise the limit and run again"
+        f"{reasons[worst].examples[0].location}; see {config.output_dir / REPORT_FILE}, then raise the limit, or mend "
+        f"the source or its config and remove {config.output_dir}, and run again"
     )
 
 

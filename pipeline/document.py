@@ -7,20 +7,19 @@ in = kept + dropped can be checked. Names of reasons are data: they stand in rep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 BadReason = Literal[
-    "malformed_json", "malformed_row", "not_an_object", "missing_field", "not_text", "invalid_utf8", "too_large"
-]
-BAD_REASONS: tuple[BadReason, ...] = (
     "malformed_json",
     "malformed_row",
     "not_an_object",
     "missing_field",
     "not_text",
     "invalid_utf8",
+    "undecodable",
     "too_large",
-)
+]
+BAD_REASONS: tuple[BadReason, ...] = get_args(BadReason)
 
 # a record is held in memory as a whole; one beyond this is a file in the wrong format, not a document
 MAX_RECORD_BYTES = 256 << 20
@@ -73,6 +72,7 @@ Record = Document | BadRecord | UnwantedRecord
 
 
 def shorten(content: object) -> str:
-    """At most 200 characters of anything, for examples in reports."""
-    text = content.decode("utf-8", errors="backslashreplace") if isinstance(content, bytes) else str(content)
+    """At most 200 characters of anything, for examples in reports; always text that UTF-8 can hold."""
+    raw = content if isinstance(content, bytes) else str(content).encode(errors="backslashreplace")
+    text = raw.decode(errors="backslashreplace")
     return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]}…"

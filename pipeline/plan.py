@@ -6,6 +6,7 @@ A unit's documents go to shards of its own, so units can be done in any order, a
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,6 +39,13 @@ class Plan:
     @property
     def size_bytes(self) -> int:
         return sum(unit.size_bytes for unit in self.units)
+
+    @property
+    def size_bytes_by_source(self) -> dict[str, int]:
+        sizes: Counter[str] = Counter()
+        for unit in self.units:
+            sizes[unit.source] += unit.size_bytes
+        return dict(sizes)
 
 
 def make_plan(config: PipelineConfig) -> Plan:

@@ -166,10 +166,12 @@ def _do_units(
 ) -> tuple[dict[int, UnitRecord], int]:
     """The records of all units, and the tokens that were made now.
 
-    Raises PipelineError as soon as there are more bad records than the whole input may have.
+    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
     """
     records = workspace.finished_units(plan)
-    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, total_bytes=plan.size_bytes)
+    limit = BadRecordLimit(
+        max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
+    )
 
     def stop_if_too_many_are_bad() -> None:
         if limit.is_out_of_reach():

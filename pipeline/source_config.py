@@ -96,6 +96,13 @@ class CsvConfig(RecordFields, Files):
     )
     column_names: tuple[str, ...] | None = Field(default=None, min_length=1)
 
+    @model_validator(mode="after")
+    def _columns_are_told_apart(self) -> Self:
+        names = self.column_names or ()
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"column_names has {twice[0]!r} twice; give each column a name of its own")
+        return self
+
 
 class ParquetConfig(RecordFields, Files):
     """Parquet files, read by row groups."""

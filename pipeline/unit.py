@@ -133,9 +133,6 @@ def process_unit(
     try:
         tally, shards = _make_shards(config, unit, encoder, tell)
     except EngineDifferenceError as difference:
-        for split in SPLITS:
-            for path in split_directory(config.output_dir, split).glob(f"data-{unit.index:05d}-*.arrow"):
-                path.unlink()
         encoder.begin_unit(after=difference)
         tally, shards = _make_shards(config, unit, encoder, tell)
     record = UnitRecord(
@@ -154,6 +151,7 @@ def process_unit(
 def _make_shards(
     config: PipelineConfig, unit: Unit, encoder: Encoder, tell: Callable[[Progress], None]
 ) -> tuple[Tally, dict[Split, tuple[ShardRecord, ...]]]:
+    _remove_shards(config, unit)
     told = time.perf_counter()
     tokens = 0
     reader = UnitReader(config, unit)
@@ -179,6 +177,14 @@ def _make_shards(
                 tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))
         shards = {split: writer.finish() for split, writer in writers.items()}
     return reader.tally, shards
+
+
+def _remove_shards(config: PipelineConfig, unit: Unit) -> None:
+    """Those of an earlier attempt, which may have made more of them: by another engine, or another library."""
+    for split in SPLITS:
+        for name in (f"data-{unit.index:05d}-*.arrow", f".data-{unit.index:05d}-*.arrow.partial"):
+            for path in split_directory(config.output_dir, split).glob(name):
+                path.unlink()
 
 
 def unit_record_path(units_directory: Path, index: int) -> Path:

@@ -24,6 +24,7 @@ from launch.cluster.output import ERROR_PREFIX, ending_signal, show
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVING_GRACE_S = 30.0  # what DeepSpeed's launcher gives ranks on other machines, after its outer process has ended
+SCANCEL_TIMEOUT_S = 10.0  # a busy controller answers within seconds; one that is gone never does
 
 
 class ForwardedSignals:
@@ -82,10 +83,12 @@ class ForwardedSignals:
         """Send the signal to the ranks alone; False if they cannot be reached."""
         if isinstance(self._placement, Slurm):
             try:
-                subprocess.Popen(stop_command(self._placement), stdin=subprocess.DEVNULL)
-            except FileNotFoundError:
+                stopped = subprocess.run(
+                    stop_command(self._placement), stdin=subprocess.DEVNULL, timeout=SCANCEL_TIMEOUT_S, check=False
+                )
+            except (FileNotFoundError, subprocess.TimeoutExpired):
                 return False
-            return True
+            return stopped.returncode == 0
         ranks = rank_processes(self._child.pid) if isinstance(self._placement, Local) else []
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +15,11 @@ from pipeline.shards.format import (
     TOKENIZER_FILE,
     DatasetManifest,
     ShardRecord,
+    Split,
     TokenizerRecord,
     digest_file,
     read_manifest,
+    split_directory,
 )
 
 
@@ -26,7 +29,11 @@ def verify_dataset(dataset: Path, *, threads: int) -> list[str]:
     Raises DatasetError if there is no manifest to compare with.
     """
     manifest = read_manifest(dataset)
-    problems = [*_verify_tokenizer(dataset, manifest.tokenizer), *_verify_sums(manifest)]
+    problems = [
+        *_verify_tokenizer(dataset, manifest.tokenizer),
+        *_verify_sums(manifest),
+        *_verify_names(dataset, manifest),
+    ]
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     with ThreadPoolExecutor(threads) as pool:
         for found in pool.map(lambda shard: _verify_shard(dataset, shard, manifest.tokenizer), shards):
@@ -68,6 +75,15 @@ def _verify_sums(manifest: DatasetManifest) -> Iterator[str]:
     dropped = sum(record.documents for record in manifest.dropped.values())
     if manifest.documents_in != kept + dropped:
         yield f"manifest.json: {manifest.documents_in:,} documents in, but {kept:,} kept and {dropped:,} dropped"
+
+
+def _verify_names(dataset: Path, manifest: DatasetManifest) -> Iterator[str]:
+    known = {dataset / shard.path for split in manifest.splits.values() for shard in split.shards}
+    for split in get_args(Split):
+        for path in sorted(split_directory(dataset, split).glob("*.arrow")):
+            # `datasets` stores what it computes, such as a shuffled order, beside the shards
+            if path not in known and not path.name.startswith("cache-"):
+                yield f"{path.relative_to(dataset)}: not in the manifest; remove it"
 
 
 def _verify_shard(dataset: Path, shard: ShardRecord, tokenizer: TokenizerRecord) -> list[str]:

@@ -14,13 +14,12 @@ import pyarrow as pa
 
 from pipeline.document import Record, SourceError
 from pipeline.source_config import ArrowConfig
-from pipeline.sources.columns import column_records, require_columns, top_columns
+from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import StoredFile, find_files, open_file, readable
 
 _FILE_MAGIC = b"ARROW1"
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
-_SLICE_ROWS = 256
 
 
 def find_pieces(config: ArrowConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -59,8 +58,8 @@ def read_piece(config: ArrowConfig, piece: Piece) -> Iterator[Record]:
 
 def _records(config: ArrowConfig, batch: pa.RecordBatch, *, location: str, first_row: int) -> Iterator[Record]:
     columns = batch.select(top_columns(config, batch.schema))
-    for start in range(0, batch.num_rows, _SLICE_ROWS):
-        part = columns.slice(start, _SLICE_ROWS)
+    for start in range(0, batch.num_rows, BATCH_ROWS):
+        part = columns.slice(start, BATCH_ROWS)
         yield from column_records(config, part, location=location, first_row=first_row + start)
 
 

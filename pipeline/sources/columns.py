@@ -15,26 +15,33 @@ from pipeline.document import Record, SourceError
 from pipeline.source_config import RecordFields
 from pipeline.sources.fields import paths_of, record_of
 
+# rows that are held as Python values at once
+BATCH_ROWS = 256
+
 
 def require_columns(config: RecordFields, schema: pa.Schema, *, where: str) -> None:
-    """Raises SourceError, naming `where` and what is there, for the first field that the schema lacks."""
+    """Raises SourceError, naming `where` and what is there, for the first field that cannot be read by the schema.
+
+    That is one that is not there, has a name that two have, or is asked for an id and holds neither text nor integers.
+    """
+    # config is of a source's class, which has a name
+    place = f"source {config.name!r}: {where}"  # type: ignore[attr-defined]
     for path in paths_of(config):
         top, *inner = _steps(path, schema)
         if top not in schema.names:
-            # config is of a source's class, which has a name
-            raise SourceError(
-                f"source {config.name!r}: {where} has no column {path!r}; "  # type: ignore[attr-defined]
-                f"it has {', '.join(schema.names)}"
-            )
+            raise SourceError(f"{place} has no column {path!r}; it has {', '.join(schema.names)}")
+        if schema.names.count(top) > 1:
+            raise SourceError(f"{place} has two columns named {top!r}; rename one")
         kind = schema.field(top).type
         for step in inner:
             fields = [field.name for field in kind] if pa.types.is_struct(kind) else []
             if step not in fields:
-                raise SourceError(
-                    f"source {config.name!r}: {where} has no field {path!r}; "  # type: ignore[attr-defined]
-                    f"what lies above {step!r} is {kind}"
-                )
+                raise SourceError(f"{place} has no field {path!r}; what lies above {step!r} is {kind}")
+            if fields.count(step) > 1:
+                raise SourceError(f"{place} has two fields {path!r}; rename one")
             kind = kind.field(step).type
+        if path == config.id_field and not _can_name(kind):
+            raise SourceError(f"{place} has {kind} in the id_field {path!r}; wanted text or integers")
 
 
 def top_columns(config: RecordFields, schema: pa.Schema) -> list[str]:
@@ -47,7 +54,7 @@ def column_records(
 ) -> Iterator[Record]:
     """A record a row, named `location:row`."""
     paths = paths_of(config)
-    columns = [raw_values(_column(table, path)) for path in paths]
+    columns = [raw_values(_column(table, path), where=f"{location}: column {path!r}") for path in paths]
     for row, values in enumerate(zip(*columns, strict=True), start=first_row):
         by_path = dict(zip(paths, values, strict=True))
         text = by_path.get(config.text_field) if config.template is None else None
@@ -61,23 +68,79 @@ def column_records(
         )
 
 
-def raw_values(column: pa.Array | pa.ChunkedArray) -> list[object]:
-    """A Python value a row, None where there is none; strings of every Arrow kind as bytes.
+def raw_values(column: pa.Array | pa.ChunkedArray, *, where: str) -> list[object]:
+    """A Python value a row, None where there is none; text of every Arrow kind as bytes.
 
-    Raises ArrowInvalid for strings whose offsets are damaged.
+    Times and what else Python has no plain value for are Arrow's scalars of their text (`str` gives it), which are not
+    taken for text. Raises ArrowException for a damaged column, SourceError for one that cannot be had as text.
     """
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        column = column.cast(pa.large_binary())
-        # damaged offsets: Arrow checks them only when it is asked, and ends the process on some
-        column.validate(full=True)
-    if pa.types.is_nested(kind):
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    return [value for chunk in chunks for value in _plain_values(_plain(chunk, where=where))]
+
+
+# without a copy of the characters, and without looking whether they are UTF-8
+_AS_BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+
+
+def _plain(array: pa.Array, *, where: str) -> pa.Array:
+    """The same values in an array that is whole, and is neither of strings, nor a dictionary, nor an extension's."""
+    if isinstance(array.type, pa.UuidType):
+        array = pa.array([None if value is None else str(value).encode() for value in array.to_pylist()], pa.binary())
+    elif isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array.indices.validate(full=True)
+        return _plain(array.dictionary, where=where).take(array.indices)  # which minds indices out of bounds
+    if array.type in _AS_BYTES:
+        array = array.cast(_AS_BYTES[array.type])
+    if pa.types.is_nested(array.type):
+        array.validate()
+        return array
+    # Arrow looks at offsets only when it is asked, and ends the process on damaged ones
+    array.validate(full=not pa.types.is_temporal(array.type))
+    if _is_plain(array.type):
+        return array
+    try:
+        # to_pylist fails for years beyond Python's and for time zones that it does not know
+        return array.cast(pa.string())
+    except pa.ArrowException as error:
+        reason = " ".join(str(error).split())[:160]
+        raise SourceError(f"{where} of type {array.type} cannot be read ({reason}); name another") from None
+
+
+def _plain_values(array: pa.Array) -> list[object]:
+    if pa.types.is_nested(array.type):
         # no field that is read may be of these: what they are says enough, and to decode them may fail
-        return [kind if is_valid else None for is_valid in column.is_valid().to_pylist()]
-    values: list[object] = column.to_pylist()
+        return [array.type if is_valid else None for is_valid in array.is_valid().to_pylist()]
+    if pa.types.is_string(array.type):
+        return [scalar if scalar.is_valid else None for scalar in array]
+    values: list[object] = array.to_pylist()
     return values
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether Python has a plain value for it, which to_pylist gives."""
+    types = pa.types
+    return (
+        _is_bytes(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_decimal(kind)
+        or types.is_null(kind)
+    )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return kind in _AS_BYTES.values() or pa.types.is_fixed_size_binary(kind)
+
+
+def _can_name(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _can_name(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _can_name(kind.value_type)
+    return kind in _AS_BYTES or _is_bytes(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
 
 
 def _steps(path: str, schema: pa.Schema) -> list[str]:
@@ -87,6 +150,8 @@ def _steps(path: str, schema: pa.Schema) -> list[str]:
 def _column(table: pa.Table | pa.RecordBatch, path: str) -> pa.Array | pa.ChunkedArray:
     top, *inner = _steps(path, table.schema)
     column = table.column(top)
+    if inner:
+        column.validate()
     for step in inner:
         column = pc.struct_field(column, step)
     return column

@@ -37,7 +37,10 @@ def read_piece(config: CsvConfig, piece: Piece) -> Iterator[Record]:
         names = list(config.column_names or _header(rows, name))
         for path in paths_of(config):
             if path not in names:
-                raise SourceError(f"source {config.name!r}: {name} has no column {path!r}; it has {', '.join(names)}")
+                there = shorten(_raw(", ".join(names)))
+                raise SourceError(f"source {config.name!r}: {name} has no column {path!r}; it has {there}")
+            if names.count(path) > 1:
+                raise SourceError(f"source {config.name!r}: {name} has two columns named {path!r}; rename one")
         while True:
             start = lines.offset
             location = f"{name}:{start}"
@@ -48,7 +51,9 @@ def read_piece(config: CsvConfig, piece: Piece) -> Iterator[Record]:
                     raise SourceError(f"{name} ends within quotes that open at or after byte {start}") from None
                 if "field larger than" in str(error):
                     raise SourceError(f"{name} has quotes without an end, at or after byte {start}") from None
-                yield BadRecord(location, "malformed_row", lines.offset - start, f"{error}: {shorten(lines.last)}")
+                yield BadRecord(
+                    location, "malformed_row", lines.offset - start, f"{error}: {shorten(_raw(lines.last[:1000]))}"
+                )
                 continue
             if row is None:
                 return

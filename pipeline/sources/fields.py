@@ -43,7 +43,8 @@ def value_at(record: object, path: str) -> object:
 def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes: int, example: object) -> Record:
     """A document if the record meets the conditions and its text is text; its id is the id field's, or its location.
 
-    Bytes are read as UTF-8. What of an id is not UTF-8 is written as `\\xff`: it spoils a name, not the text.
+    Bytes are read as UTF-8. What of an id is not UTF-8 is written as `\\xff`, and the location stands for one that is
+    empty, or neither text nor an integer: it spoils a name, not the text.
     `example` stands in the report if the record is dropped.
     """
     for condition in config.keep_if:
@@ -57,10 +58,16 @@ def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes
         text = _joined(config.template, lookup, example)
     if isinstance(text, _Flaw):
         return BadRecord(location, text.reason, size_bytes, shorten(text.example))
-    identity = lookup(config.id_field) if config.id_field else None
-    if isinstance(identity, bytes):
-        identity = identity.decode("utf-8", errors="backslashreplace")
-    return Document(document_id=location if identity is None else str(identity), text=text)
+    return Document(document_id=_identity(lookup(config.id_field) if config.id_field else None) or location, text=text)
+
+
+def _identity(value: object) -> str | None:
+    """None for what names nothing. JSON's integers of more than 64 bits are floats by now, many of them the same."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="backslashreplace")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None
 
 
 class _Flaw:
@@ -110,7 +117,8 @@ def _meets(value: object, condition: ConditionConfig) -> bool:
         text = _as_text(value)
         return any(text == _as_text(wanted) for wanted in condition.one_of)
     try:
-        number = float(value)  # type: ignore[arg-type]
+        # Python's float takes 1_0 for 10, where CSV and JSON have text
+        number = math.nan if "_" in _as_text(value) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return False
     above = condition.min_value is None or number >= condition.min_value

@@ -10,13 +10,12 @@ import pyarrow as pa
 
 from pipeline.document import Record, SourceError
 from pipeline.source_config import HuggingFaceConfig
-from pipeline.sources.columns import column_records, require_columns, top_columns
+from pipeline.sources import hub
+from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.piece import Piece
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_BATCH_ROWS = 256
 
 
 def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -31,8 +30,8 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
     for start in range(0, len(dataset), rows_a_piece):
         stop = min(start + rows_a_piece, len(dataset))
         yield Piece(
-            path=_title(config),
-            version=f"{len(dataset)} rows, fingerprint {dataset._fingerprint}",
+            path=hub.title(config),
+            version=_version(dataset),
             start=start,
             stop=stop,
             size_bytes=(stop - start) * row_bytes,
@@ -40,23 +39,24 @@ def find_pieces(config: HuggingFaceConfig, *, unit_size_bytes: int) -> Iterator[
 
 
 def read_piece(config: HuggingFaceConfig, piece: Piece) -> Iterator[Record]:
-    """Raises SourceError if the rows are damaged."""
+    """Raises SourceError if the dataset has changed or its rows are damaged."""
     dataset = _load(config)
+    hub.require_version(config, piece, now=_version(dataset))
     columns = top_columns(config, dataset.features.arrow_schema)
     # Arrow tables, not Python rows: `datasets` decodes a batch at once and fails as a whole
     rows = dataset.select_columns(columns).with_format("arrow")
-    for first in range(piece.start, piece.stop, _BATCH_ROWS):
-        batch = rows[first : min(first + _BATCH_ROWS, piece.stop)]
+    for first in range(piece.start, piece.stop, BATCH_ROWS):
+        batch = rows[first : min(first + BATCH_ROWS, piece.stop)]
         try:
             yield from column_records(config, batch, location=piece.path, first_row=first)
-        except pa.ArrowInvalid as error:
+        except pa.ArrowException as error:
             raise SourceError(
-                f"{piece.path}: rows from {first} are damaged ({_reason(error)}); fetch it again"
+                f"{piece.path}: rows from {first} are damaged ({hub.reason(error)}); fetch it again"
             ) from None
 
 
-def _title(config: HuggingFaceConfig) -> str:
-    return "/".join(filter(None, (config.path, config.config_name, config.split)))
+def _version(dataset: Dataset) -> str:
+    return f"{len(dataset)} rows, fingerprint {dataset._fingerprint}"
 
 
 @lru_cache(maxsize=8)
@@ -74,7 +74,7 @@ def _load(config: HuggingFaceConfig) -> Dataset:
             )
     except Exception as error:  # its readers raise DatasetsError, OSError, EOFError, KeyError, and more
         raise SourceError(
-            f"source {config.name!r}: datasets.{config.loader} of {config.path!r} failed: {_reason(error)}"
+            f"source {config.name!r}: datasets.{config.loader} of {config.path!r} failed: {hub.reason(error)}"
         ) from None
     if isinstance(dataset, datasets.DatasetDict):
         if config.split not in dataset:
@@ -83,9 +83,3 @@ def _load(config: HuggingFaceConfig) -> Dataset:
             )
         dataset = dataset[config.split]
     return dataset
-
-
-def _reason(error: Exception) -> str:
-    """One line. A DatasetGenerationError says only that there was an error; what it was stands in its cause."""
-    root = error.__cause__ or error
-    return f"{type(root).__name__}: {' '.join(str(root).split())[:200]}"

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 from pipeline.document import Record, SourceError
 from pipeline.shards.format import digest_bytes
 from pipeline.source_config import HuggingFaceStreamConfig
-from pipeline.sources.columns import column_records, require_columns, top_columns
+from pipeline.sources import hub
+from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.piece import Piece
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
-
-_BATCH_ROWS = 256
 
 
 def find_pieces(config: HuggingFaceStreamConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -34,19 +33,16 @@ def find_pieces(config: HuggingFaceStreamConfig, *, unit_size_bytes: int) -> Ite
     split = (dataset.info.splits or {}).get(config.split)
     size_bytes = split.num_bytes // count if split is not None and split.num_bytes else unit_size_bytes
     for shard in range(count):
-        yield Piece(path=_title(config), version=version, start=shard, stop=shard + 1, size_bytes=max(1, size_bytes))
+        yield Piece(path=hub.title(config), version=version, start=shard, stop=shard + 1, size_bytes=max(1, size_bytes))
 
 
 def read_piece(config: HuggingFaceStreamConfig, piece: Piece) -> Iterator[Record]:
     """Raises SourceError if the dataset has changed, cannot be had or is damaged, or a file of it lacks a column."""
     dataset, version = _open(config)
-    if version != piece.version:
-        raise SourceError(
-            f"source {config.name!r}: {config.path} has changed since the run listed it; name its revision"
-        )
+    hub.require_version(config, piece, now=version)
     # Arrow tables, not Python rows: `datasets` decodes a batch at once and fails as a whole
     shard = dataset.shard(num_shards=dataset.num_shards, index=piece.start).with_format("arrow")
-    tables = shard.iter(batch_size=_BATCH_ROWS)
+    tables = shard.iter(batch_size=BATCH_ROWS)
     row = 0
     while True:
         try:
@@ -54,7 +50,7 @@ def read_piece(config: HuggingFaceStreamConfig, piece: Piece) -> Iterator[Record
         except Exception as error:  # its readers raise DatasetsError, OSError, EOFError, ArrowInvalid, and more
             raise SourceError(
                 f"source {config.name!r}: file {piece.start} of {config.path} failed "
-                f"at or after row {row}: {_reason(error)}"
+                f"at or after row {row}: {hub.reason(error)}"
             ) from None
         if table is None:
             return
@@ -62,10 +58,6 @@ def read_piece(config: HuggingFaceStreamConfig, piece: Piece) -> Iterator[Record
         columns = table.select(top_columns(config, table.schema))
         yield from column_records(config, columns, location=f"{piece.path}:{piece.start}", first_row=row)
         row += table.num_rows
-
-
-def _title(config: HuggingFaceStreamConfig) -> str:
-    return "/".join(filter(None, (config.path, config.config_name, config.split)))
 
 
 @lru_cache(maxsize=8)
@@ -80,11 +72,6 @@ def _open(config: HuggingFaceStreamConfig) -> tuple[IterableDataset, str]:
         known = repr((list(map(str, files)), files.origin_metadata))
     except Exception as error:  # as above
         raise SourceError(
-            f"source {config.name!r}: streaming {config.path!r}, split {config.split!r} failed: {_reason(error)}"
+            f"source {config.name!r}: streaming {config.path!r}, split {config.split!r} failed: {hub.reason(error)}"
         ) from None
     return dataset, f"{len(files)} files, {digest_bytes(known.encode())}"
-
-
-def _reason(error: Exception) -> str:
-    root = error.__cause__ or error
-    return f"{type(root).__name__}: {' '.join(str(root).split())[:200]}"

@@ -10,12 +10,10 @@ import pyarrow.parquet as pq
 
 from pipeline.document import Record, SourceError
 from pipeline.source_config import ParquetConfig
-from pipeline.sources.columns import column_records, require_columns, top_columns
+from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.fields import paths_of
 from pipeline.sources.piece import Piece
 from pipeline.sources.storage import find_files, open_file, readable
-
-_BATCH_ROWS = 256
 
 
 def find_pieces(config: ParquetConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -41,7 +39,7 @@ def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Record]:
     with _open(piece.path, version=piece.version) as file:
         row = 0
         for batch in file.iter_batches(
-            batch_size=_BATCH_ROWS,
+            batch_size=BATCH_ROWS,
             row_groups=range(piece.start, piece.stop),
             columns=top_columns(config, file.schema_arrow),
             use_threads=False,
@@ -56,7 +54,7 @@ def _open(path: str, *, version: str) -> Iterator[pq.ParquetFile]:
     try:
         with open_file(path, version=version) as stream, pq.ParquetFile(stream, memory_map=False) as file:
             yield file
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:160]
         raise SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again") from None
 

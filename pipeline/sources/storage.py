@@ -1,9 +1,10 @@
 """Where files lie: local paths, and URLs of any fsspec file system (`s3://`, `gs://`, `https://`, `memory://` …).
 
-A file's version is its size and time of change, or, in an object store, its size and e-tag. It is compared when the
-file is opened; s3fs asks for the same e-tag in every request, so that an object that is replaced while it is read ends
-in an error, never in a mixture. Credentials and endpoints come from the environment, as the store's own tools take them
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …).
+A file's version is its size and time of change, or, in a store, its size and e-tag or whatever else the store knows
+of its contents; a store that knows nothing is refused. It is compared when the file is opened; s3fs asks for the same
+e-tag in every request, so that an object that is replaced while it is read ends in an error, never in a mixture.
+Credentials and endpoints come from the environment, as the store's own tools take them (`AWS_ACCESS_KEY_ID`,
+`AWS_ENDPOINT_URL`, …).
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ import fsspec
 
 from pipeline.document import SourceError
 
-# what the stores of fsspec call the mark of an object's contents, and, failing that, its time of change
-_VERSION_KEYS = ("ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "mtime", "created")
+# what the stores of fsspec call the mark of an object's contents, and, failing that, its time of change; blob_id and
+# xet_hash are the Hugging Face hub's, sha is GitHub's, CRC a zip file's
+_VERSION_KEYS = (
+    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "blob_id", "xet_hash", "sha", "CRC"),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "modificationTime", "modify", "created"),
+)
 
 _READ_BYTES = 1 << 20
 _REQUEST_BYTES = 8 << 20
@@ -37,13 +42,9 @@ class StoredFile:
     size_bytes: int
     version: str
 
-    @property
-    def suffix(self) -> str:
-        return os.path.splitext(self.path)[1]  # noqa: PTH122  (a URL is no Path)
-
 
 def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
-    """The files of all globs, each once, in the order of their sorted paths.
+    """The files of all globs, each once, by the first of its paths, in the order of the sorted paths.
 
     Raises SourceError for a glob that matches no file, and for a store that cannot be asked.
     """
@@ -54,13 +55,14 @@ def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
                 matches = _find_objects(pattern)
         else:
             # not Path.glob: it takes no absolute patterns
-            paths = [path for path in glob.glob(pattern, recursive=True) if Path(path).is_file()]  # noqa: PTH207
+            paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
             matches = [stored_file(path) for path in paths]
         if not matches:
             where = "" if is_url(pattern) else f" (from {Path.cwd()})"
             raise SourceError(f"source {source!r}: no file matches {pattern}{where}")
-        found.update((file.path, file) for file in matches)
-    return [found[path] for path in sorted(found)]
+        for file in matches:
+            found.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
+    return sorted(found.values(), key=lambda file: file.path)
 
 
 def stored_file(path: str | Path) -> StoredFile:
@@ -89,7 +91,7 @@ def open_file(path: str, *, version: str) -> BinaryIO:
         with _telling(f"{name} cannot be opened"):
             system, address = fsspec.core.url_to_fs(path)
             system.invalidate_cache()  # else a listing of minutes ago would vouch for it
-            now = _version(system.info(address))
+            now = _version(system.info(address), name=name)
             remote = system.open(address, "rb", block_size=_REQUEST_BYTES)
             file = io.BufferedReader(cast(io.RawIOBase, _Remote(remote, name)), buffer_size=_READ_BYTES)
     if now != version:
@@ -121,11 +123,18 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        position: int = self._file.seek(offset, whence)
-        return position
+        with _telling(f"{self._name} cannot be read"):
+            try:
+                self._file.seek(offset, whence)
+            except ValueError as error:  # a web server that gives no ranges
+                raise SourceError(
+                    f"{self._name} cannot be read from its middle ({error}); copy it to a disk or to another store"
+                ) from None
+        return self.tell()
 
     def tell(self) -> int:
-        position: int = self._file.tell()
+        with _telling(f"{self._name} cannot be read"):
+            position: int = self._file.tell()
         return position
 
     def readinto(self, target: Any, /) -> int:
@@ -146,23 +155,37 @@ def _find_objects(pattern: str) -> list[StoredFile]:
         listing = system.glob(address, detail=True)
     else:
         listing = {address: system.info(address)} if system.exists(address) else {}
-    files = {name: info for name, info in listing.items() if info["type"] == "file"}
-    for name, info in files.items():
-        if info.get("size") is None:  # some web servers; without it a cut file cannot be told from a whole one
-            raise ValueError(f"the store does not tell the size of {name}")
-    return [
-        StoredFile(path=system.unstrip_protocol(name), size_bytes=int(info["size"]), version=_version(info))
-        for name, info in files.items()
-    ]
+    return [_stored_object(system, name, info) for name, info in listing.items() if info["type"] == "file"]
 
 
-def _version(info: dict[str, Any]) -> str:
+def _stored_object(system: Any, name: str, info: dict[str, Any]) -> StoredFile:
+    if info.get("size") is None or _mark(info) is None:
+        info = system.info(name)  # a web server's index of a folder tells only names
+    if info.get("size") is None:  # some web servers; without it a cut file cannot be told from a whole one
+        raise ValueError(f"the store does not tell the size of {name}")
+    return StoredFile(
+        path=system.unstrip_protocol(name), size_bytes=int(info["size"]), version=_version(info, name=name)
+    )
+
+
+def _version(info: dict[str, Any], *, name: str) -> str:
+    mark = _mark(info)
+    if mark is None:
+        raise SourceError(
+            f"the store of {name} tells neither an e-tag nor a time of change, so that a change would go unseen; "
+            "copy the file to a disk or to another store"
+        )
+    return f"{info['size']} bytes, {mark}"
+
+
+def _mark(info: dict[str, Any]) -> str | None:
     for key in _VERSION_KEYS:
-        if value := info.get(key):
+        value = info.get(key)
+        if value not in (None, ""):
             # some stores give one time as a number in a listing and as a date of a single object
             text = str(value.timestamp() if isinstance(value, datetime) else value)
-            return f"{info['size']} bytes, {key} {text.strip(chr(34))}"
-    return f"{info['size']} bytes"
+            return f"{key} {text.strip(chr(34))}"
+    return None
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Web archives (ISO 28500), plain or compressed. Needs the extra `web`.
 
 Documents are the main text of `response` records that are HTML, found by trafilatura, and the bodies of `conversion`
-records that are plain text (WET). Responses of another type or without a text are counted as dropped; records of other
-kinds (requests, metadata) hold no document and are passed over. A document is named by its WARC-Record-ID.
+records that are plain text (WET). Responses of another type or without a text are counted as dropped, and those whose
+content encoding cannot be undone as bad; records of other kinds (requests, metadata) hold no document and are passed
+over. A document is named by its WARC-Record-ID.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from typing import Any, BinaryIO
 from pipeline.document import MAX_RECORD_BYTES, BadRecord, Document, Record, SourceError, UnwantedRecord, shorten
 from pipeline.source_config import WarcConfig
 from pipeline.sources.compression import DamagedError, open_piece
+from pipeline.sources.content_encoding import UndecodableError, decoded
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import find_files, readable
 
 _HTML = ("text/html", "application/xhtml+xml")
+_READ_BYTES = 1 << 16
 
 
 def find_pieces(config: WarcConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
     """Each file is a piece. Raises SourceError if the extra `web` is not installed."""
     try:
+        import brotli  # noqa: F401
         import trafilatura  # noqa: F401
         import warcio  # noqa: F401
     except ImportError as error:
@@ -69,41 +73,61 @@ def _records(file: BinaryIO, name: str) -> Iterator[Record]:
     archive = ArchiveIterator(_LoudFile(file))
     for record in archive:
         identity = record.rec_headers.get_header("WARC-Record-ID") or "a record without WARC-Record-ID"
-        url = record.rec_headers.get_header("WARC-Target-URI") or ""
         if archive.err_count or record.rec_headers.get_header("Content-Length") is None:
             raise _CutOffError(f"{identity} is not where the one before it ends, or has no length")
-        size_bytes, content = _body(record, identity)
-        location = f"{name}:{identity}"
-        kind = (record.http_headers or record.rec_headers).get_header("Content-Type", "").split(";")[0].strip().lower()
-        if record.rec_type not in ("response", "conversion"):
-            continue
-        if size_bytes > MAX_RECORD_BYTES:
-            yield BadRecord(location, "too_large", size_bytes, shorten(url))
-        elif record.rec_type == "conversion" and kind == "text/plain":
-            yield _plain(content, identity, location)
-        elif record.rec_type == "response" and kind in _HTML:
-            text = _main_text(content, url)
-            if text is None:
-                yield UnwantedRecord(location, "no_main_text", size_bytes, shorten(url))
-            else:
-                yield Document(document_id=identity, text=text)
-        else:
-            yield UnwantedRecord(location, "not_html", size_bytes, shorten(f"{kind}: {url}"))
+        outcome = _record_of(record, identity, location=f"{name}:{identity}")
+        _read_to_end(record.raw_stream, identity)
+        if outcome is not None:
+            yield outcome
 
 
-def _body(record: Any, identity: str) -> tuple[int, bytes]:
-    """Size and bytes of a record's content, at most MAX_RECORD_BYTES + 1 of them; read to its end in any case."""
-    stream = record.content_stream()
+def _record_of(record: Any, identity: str, *, location: str) -> Record | None:
+    """None for a record of a kind that holds no document."""
+    if record.rec_type not in ("response", "conversion"):
+        return None
+    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+    kind = (record.http_headers or record.rec_headers).get_header("Content-Type", "").split(";")[0].strip().lower()
+    stored_bytes = record.raw_stream.limit
+    if kind not in (("text/plain",) if record.rec_type == "conversion" else _HTML):
+        return UnwantedRecord(location, "not_html", stored_bytes, shorten(f"{kind}: {url}"))
     content = bytearray()
     size_bytes = 0
-    while part := stream.read(1 << 16):
-        size_bytes += len(part)
-        content += part[: MAX_RECORD_BYTES + 1 - len(content)]
-    while record.raw_stream.read(1 << 16):  # what HTTP's chunks leave
+    try:
+        for part in _body(record):
+            size_bytes += len(part)
+            content += part[: MAX_RECORD_BYTES + 1 - len(content)]
+    except UndecodableError as error:
+        return BadRecord(location, "undecodable", stored_bytes, shorten(f"{error}: {url}"))
+    if size_bytes > MAX_RECORD_BYTES:
+        return BadRecord(location, "too_large", size_bytes, shorten(url))
+    if record.rec_type == "conversion":
+        return _plain(bytes(content), identity, location)
+    text = _main_text(bytes(content), url)
+    if text is None:
+        return UnwantedRecord(location, "no_main_text", size_bytes, shorten(url))
+    return Document(document_id=identity, text=text)
+
+
+def _body(record: Any) -> Iterator[bytes]:
+    """A record's content, as it was before HTTP's codings; warcio's own reading of them takes damage for an end."""
+    from warcio.bufferedreaders import ChunkedDataException, ChunkedDataReader
+
+    stream, encoding = record.raw_stream, ""
+    if record.http_headers:
+        encoding = record.http_headers.get_header("Content-Encoding", "")
+        if record.http_headers.get_header("Transfer-Encoding", "").strip().lower() == "chunked":
+            stream = ChunkedDataReader(stream, raise_exceptions=True)
+    try:
+        yield from decoded(iter(lambda: stream.read(_READ_BYTES), b""), encoding=encoding)
+    except ChunkedDataException as error:
+        raise UndecodableError(f"chunked: {shorten(error.args[0])}") from None
+
+
+def _read_to_end(stream: Any, identity: str) -> None:
+    while stream.read(_READ_BYTES):
         pass
-    if record.raw_stream.limit > 0:  # what the record's length promises, and the file does not hold
-        raise _CutOffError(f"{identity} lacks {record.raw_stream.limit} of its bytes")
-    return size_bytes, bytes(content)
+    if stream.limit > 0:  # what the record's length promises, and the file does not hold
+        raise _CutOffError(f"{identity} lacks {stream.limit} of its bytes")
 
 
 def _plain(content: bytes, identity: str, location: str) -> Document | BadRecord:

@@ -16,10 +16,10 @@ from pipeline.unit import UnitRecord
 MakeConfig = Callable[..., PipelineConfig]
 
 
-def record(*, size_bytes: int, records: int, bad: int, short: int = 0) -> UnitRecord:
+def record(*, size_bytes: int, records: int, bad: int, short: int = 0, source: str = "corpus") -> UnitRecord:
     dropped = {"missing_field": Dropped(documents=bad), "too_short": Dropped(documents=short)}
     tally = Tally(documents_in=records, documents_kept=records - bad - short, dropped=dropped)
-    return UnitRecord(index=0, source="corpus", size_bytes=size_bytes, shards={}, tally=tally, seconds=0)
+    return UnitRecord(index=0, source=source, size_bytes=size_bytes, shards={}, tally=tally, seconds=0)
 
 
 @pytest.mark.parametrize(
@@ -31,21 +31,50 @@ def record(*, size_bytes: int, records: int, bad: int, short: int = 0) -> UnitRe
     ],
 )
 def test_what_is_still_to_come_may_hold_four_times_the_records_a_byte(bad: int, out_of_reach: bool) -> None:
-    limit = BadRecordLimit(max_bad_record_fraction=0.01, total_bytes=1000)
+    limit = BadRecordLimit(max_bad_record_fraction=0.01, bytes_by_source={"corpus": 1000})
     limit.add(record(size_bytes=100, records=100, bad=bad))
+    assert limit.is_out_of_reach() is out_of_reach
+
+
+@pytest.mark.parametrize(
+    ("bad", "out_of_reach"),
+    [
+        # 100 records are read; corpus may hold 4 × 900 more, and tweets, of which none is read, 80,000 / 8
+        (13, False),
+        (14, True),
+    ],
+)
+def test_a_source_that_is_not_yet_read_may_hold_many_small_records(bad: int, out_of_reach: bool) -> None:
+    limit = BadRecordLimit(max_bad_record_fraction=0.001, bytes_by_source={"corpus": 1000, "tweets": 80_000})
+    limit.add(record(size_bytes=100, records=100, bad=bad))
+    assert limit.is_out_of_reach() is out_of_reach
+
+
+@pytest.mark.parametrize(
+    ("bad", "out_of_reach"),
+    [
+        # corpus is done; tweets are 100 times as dense: 10 + 1000 read, and at most 4 × 9000 to come
+        (370, False),
+        (371, True),
+    ],
+)
+def test_each_source_is_reckoned_with_by_its_own_records_a_byte(bad: int, out_of_reach: bool) -> None:
+    limit = BadRecordLimit(max_bad_record_fraction=0.01, bytes_by_source={"corpus": 1000, "tweets": 10_000})
+    limit.add(record(size_bytes=1000, records=10, bad=0))
+    limit.add(record(size_bytes=1000, records=1000, bad=bad, source="tweets"))
     assert limit.is_out_of_reach() is out_of_reach
 
 
 @pytest.mark.parametrize(("bad", "out_of_reach"), [(2, False), (3, True)])
 def test_at_the_end_the_limit_is_the_share_of_all_records(bad: int, out_of_reach: bool) -> None:
-    limit = BadRecordLimit(max_bad_record_fraction=0.01, total_bytes=200)
+    limit = BadRecordLimit(max_bad_record_fraction=0.01, bytes_by_source={"corpus": 200})
     limit.add(record(size_bytes=100, records=100, bad=bad))
     limit.add(record(size_bytes=100, records=100, bad=0))
     assert limit.is_out_of_reach() is out_of_reach
 
 
 def test_without_a_tolerance_the_first_bad_record_decides() -> None:
-    limit = BadRecordLimit(max_bad_record_fraction=0, total_bytes=1000)
+    limit = BadRecordLimit(max_bad_record_fraction=0, bytes_by_source={"corpus": 1000})
     limit.add(record(size_bytes=1, records=100, bad=0))
     assert not limit.is_out_of_reach()
     limit.add(record(size_bytes=1, records=100, bad=1))
@@ -53,7 +82,7 @@ def test_without_a_tolerance_the_first_bad_record_decides() -> None:
 
 
 def test_documents_that_a_filter_dropped_are_not_bad() -> None:
-    limit = BadRecordLimit(max_bad_record_fraction=0, total_bytes=1000)
+    limit = BadRecordLimit(max_bad_record_fraction=0, bytes_by_source={"corpus": 1000})
     limit.add(record(size_bytes=0, records=100, bad=0, short=100))
     assert not limit.is_out_of_reach()
 
@@ -64,7 +93,8 @@ def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path
     file.write_bytes(b'{"text": "one"}\n' * 8 + b'{"text": 5}\n{"text"\n')
     expected = (
         r"2 of 10 records read are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
-        r"the first malformed_json: .*a.jsonl:140; see .*report.json, then mend the source or raise the limit"
+        r"the first malformed_json: .*a.jsonl:140; see .*report.json, then raise the limit, "
+        rf"or mend the source or its config and remove {tmp_path / 'dataset'}, and run again$"
     )
     with pytest.raises(PipelineError, match=expected):
         run(make_config(max_bad_record_fraction=0.1))

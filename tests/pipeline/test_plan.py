@@ -35,6 +35,8 @@ def test_units_are_numbered_over_all_sources(
         (2, "two", "1.jsonl"),
         (3, "two", "2.jsonl"),
     ]
+    sizes = [(corpus / f"{part}.jsonl").stat().st_size for part in range(3)]
+    assert plan.size_bytes_by_source == {"one": sizes[0], "two": sum(sizes)}
 
 
 def test_the_plan_covers_every_byte_once(corpus: Path, make_config: Callable[..., PipelineConfig]) -> None:

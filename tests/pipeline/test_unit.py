@@ -154,6 +154,26 @@ def test_progress_never_passes_the_size_of_the_input(
     assert told[-1].tokens == record.tokens
 
 
+def test_shards_of_an_earlier_attempt_that_made_more_are_removed(
+    corpus: Path, make_config: MakeConfig, tokenizer_file: Path
+) -> None:
+    config = make_config()
+    (config.output_dir / "validation").mkdir(parents=True)
+    (unit,) = make_plan(config).units
+    stale = [
+        config.output_dir / "data-00000-007.arrow",
+        config.output_dir / ".data-00000-008.arrow.partial",
+        config.output_dir / "validation" / "data-00000-007.arrow",
+    ]
+    others = [config.output_dir / "data-00001-000.arrow", config.output_dir / ".data-00001-001.arrow.partial"]
+    for path in stale + others:
+        path.touch()
+    encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    process_unit(config, unit, encoder, units_directory=config.output_dir)
+    assert not any(path.exists() for path in stale)
+    assert all(path.exists() for path in others)
+
+
 class LateWrong:
     """An engine that gives other ids from the 80th text on."""
 

@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parents[3]
 STARTER = """
 import os, sys
 from pathlib import Path
-import launch.cluster.stopping
+from launch.cluster import stopping
 from launch.cluster.hostfile import Host
 from launch.cluster.launcher import Hostfile, Local, Slurm
 from launch.cluster.process import run_command
 from launch.config import LauncherConfig
-launch.cluster.stopping.SAVING_GRACE_S = 0.5
 kind, stand_in, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+stopping.SAVING_GRACE_S = stopping.SCANCEL_TIMEOUT_S = float(sys.argv[4])
 hosts = (Host("a", 1), Host("b", 1))
 placement = {
     "local": Local(ranks=1, master_port=1),
@@ -59,15 +59,20 @@ def tree(deed: str) -> str:
 
 
 class Started:
-    def __init__(self, kind: str, stand_in: str, folder: Path, path: str | None = None) -> None:
+    """A start whose rank runs. With `saves`, what is waited for comes, however late; without, it never does."""
+
+    def __init__(self, kind: str, stand_in: str, folder: Path, *, saves: bool = True, path: str | None = None) -> None:
         (folder / "logs").mkdir()
         (folder / "checkpoints").mkdir()
         self._log = folder / "logs" / "launcher.log"
-        command = [sys.executable, "-c", STARTER, kind, stand_in, str(folder)]
+        command = [sys.executable, "-c", STARTER, kind, stand_in, str(folder), "60" if saves else "0.5"]
         environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        self.wait_for("rank begins")
+
+    def wait_for(self, line: str) -> None:
         deadline_s = time.monotonic() + 60
-        while "\nrank begins" not in self.log:
+        while f"\n{line}" not in self.log:
             assert time.monotonic() < deadline_s, self.log
             time.sleep(0.05)
 
@@ -95,46 +100,41 @@ def test_first_signal_goes_to_the_ranks_and_is_waited_for(tmp_path, number):
     assert "\nrank saves" in started.log
 
 
-def test_save_that_fails_after_a_signal_is_the_failure(tmp_path):
-    deed = 'print("launch train: no space left", file=sys.stderr, flush=True); sys.exit(2)'
+@pytest.mark.parametrize(
+    ("deed", "code", "told"),
+    [
+        (
+            'print("launch train: no space left", file=sys.stderr, flush=True); sys.exit(2)',
+            2,
+            WAITING.format(name="SIGTERM") + "launch train: no space left\n",
+        ),
+        ('raise RuntimeError("the save broke")', 1, "failed with exit code 1:\n    RuntimeError: the save broke\n"),
+        ("import os; os.kill(os.getpid(), 9)", 247, "ended by SIGKILL; often the machine ran out of memory"),
+        (
+            "signal.signal(number, signal.SIG_DFL); signal.raise_signal(number)",
+            1,
+            "launch train: ended by SIGTERM without a new checkpoint; see",
+        ),
+    ],
+    ids=["save fails", "rank breaks", "no memory for the save", "rank is ended before it can save"],
+)
+def test_rank_that_does_not_save_after_a_signal_is_told(tmp_path, deed, code, told):
     started = Started("local", tree(deed), tmp_path)
     started.send(signal.SIGTERM)
-    assert started.end() == (2, WAITING.format(name="SIGTERM") + "launch train: no space left\n")
-
-
-def test_rank_that_breaks_after_a_signal_is_told(tmp_path):
-    started = Started("local", tree('raise RuntimeError("the save broke")'), tmp_path)
-    started.send(signal.SIGTERM)
-    code, shown = started.end()
-    assert code == 1
-    assert "failed with exit code 1:\n    RuntimeError: the save broke\n" in shown
-
-
-def test_rank_without_memory_for_its_save_is_told(tmp_path):
-    started = Started("local", tree("import os; os.kill(os.getpid(), 9)"), tmp_path)
-    started.send(signal.SIGTERM)
-    code, shown = started.end()
-    assert code == 247
-    assert "ended by SIGKILL; often the machine ran out of memory" in shown
+    ended, shown = started.end()
+    assert ended == code
+    assert told in shown
 
 
 def test_second_signal_ends_ranks_that_do_not_listen_and_is_no_save(tmp_path):
-    started = Started("local", tree("pass"), tmp_path)
+    started = Started("local", tree('print("rank notes", flush=True)'), tmp_path)
     started.send(signal.SIGINT)
-    time.sleep(0.5)
+    started.wait_for("rank notes")
     assert started.process.poll() is None
     started.send(signal.SIGINT)
     code, shown = started.end()
     assert code == 1
     assert "launch train: ended by SIGINT without a new checkpoint; see" in shown
-
-
-def test_rank_that_a_signal_ends_before_it_can_save_is_no_save(tmp_path):
-    started = Started("local", tree("signal.signal(number, signal.SIG_DFL); signal.raise_signal(number)"), tmp_path)
-    started.send(signal.SIGTERM)
-    code, shown = started.end()
-    assert code == 1
-    assert "launch train: ended by SIGTERM without a new checkpoint; see" in shown
 
 
 def saving_launcher(folder: Path, *, saves: bool) -> str:
@@ -153,7 +153,7 @@ def saving_launcher(folder: Path, *, saves: bool) -> str:
 
 @pytest.mark.parametrize(("saves", "code"), [(True, 143), (False, 1)])
 def test_hosts_have_saved_if_latest_has_moved(tmp_path, saves, code):
-    started = Started("hostfile", saving_launcher(tmp_path, saves=saves), tmp_path)
+    started = Started("hostfile", saving_launcher(tmp_path, saves=saves), tmp_path, saves=saves)
     (tmp_path / "checkpoints" / "latest").write_text("step-1")
     started.send(signal.SIGTERM)
     ended, shown = started.end()
@@ -161,9 +161,14 @@ def test_hosts_have_saved_if_latest_has_moved(tmp_path, saves, code):
     assert ("ended by SIGTERM without a new checkpoint" in shown) is not saves
 
 
+def write_scancel(folder: Path, script: str) -> str:
+    (folder / "scancel").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "scancel").chmod(0o755)
+    return str(folder)
+
+
 def test_allocation_is_signalled_by_scancel_and_not_through_srun(tmp_path):
-    (tmp_path / "scancel").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/called\n')
-    (tmp_path / "scancel").chmod(0o755)
+    path = write_scancel(tmp_path, f'echo "$@" > {tmp_path}/called')
     ends = f"""
 import sys, time
 from pathlib import Path
@@ -173,7 +178,18 @@ while not Path({str(tmp_path)!r}, "called").exists():
 Path({str(tmp_path)!r}, "checkpoints", "latest").write_text("step-2")
 sys.exit(1)
 """
-    started = Started("slurm", ends, tmp_path, path=str(tmp_path))
+    started = Started("slurm", ends, tmp_path, path=path)
     started.send(signal.SIGINT)
     assert started.end() == (130, WAITING.format(name="SIGINT"))
     assert (tmp_path / "called").read_text() == "--signal=TERM 77\n"
+
+
+@pytest.mark.parametrize("script", ["exit 1", "exec sleep 60"])
+def test_allocation_that_scancel_does_not_reach_is_ended(tmp_path, script):
+    path = write_scancel(tmp_path, script)
+    started = Started("slurm", LISTENS.format(deed="sys.exit(1)"), tmp_path, saves=False, path=path)
+    started.send(signal.SIGINT)
+    code, shown = started.end()
+    assert code == 1
+    assert "the ranks finish their step" not in shown
+    assert "launch train: ended by SIGINT without a new checkpoint; see" in shown

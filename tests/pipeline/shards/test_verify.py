@@ -129,6 +129,18 @@ def test_another_tokenizer_is_found(make_dataset: Callable[..., Path]) -> None:
     assert verify_dataset(dataset, threads=1) == ["tokenizer.json: missing"]
 
 
+def test_a_shard_that_the_manifest_does_not_name_is_found(make_dataset: Callable[..., Path]) -> None:
+    dataset = make_dataset([[1, EOS]])
+    (dataset / "validation").mkdir()
+    (dataset / "cache-0123456789abcdef.arrow").touch()  # what `datasets` writes when it shuffles
+    for name in ("data-00000-001.arrow", "validation/data-00007-000.arrow"):
+        (dataset / name).touch()
+    assert verify_dataset(dataset, threads=1) == [
+        "data-00000-001.arrow: not in the manifest; remove it",
+        "validation/data-00007-000.arrow: not in the manifest; remove it",
+    ]
+
+
 def test_no_manifest_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"is not finished \(no manifest.json\); make it with"):
         verify_dataset(tmp_path, threads=1)

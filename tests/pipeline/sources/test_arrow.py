@@ -73,6 +73,20 @@ def test_damage_within_is_an_error_that_names_the_file(tmp_path: Path, kind: str
         read(config_of(path))
 
 
+@both
+@pytest.mark.parametrize("text", [pa.string(), pa.binary(), pa.large_binary()])
+def test_damaged_offsets_are_an_error_not_the_end_of_the_process(tmp_path: Path, kind: str, text: pa.DataType) -> None:
+    path = write(tmp_path / "a.arrow", pa.table({"text": pa.array(["x" * 9] * 300, text)}), kind)
+    width = 8 if text == pa.large_binary() else 4
+    before = b"".join((9 * n).to_bytes(width, "little") for n in range(100, 110))
+    after = b"".join((1 << 30).to_bytes(width, "little") for n in range(100, 110))
+    content = path.read_bytes()
+    assert content.count(before) == 1
+    path.write_bytes(content.replace(before, after))
+    with pytest.raises(SourceError, match=r"a.arrow is not a whole Arrow file or stream \(Offset invariant failure"):
+        read(config_of(path))
+
+
 def test_what_is_no_arrow_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.arrow").write_bytes(b'{"text": "one"}\n')
     with pytest.raises(SourceError, match=r"a stream without its end-of-stream marker"):

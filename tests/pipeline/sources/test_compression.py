@@ -82,6 +82,13 @@ def test_xz_may_be_padded(tmp_path: Path) -> None:
     assert read(path) == b"onetwo"
 
 
+def test_zstd_may_have_a_long_window(tmp_path: Path) -> None:
+    # RFC 8878: magic number, no content size follows, a window of 2 ^ (10 + 21) bytes, one raw block
+    frame = b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([21 << 3])
+    (tmp_path / "a.zst").write_bytes(frame + (4 << 3 | 1).to_bytes(3, "little") + b"text")
+    assert read(tmp_path / "a.zst") == b"text"
+
+
 def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"before")

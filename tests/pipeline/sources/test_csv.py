@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from pipeline.document import BadRecord, Document, Record, SourceError
 from pipeline.source_config import CsvConfig
@@ -57,6 +58,22 @@ def test_single_bad_rows_are_bad_records(tmp_path: Path) -> None:
     assert records[1].example == "1 fields, wanted 2: two"
 
 
+def test_a_malformed_row_that_is_not_utf8_can_be_reported(tmp_path: Path) -> None:
+    (bad,) = read(write(tmp_path / "a.csv", b'text\n"a"\xff\n'))
+    assert isinstance(bad, BadRecord)
+    assert bad.reason == "malformed_row"
+    assert bad.example.endswith(': "a"\\xff\n')
+
+
+def test_two_columns_of_a_name_that_is_read_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", b"text,x,x\none,1,2\n")
+    assert read(path) == [Document(f"{path}:9", "one")]
+    with pytest.raises(SourceError, match=r"source 'corpus': .*a.csv has two columns named 'x'; rename one"):
+        read(path, id_field="x")
+    with pytest.raises(ValidationError, match=r"column_names has 'x' twice; give each column a name of its own"):
+        read(path, column_names=("text", "x", "x"))
+
+
 def test_quotes_without_an_end_are_structural_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.csv", b'text\none\n"two\nthree\n' + b"x\n" * 100)
     with pytest.raises(SourceError, match=r"a.csv ends within quotes that open at or after byte 9"):
@@ -70,6 +87,7 @@ def test_quotes_without_an_end_are_structural_damage(tmp_path: Path, monkeypatch
     ("content", "message"),
     [
         (b"a,b\n1,2\n", r"source 'corpus': .*a.csv has no column 'text'; it has a, b"),
+        (b"a,\xff\n1,2\n", r"a.csv has no column 'text'; it has a, \\xff$"),
         (b"", r"a.csv has no header row; name its columns"),
         (b'"a\n', r"a.csv has no header row \(unexpected end of data\)"),
     ],

@@ -47,6 +47,16 @@ def test_nested_text_and_id() -> None:
     assert judge(record, text_field="content.body", id_field="meta.id") == Document("7", "one")
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("x", "x"), (b"x\xff", "x\\xff"), (7, "7"), (0, "0")]
+    # an integer of more than 64 bits, as JSON's reader gives it, and what names nothing
+    + [(value, "here") for value in (123456789012345678901.0, 1.5, True, "", b"", None, {"a": 1}, ["a"])],
+)
+def test_an_id_is_text_or_an_integer_and_else_the_location(value: object, expected: str) -> None:
+    assert judge({"text": "one", "id": value}, id_field="id") == Document(expected, "one")
+
+
 def test_a_template_joins_fields_and_numbers() -> None:
     record = {"title": "A", "meta": {"year": 1999}, "body": "text"}
     assert judge(record, template="# {title} ({meta.year})\n\n{{{body}}}") == Document("here", "# A (1999)\n\n{text}")
@@ -85,7 +95,7 @@ def test_bounds_are_included_and_numbers_may_be_text() -> None:
     assert not kept({"score": 4.01}, field="score", max_value=4)
 
 
-@pytest.mark.parametrize("score", [None, "good", float("nan"), [4]])
+@pytest.mark.parametrize("score", [None, "good", float("nan"), [4], "1_0", b"1_0"])
 def test_what_is_no_number_does_not_pass_a_bound(score: object) -> None:
     assert not kept({"score": score}, field="score", min_value=3)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ def test_the_version_of_an_input_is_its_fingerprint(saved: Path, tmp_path: Path)
         for path in (saved, tmp_path / "other")
     }
     assert len(versions) == 2
+
+
+def test_a_dataset_that_is_replaced_after_it_was_listed_is_refused(saved: Path) -> None:
+    config = config_of(saved, loader="load_from_disk")
+    piece, *_ = huggingface.find_pieces(config, unit_size_bytes=1 << 20)
+    shutil.rmtree(saved)
+    datasets.Dataset.from_dict({"text": ["other"] * 10, "id": ["x"] * 10}).save_to_disk(saved)
+    huggingface._load.cache_clear()  # as in a worker, which opens it anew
+    with pytest.raises(
+        SourceError,
+        match=r"^source 'corpus': .*saved has changed since the run listed it; restore it, or name its revision and",
+    ):
+        list(huggingface.read_piece(config, piece))
 
 
 def test_load_dataset_reads_a_folder_as_it_reads_the_hub(tmp_path: Path) -> None:

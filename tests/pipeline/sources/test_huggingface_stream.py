@@ -80,7 +80,9 @@ def test_a_file_that_changes_after_it_was_listed_is_refused(folder: Path) -> Non
     piece, _ = huggingface_stream.find_pieces(config, unit_size_bytes=1000)
     os.utime(folder / "train-1.jsonl", (1, 1))
     huggingface_stream._open.cache_clear()  # as a worker that starts later
-    with pytest.raises(SourceError, match=r"repository has changed since the run listed it; name its revision"):
+    with pytest.raises(
+        SourceError, match=r"repository has changed since the run listed it; restore it, or name its revision and"
+    ):
         list(huggingface_stream.read_piece(config, piece))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import http.server
 import json
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import pyarrow as pa
@@ -181,6 +184,99 @@ def test_any_file_system_of_fsspec_is_read() -> None:
         assert texts_of(read(jsonl_config("memory://corpus/*.jsonl"), unit_size_bytes=5)) == ["one", "two"]
     finally:
         memory.rm("/corpus", recursive=True)
+
+
+def test_a_file_under_several_names_is_read_once_by_its_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.jsonl").write_bytes(lines("one"))
+    (tmp_path / "a.jsonl").symlink_to("b.jsonl")
+    (tmp_path / "c.jsonl").write_bytes(lines("two"))
+    files = find_files(["c.jsonl", "*.jsonl", "./b.jsonl", str(tmp_path / "c.jsonl")], source="corpus")
+    assert [file.path for file in files] == ["a.jsonl", "c.jsonl"]
+
+
+class Web(http.server.SimpleHTTPRequestHandler):
+    """A web server that tells of a file what `headers_told` holds."""
+
+    headers_told: ClassVar[dict[str, str]] = {}
+
+    def send_header(self, keyword: str, value: str) -> None:
+        if keyword != "Last-Modified":
+            super().send_header(keyword, value)
+
+    def end_headers(self) -> None:
+        for name, value in self.headers_told.items():
+            super().send_header(name, value)
+        super().end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """`web(**headers)` is the address of `tmp_path` on a server that sends these headers."""
+    pytest.importorskip("aiohttp", reason="fsspec reads http by it")
+
+    def serve(**headers: str) -> str:
+        Web.headers_told = {name.replace("_", "-"): value for name, value in headers.items()}
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Web, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield serve
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["ETag", "Last_Modified", "Content_MD5"])
+def test_a_change_of_the_same_size_on_a_web_server_is_refused(
+    tmp_path: Path, web: Callable[..., str], name: str
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines("one"))
+    address = web(**{name: "before"})
+    (file,) = find_files([f"{address}/a.jsonl"], source="corpus")
+    assert open_file(file.path, version=file.version).read() == lines("one")
+    web(**{name: "after"})
+    with pytest.raises(
+        SourceError, match=r"a.jsonl has changed since the run listed it \(16 bytes, .*before → .*after"
+    ):
+        open_file(file.path, version=file.version)
+
+
+def test_the_index_of_a_web_server_is_listed_by_globs(tmp_path: Path, web: Callable[..., str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines("one"))
+    (tmp_path / "b.jsonl").write_bytes(lines("two"))
+    assert texts_of(read(jsonl_config(f"{web(ETag='x')}/*.jsonl"))) == ["one", "two"]
+
+
+def test_a_store_that_would_hide_a_change_is_refused(tmp_path: Path, web: Callable[..., str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines("one"))
+    with pytest.raises(
+        SourceError, match=r"^the store of http://.*/a.jsonl tells neither an e-tag nor a time of change, so that"
+    ):
+        find_files([f"{web()}/a.jsonl"], source="corpus")
+
+
+def test_a_web_server_without_ranges_is_told(tmp_path: Path, web: Callable[..., str]) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines("one", "two"))
+    config = jsonl_config(f"{web(ETag='x', Accept_Ranges='none')}/a.jsonl")
+    assert texts_of(read(config)) == ["one", "two"]
+    with pytest.raises(SourceError, match=r"^http://.*/a.jsonl cannot be read from its middle \([^\n]+\); copy it"):
+        read(config, unit_size_bytes=20)
+
+
+def test_the_hub_s_mark_is_that_of_the_contents(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/a.jsonl", lines("one"))
+    info = {"name": "/corpus/a.jsonl", "type": "file", "size": 16, "blob_id": "b1", "lfs": None, "last_commit": None}
+    monkeypatch.setattr(type(memory), "info", lambda self, path, **_: info)
+    try:
+        (file,) = find_files(["memory://corpus/a.jsonl"], source="corpus")
+        assert file.version == "16 bytes, blob_id b1"
+    finally:
+        memory.store.clear()
 
 
 def test_a_file_without_a_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import gzip
+import random
 import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from pipeline.document import BadRecord, Document, Record, SourceError, UnwantedRecord
 from pipeline.source_config import WarcConfig
@@ -32,8 +34,9 @@ def record(kind: str, number: int, body: bytes, *, content_type: str = "text/pla
     return head.encode() + body + b"\r\n\r\n"
 
 
-def response(number: int, body: bytes, content_type: str = "text/html; charset=utf-8") -> bytes:
-    http = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+def response(number: int, body: bytes, content_type: str = "text/html; charset=utf-8", **fields: str) -> bytes:
+    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    http = f"HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\n{more}Content-Length: {len(body)}\r\n\r\n".encode()
     return record("response", number, http + body, content_type="application/http; msgtype=response")
 
 
@@ -69,6 +72,70 @@ def test_main_texts_are_documents_and_the_rest_is_counted(tmp_path: Path, name: 
     assert empty.reason == "no_main_text"
     assert plain == Document("<urn:uuid:5>", "naïve plain text")
     assert broken == BadRecord(f"{path}:<urn:uuid:6>", "invalid_utf8", 1, "\\xff")
+
+
+def chunked(body: bytes) -> bytes:
+    parts = [body[start : start + 100] for start in range(0, len(body), 100)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in [*parts, b""])
+
+
+# what no compression makes much shorter
+LONG_PAGE = PAGE.replace(b"</article>", b"<p>%s</p></article>" % random.Random(0).randbytes(5000).hex().encode())
+
+
+@pytest.mark.parametrize("name", ["gzip", "br", "zstd"])
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_content_encodings_are_undone(tmp_path: Path, name: str, in_chunks: bool) -> None:
+    import brotli
+
+    compress = {"gzip": gzip.compress, "br": brotli.compress, "zstd": zstandard.compress}[name]
+    body = chunked(compress(PAGE)) if in_chunks else compress(PAGE)
+    fields = {"Content_Encoding": name} | ({"Transfer_Encoding": "chunked"} if in_chunks else {})
+    path = tmp_path / "a.warc"
+    path.write_bytes(response(1, body, **fields) + RECORDS[5])
+    page, plain = read(path)
+    assert isinstance(page, Document)
+    assert PARAGRAPH.strip() in page.text
+    assert plain == Document("<urn:uuid:5>", "naïve plain text")
+
+
+BODY = gzip.compress(LONG_PAGE)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "reason"),
+    [
+        (BODY[: len(BODY) // 2], {"Content_Encoding": "gzip"}, "gzip: the body has no end"),
+        (
+            BODY[:2000] + bytes(byte ^ 0x55 for byte in BODY[2000:2050]) + BODY[2050:],
+            {"Content_Encoding": "gzip"},
+            "gzip: Error -3 while decompressing data: ",
+        ),
+        (PAGE, {"Content_Encoding": "compress"}, "content encoding 'compress' is not known"),
+        (chunked(PAGE)[:-5], {"Transfer_Encoding": "chunked"}, "chunked: Couldn't decode length header"),
+        (chunked(PAGE)[:-50], {"Transfer_Encoding": "chunked"}, "chunked: Ran out of data before end of chunk"),
+    ],
+)
+def test_a_body_that_cannot_be_decoded_is_one_bad_record(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], body: bytes, fields: dict[str, str], reason: str
+) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(response(1, body, **fields) + RECORDS[5])
+    bad, plain = read(path)
+    assert isinstance(bad, BadRecord)
+    assert (bad.location, bad.reason, bad.size_bytes) == (f"{path}:<urn:uuid:1>", "undecodable", len(body))
+    assert bad.example.startswith(reason)
+    assert bad.example.endswith(": http://example.com/1")
+    assert plain == Document("<urn:uuid:5>", "naïve plain text")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_is_no_page_is_not_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(response(1, b"\x89PNG", "image/png", Content_Encoding="none"))
+    (image,) = read(path)
+    assert isinstance(image, UnwantedRecord)
+    assert (image.reason, image.size_bytes) == ("not_html", 4)
 
 
 @pytest.mark.parametrize("cut_bytes", [6, 9, 100])
