@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.markup import Markup, element, join
+from pipeline.quantities import short_number
 
 WIDTH, HEIGHT = 640, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 10, 12, 40
@@ -96,23 +97,6 @@ def nice_scale(largest: int, *, lines: int = 4) -> tuple[int, int]:
     power = 10 ** math.floor(math.log10(raw))
     step = next(int(factor * power) for factor in (1, 2, 5, 10) if factor * power >= raw)
     return step, max(1, math.ceil(largest / step)) * step
-
-
-def short_number(value: float) -> str:
-    """Three digits and a unit of thousands: 950, 1.2K, 38M, 11T."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
-        if value >= size:
-            scaled = value / size
-            return f"{scaled:.0f}{unit}" if scaled >= 100 or scaled == int(scaled) else f"{scaled:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def binary_number(value: int) -> str:
-    """In units of 1,024 where there are any: 768, 1K, 1.5K, 2K, 1M."""
-    for unit, size in (("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return str(value)
 
 
 def _grid_line(value: int, *, top: int) -> Markup:

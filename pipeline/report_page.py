@@ -9,21 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.charts import (
-    COLOURS,
-    Axis,
-    Series,
-    binary_number,
-    legend,
-    share_bar,
-    short_number,
-    stacked_histogram,
-)
+from pipeline.charts import COLOURS, Axis, Series, legend, share_bar, stacked_histogram
 from pipeline.histograms import TOKENS_PER_BYTE_BINS, length_bound
 from pipeline.markup import Markup, element, join
+from pipeline.quantities import binary_number, duration, share, short_number
 from pipeline.report_examples import dropped_details
 from pipeline.report_style import STYLE
-from pipeline.report_tables import duration, encoding_table, length_table, reason_table, share, source_table
+from pipeline.report_tables import encoding_table, length_table, reason_table, source_table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 

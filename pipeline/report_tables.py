@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.charts import share_bar, short_number
+from pipeline.charts import share_bar
 from pipeline.histograms import length_bound
 from pipeline.markup import Markup, element
-
-MINUTE_S = 60
-HOUR_S = 3600
+from pipeline.quantities import duration, share, short_number
 
 # training sequences are of such lengths
 SEQUENCE_LENGTHS = (512, 1024, 2048, 4096, 8192, 32_768)
@@ -94,29 +92,6 @@ def length_table(histograms: Mapping[str, Sequence[int]]) -> Markup:
 
 
 _PIECES = ("pieces", "pieces_checked", "pieces_by_reference")
-
-
-def share(part: float, whole: float) -> str:
-    """Per cent, so that a little is not nothing and nearly all is not all."""
-    if not whole or not part:
-        return "0%"
-    if part == whole:
-        return "100%"
-    fraction = part / whole
-    if fraction < 0.0001:
-        return "<0.01%"
-    if fraction > 0.9999:
-        return ">99.99%"
-    return f"{100 * fraction:.2f}%" if fraction < 0.01 or fraction > 0.99 else f"{100 * fraction:.1f}%"
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units that fit."""
-    if seconds < MINUTE_S:
-        return f"{seconds:.1f} s"
-    if seconds < HOUR_S:
-        return f"{int(seconds // MINUTE_S)} min {int(seconds % MINUTE_S):02d} s"
-    return f"{int(seconds // HOUR_S):,} h {int(seconds % HOUR_S // MINUTE_S):02d} min"
 
 
 def _heat(part: int, whole: int) -> Markup:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from pipeline.charts import Axis, Series, binary_number, nice_scale, share_bar, short_number, stacked_histogram
+from pipeline.charts import Axis, Series, nice_scale, share_bar, stacked_histogram
 
 
 def rectangles(svg: str) -> list[dict[str, str]]:
@@ -43,16 +43,3 @@ def test_shares_lie_side_by_side() -> None:
 )
 def test_the_lines_of_an_axis_are_round_numbers(largest: int, scale: tuple[int, int]) -> None:
     assert nice_scale(largest) == scale
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0, "0"), (7.25, "7.25"), (999, "999"), (1000, "1K"), (2490, "2.49K"), (123_456, "123K"), (1.1e13, "11T")],
-)
-def test_short_numbers_have_three_digits(value: float, text: str) -> None:
-    assert short_number(value) == text
-
-
-@pytest.mark.parametrize(("value", "text"), [(768, "768"), (1024, "1K"), (1536, "1.5K"), (3 << 20, "3M")])
-def test_binary_numbers_count_in_1024s(value: int, text: str) -> None:
-    assert binary_number(value) == text

@@ -8,14 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import PipelineConfig
 from pipeline.report import Tally, report_tree
 from pipeline.report_page import report_page
-from pipeline.report_tables import duration, share
 from pipeline.run import run
 from pipeline.shards.format import EncodingRecord
 
@@ -139,19 +137,3 @@ def test_a_run_writes_the_page_of_its_report(corpus: Path, make_config: MakeConf
     assert (config.output_dir / "report.html").read_text(encoding="utf-8") == report_page(report)
     assert report["tokens_kept"] == sum(report["tokens"].values())
     assert sum(report["histograms"]["documents_by_length"]) == report["documents_kept"] == 120
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [(0, 5, "0%"), (0, 0, "0%"), (5, 5, "100%"), (1, 3, "33.3%"), (1, 200, "0.50%"), (1, 10**6, "<0.01%"),
-     (10**6 - 1, 10**6, ">99.99%"), (995, 1000, "99.50%")],
-)  # fmt: skip
-def test_a_little_is_not_nothing_and_nearly_all_is_not_all(part: int, whole: int, text: str) -> None:
-    assert share(part, whole) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.9, "59.9 s"), (61, "1 min 01 s"), (7325, "2 h 02 min")]
-)
-def test_a_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
