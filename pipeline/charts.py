@@ -13,7 +13,7 @@ from pipeline.markup import Markup, element, join
 from pipeline.quantities import short_number
 
 WIDTH, HEIGHT = 640, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 10, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 18, 12, 40
 
 COLOURS = 8
 

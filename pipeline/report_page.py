@@ -15,7 +15,7 @@ from pipeline.markup import Markup, element, join
 from pipeline.quantities import binary_number, duration, share, short_number
 from pipeline.report_examples import dropped_details
 from pipeline.report_style import STYLE
-from pipeline.report_tables import encoding_table, length_table, reason_table, source_table
+from pipeline.report_tables import MAX_COLUMNS, encoding_table, length_table, reason_table, source_table
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -165,7 +165,9 @@ def _dropped(report: Mapping[str, Any]) -> Iterator[Markup]:
     if not report["dropped"]:
         yield element("p", "Nothing was dropped.", class_="said")
         return
-    yield element("p", "Share of each source's records, by reason; behind each reason some of them.", class_="said")
+    sources = len(report["sources"])
+    whose = f"the {MAX_COLUMNS} largest of {sources} sources'" if sources > MAX_COLUMNS else "each source's"
+    yield element("p", f"Share of {whose} records, by reason; behind each reason some of them.", class_="said")
     yield reason_table(report)
     yield from dropped_details(report)
 

@@ -19,7 +19,7 @@ h3 { font-size: 14px; margin: 0 0 6px; font-weight: 600; }
 p.said { color: var(--soft); margin: 2px 0 12px; max-width: 80ch; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(160px, 1fr)); gap: 12px; margin-top: 18px; }
 .tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
-.tile b { display: block; font-size: 24px; font-weight: 650; letter-spacing: -0.02em; }
+.tile b { display: block; white-space: nowrap; font-size: 23px; font-weight: 650; letter-spacing: -0.02em; }
 .tile span { color: var(--soft); font-size: 13px; }
 .tile i { display: block; font-style: normal; font-size: 12.5px; color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 14px; }
@@ -28,7 +28,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--soft); border-bottom: 1px solid var(--line); }
 th, td { padding: 5px 10px 5px 0; vertical-align: middle; }
 td { border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; white-space: nowrap; }
+td.n, th.n { text-align: right; } td.n { white-space: nowrap; padding-left: 8px; }
 td.bar { width: 26%; min-width: 150px; }
 tr.total td { font-weight: 650; }
 svg.histogram { width: 100%; height: auto; display: block; }
@@ -50,6 +50,6 @@ summary { cursor: pointer; } summary b { font-weight: 600; } summary span { colo
   padding: 4px 9px; margin-top: 2px; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate;
   font: 12.5px/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; }
-  .card, .tile, tr, .example { break-inside: avoid; }
+  .card, .tile, tr, .example { break-inside: avoid; } h2, .legend { break-after: avoid; }
   .scroll, .examples { overflow: visible; max-height: none; } * { print-color-adjust: exact; } }
 """

@@ -14,8 +14,8 @@ from pipeline.quantities import duration, share, short_number
 # training sequences are of such lengths
 SEQUENCE_LENGTHS = (512, 1024, 2048, 4096, 8192, 32_768)
 
-# sources that stand in a table of their own column; more would not fit a page
-MAX_COLUMNS = 10
+# sources that have a column of the table of reasons; more would not fit a page
+MAX_COLUMNS = 8
 
 
 def source_table(report: Mapping[str, Any]) -> Markup:
