@@ -58,6 +58,12 @@ def test_epochs_and_the_step_of_the_first_repeat(tmp_path: Path) -> None:
     assert (code.tokens_read, code.epochs, code.repeats_at_step) == (500, 0.5, None)
 
 
+def test_a_sample_needs_the_token_after_it(tmp_path: Path) -> None:
+    # 200 samples of 59, not of 60
+    (source,) = preview(fields([(make_dataset(tmp_path / "web", tokens=600), 1)])).sources
+    assert source.epochs == pytest.approx(200 / 59)
+
+
 def test_a_dataset_used_up_by_the_last_step_does_not_repeat(tmp_path: Path) -> None:
     (source,) = preview(fields([(make_dataset(tmp_path / "web", tokens=2001), 1)])).sources
     assert (source.epochs, source.repeats_at_step) == (1.0, None)
