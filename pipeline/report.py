@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.document import BAD_REASONS, shorten
-from pipeline.histograms import Histograms
+from pipeline.histograms import TOKENS_PER_BYTE_BINS, Histograms, length_bound
 from pipeline.shards.format import EncodingRecord
 
 # of a source, for each reason
@@ -140,7 +140,7 @@ def report_tree(
     worker_seconds_by_source: Mapping[str, float],
     encoding: Sequence[EncodingRecord] = (),
 ) -> dict[str, Any]:
-    """The contents of `report.json`; examples stand with their sources.
+    """The contents of `report.json`; examples stand with their sources. Bin k of a histogram begins at bound k.
 
     `seconds` is the last attempt's; `worker_seconds` are summed over all units.
     """
@@ -152,6 +152,10 @@ def report_tree(
         "seconds": round(seconds, 3),
         "worker_seconds": round(sum(worker_seconds_by_source.values()), 3),
         "encoding": [record.model_dump() for record in encoding],
+        "histogram_bounds": {
+            "length": [length_bound(k) for k in range(len(total.histograms.documents_by_length) + 1)],
+            "tokens_per_byte": [k / TOKENS_PER_BYTE_BINS for k in range(TOKENS_PER_BYTE_BINS + 1)],
+        },
         "sources": {
             source: {**tally.model_dump(), "worker_seconds": round(worker_seconds_by_source[source], 3)}
             for source, tally in tallies_by_source.items()

@@ -16,12 +16,13 @@ _UNUSED = "\ufdd0\ufdef"
 def without_special_pieces(tokenizer: dict[str, Any]) -> dict[str, Any] | None:
     """The `tokenizer.json` to encode with, whose other ids are the same; None if the given one will do."""
     model = tokenizer["model"]
-    finds_words = model.get("type") in ("WordLevel", "WordPiece", "Unigram") or model.get("ignore_merges")
     added_tokens = tokenizer.get("added_tokens", [])
-    special = {token["content"] for token in added_tokens if token["special"]} - {model.get("unk_token")}
-    if not finds_words or not special:
-        return None
     vocabulary: Any = model["vocab"]
+    pieces = set(vocabulary) if isinstance(vocabulary, dict) else {piece for piece, _ in vocabulary}
+    special = {token["content"] for token in added_tokens if token["special"]} - {model.get("unk_token")}
+    finds_words = model.get("type") in ("WordLevel", "WordPiece", "Unigram") or model.get("ignore_merges")
+    if not finds_words or not special & pieces:
+        return None
     if isinstance(vocabulary, dict):
         vocabulary = {piece: number for piece, number in vocabulary.items() if piece not in special}
     else:

@@ -96,6 +96,8 @@ def test_the_report_has_histograms_of_all_and_of_each_source() -> None:
     assert report["histograms"]["tokens_by_length"] == [0, 0, 0, 20]
     assert report["histograms"]["documents_by_tokens_per_byte"] == [*[0] * 20, 4]
     assert report["sources"]["code"]["histograms"]["tokens_by_length"] == [0, 0, 0, 5]
+    assert report["histogram_bounds"]["length"] == [1, 2, 3, 4, 6]
+    assert report["histogram_bounds"]["tokens_per_byte"][20] == 0.4
 
 
 def test_examples_stand_with_their_sources_only() -> None:
