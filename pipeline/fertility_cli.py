@@ -42,9 +42,10 @@ def add_verbs(verbs: Any, *, load: LoadConfig) -> None:
     def run(arguments: argparse.Namespace) -> None:
         config = load(arguments.config, PipelineConfig, arguments.overrides)
         paths = {OWN: arguments.tokenizer or tokenizer_of(config)}
+        options = {OWN: "--tokenizer" if arguments.tokenizer else "tokenizer.path", REFERENCE: "--reference"}
         if arguments.reference is not None:
             paths[REFERENCE] = arguments.reference
-        by_source = _measure(config, paths, sample_bytes=arguments.sample_bytes)
+        by_source = _measure(config, paths, options, sample_bytes=arguments.sample_bytes)
         if arguments.json:
             print(json.dumps(tree(by_source, paths), indent=1))
         else:
@@ -70,12 +71,14 @@ def tokenizer_of(config: PipelineConfig) -> Path:
     )
 
 
-def _measure(config: PipelineConfig, paths: Mapping[str, Path], *, sample_bytes: int) -> dict[str, Fertility]:
+def _measure(
+    config: PipelineConfig, paths: Mapping[str, Path], options: Mapping[str, str], *, sample_bytes: int
+) -> dict[str, Fertility]:
     from pipeline.plan import Plan, make_plan
     from pipeline.sample import sample_texts
     from pipeline.tokenizer.fertility import load_tokenizer, measure
 
-    tokenizers = {name: load_tokenizer(path, option=f"--{name}") for name, path in paths.items()}
+    tokenizers = {name: load_tokenizer(path, option=options[name]) for name, path in paths.items()}
     units = make_plan(config).units
     return {
         source.name: measure(

@@ -7,6 +7,7 @@ the page forbids scripts and requests by its own policy besides.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from pipeline.charts import COLOURS, Axis, Series, legend, share_bar, stacked_histogram
@@ -16,6 +17,9 @@ from pipeline.quantities import binary_number, duration, share, short_number
 from pipeline.report_examples import dropped_details
 from pipeline.report_style import STYLE
 from pipeline.report_tables import MAX_COLUMNS, encoding_table, length_table, reason_table, source_table
+
+# of the commonest reasons; the green is that of what is kept, and grey is all the others'
+REASON_COLOURS = ("c1", "c5", "c0", "c3", "c4", "c6")
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -70,11 +74,11 @@ def _where_records_went(report: Mapping[str, Any]) -> Iterator[Markup]:
     """A line a source: the share kept, then the shares dropped, the commonest reasons by colour."""
     sources: Mapping[str, Any] = report["sources"]
     reasons = sorted(report["dropped"], key=lambda reason: -report["dropped"][reason]["documents"])
-    colour_of = {reason: f"c{(1, 5, 0, 3, 4, 6)[k]}" if k < 6 else "c7" for k, reason in enumerate(reasons)}
+    colour_of = dict(zip_longest(reasons, REASON_COLOURS[: len(reasons)], fillvalue="c7"))
     yield element("h2", "Where the records went")
-    shown = [(reason, colour_of[reason]) for reason in reasons[:6]]
-    more = [(f"{len(reasons) - 6} more reasons", "c7")] if len(reasons) > 6 else []
-    yield legend([("kept", "kept"), *shown, *more])
+    own = len(REASON_COLOURS)
+    more = [(f"{len(reasons) - own} more reasons", "c7")] if len(reasons) > own else []
+    yield legend([("kept", "kept"), *list(colour_of.items())[:own], *more])
     rows = []
     for name, tally in [*sources.items(), *([("all sources", report)] if len(sources) > 1 else [])]:
         parts = [("kept", tally["documents_kept"], "kept")]

@@ -74,3 +74,15 @@ def test_no_tokenizer_yet_is_one_line(config_file: Path, capsys: pytest.CaptureF
     (line,) = capsys.readouterr().err.splitlines()
     assert "no tokenizer yet: neither " in line
     assert line.endswith("make one with `smollm2 pipeline train-tokenizer`, or name one with --tokenizer")
+
+
+def test_a_tokenizer_that_is_gone_is_named_as_it_was_given(
+    config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone.json"
+    for given in (["tokenizer.path=" + str(gone)], ["--tokenizer", str(gone)], ["--reference", str(gone)]):
+        assert main(["fertility", str(config_file), *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"smollm2 pipeline: {given[0].split('=')[0]}={gone}: No such file or directory; name a tokenizer.json"
+        )
