@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.report import Tally, add_up, add_up_encoding, report_tree
+from pipeline.report_page import report_page
 from pipeline.shards.format import (
     TOKENIZER_FILE,
     DatasetManifest,
@@ -26,6 +27,7 @@ from pipeline.unit import SPLITS, UnitRecord
 from pipeline.workspace import CONFIG_FILE
 
 REPORT_FILE = "report.json"
+REPORT_PAGE_FILE = "report.html"
 
 
 def assemble(
@@ -81,10 +83,14 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
         by_source,
         tokens_by_split={split: _split_record(records, split).tokens for split in SPLITS},
         seconds=seconds,
-        worker_seconds=sum(record.seconds for record in records),
+        worker_seconds_by_source={
+            source.name: sum(record.seconds for record in records if record.source == source.name)
+            for source in config.sources
+        },
         encoding=add_up_encoding(record.encoding for record in records),
     )
     write_durably(config.output_dir / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_durably(config.output_dir / REPORT_PAGE_FILE, report_page(report).encode())
     total = add_up(by_source.values())
     _check_bad_records(config, total)
     return total

@@ -1,4 +1,4 @@
-"""The verbs of `smollm2 pipeline`: run, train-tokenizer, verify, inspect."""
+"""The verbs of `smollm2 pipeline`: run, train-tokenizer, fertility, mixture, verify, inspect."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from configs.command import CommandParser, run_room
 from configs.load import load
+from pipeline import fertility_cli, mixture_cli
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
@@ -49,6 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(train)
     train.add_argument("--output", type=Path, help="the file to write (default: OUTPUT_DIR-tokenizer.json)")
     train.set_defaults(run=_train_tokenizer)
+
+    fertility_cli.add_verbs(verbs, load=load)
+    mixture_cli.add_verbs(verbs, load=load)
 
     verify = verbs.add_parser(
         "verify",

@@ -13,17 +13,22 @@ from typing import Any
 
 from pipeline.config import PipelineConfig
 from pipeline.document import SourceError
+from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Consecutive pieces of one source: the work of one worker at one time."""
+    """Consecutive pieces of one source: the work of one worker at one time.
+
+    `max_examples` is how many dropped records its record shows for each reason.
+    """
 
     index: int
     source: str
     pieces: tuple[Piece, ...]
+    max_examples: int = MAX_EXAMPLES
 
     @property
     def size_bytes(self) -> int:
@@ -56,10 +61,12 @@ def make_plan(config: PipelineConfig) -> Plan:
     units: list[Unit] = []
     for source in config.sources:
         pieces = reader_of(source).find_pieces(source, unit_size_bytes=config.unit_size_bytes)
-        before = len(units)
-        for group in group_pieces(pieces, unit_size_bytes=config.unit_size_bytes):
-            units.append(Unit(index=len(units), source=source.name, pieces=group))
-        if len(units) == before:
+        groups = list(group_pieces(pieces, unit_size_bytes=config.unit_size_bytes))
+        for group in groups:
+            units.append(
+                Unit(index=len(units), source=source.name, pieces=group, max_examples=examples_per_unit(len(groups)))
+            )
+        if not groups:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
     return Plan(tuple(units))
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.document import BAD_REASONS
+from pipeline.document import BAD_REASONS, shorten
+from pipeline.histograms import TOKENS_PER_BYTE_BINS, Histograms, length_bound
 from pipeline.shards.format import EncodingRecord
 
-MAX_EXAMPLES = 3
+# of a source, for each reason
+MAX_EXAMPLES = 100
 
 
 class _Counts(BaseModel):
@@ -33,19 +36,40 @@ class Dropped(_Counts):
 
 
 class Tally(_Counts):
-    """Records read, kept and dropped; bytes are those of the UTF-8 text, or of the record where there is no text."""
+    """Records read, kept and dropped; bytes are those of the UTF-8 text, or of the record where there is no text.
+
+    Tokens count the EOS of every document.
+    """
 
     documents_in: int = 0
     documents_kept: int = 0
     text_bytes_kept: int = 0
+    tokens_kept: int = 0
     dropped: dict[str, Dropped] = Field(default_factory=dict)
+    histograms: Histograms = Field(default_factory=Histograms)
+
+    def keep(self, *, tokens: Sequence[int], text_bytes: Sequence[int]) -> None:
+        """Count kept documents, given the tokens and the bytes of text of each."""
+        self.documents_kept += len(tokens)
+        self.text_bytes_kept += sum(text_bytes)
+        self.tokens_kept += sum(tokens)
+        self.histograms.add(tokens=tokens, text_bytes=text_bytes)
 
     def drop(self, reason: str, *, size_bytes: int, location: str, example: str) -> None:
         dropped = self.dropped.setdefault(reason, Dropped())
         dropped.documents += 1
         dropped.text_bytes += size_bytes
         if len(dropped.examples) < MAX_EXAMPLES:
-            dropped.examples.append(Example(location=location, content=example))
+            # an id is the corpus's own text, of any length
+            dropped.examples.append(Example(location=shorten(location), content=shorten(example)))
+
+    def with_examples(self, max_examples: int) -> Tally:
+        """The same counts with at most so many examples for each reason, the first."""
+        dropped = {
+            reason: entry.model_copy(update={"examples": entry.examples[:max_examples]})
+            for reason, entry in self.dropped.items()
+        }
+        return self.model_copy(update={"dropped": dropped})
 
     @property
     def documents_dropped(self) -> int:
@@ -68,6 +92,8 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
         total.documents_in += tally.documents_in
         total.documents_kept += tally.documents_kept
         total.text_bytes_kept += tally.text_bytes_kept
+        total.tokens_kept += tally.tokens_kept
+        total.histograms += tally.histograms
         for reason, dropped in tally.dropped.items():
             into = total.dropped.setdefault(reason, Dropped())
             into.documents += dropped.documents
@@ -75,6 +101,12 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
             into.examples = [*into.examples, *dropped.examples][:MAX_EXAMPLES]
     total.dropped = dict(sorted(total.dropped.items()))
     return total
+
+
+def examples_per_unit(units: int) -> int:
+    """How many examples of each reason a unit records, so that the records of a source's `units` stay small together
+    and its examples come from all over it."""
+    return math.ceil(MAX_EXAMPLES / units)
 
 
 def add_up_encoding(records: Iterable[EncodingRecord | None]) -> tuple[EncodingRecord, ...]:
@@ -105,16 +137,27 @@ def report_tree(
     *,
     tokens_by_split: dict[str, int],
     seconds: float,
-    worker_seconds: float,
+    worker_seconds_by_source: Mapping[str, float],
     encoding: Sequence[EncodingRecord] = (),
 ) -> dict[str, Any]:
-    """The contents of `report.json`. `seconds` is the last attempt's; `worker_seconds` is summed over all units."""
+    """The contents of `report.json`; examples stand with their sources. Bin k of a histogram begins at bound k.
+
+    `seconds` is the last attempt's; `worker_seconds` are summed over all units.
+    """
+    total = add_up(tallies_by_source.values())
     return {
         "name": name,
-        **add_up(tallies_by_source.values()).model_dump(),
+        **total.model_dump(exclude={"dropped": {"__all__": {"examples"}}}),
         "tokens": tokens_by_split,
         "seconds": round(seconds, 3),
-        "worker_seconds": round(worker_seconds, 3),
+        "worker_seconds": round(sum(worker_seconds_by_source.values()), 3),
         "encoding": [record.model_dump() for record in encoding],
-        "sources": {source: tally.model_dump() for source, tally in tallies_by_source.items()},
+        "histogram_bounds": {
+            "length": [length_bound(k) for k in range(len(total.histograms.documents_by_length) + 1)],
+            "tokens_per_byte": [k / TOKENS_PER_BYTE_BINS for k in range(TOKENS_PER_BYTE_BINS + 1)],
+        },
+        "sources": {
+            source: {**tally.model_dump(), "worker_seconds": round(worker_seconds_by_source[source], 3)}
+            for source, tally in tallies_by_source.items()
+        },
     }

@@ -23,7 +23,7 @@ from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
-from pipeline.sample import sample_texts
+from pipeline.sample import sample_in_processes, sample_texts
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.train import train_tokenizer
@@ -101,16 +101,18 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
 
     def counted() -> Iterator[str]:
         nonlocal sampled_bytes
-        for text in sample_texts(config, plan, sample_bytes=training.sample_bytes):
+        workers = config.workers or available_cores()
+        for text in sample_in_processes(config, plan, sample_bytes=training.sample_bytes, workers=workers):
             sampled_bytes += len(text.encode())
             yield text
 
     started = time.perf_counter()
     content = train_tokenizer(counted(), vocab_size=training.vocab_size)
     log.info(
-        "tokenizer: %s entries trained on %.1f MB of text in %.1f s",
+        "tokenizer: %s entries trained on %.1f MB of text, the first documents of each of %s units, in %.1f s",
         f"{training.vocab_size:,}",
         sampled_bytes / 1e6,
+        f"{len(plan.units):,}",
         time.perf_counter() - started,
     )
     return content

@@ -1,15 +1,23 @@
 """The texts that a tokenizer is trained on: the first training documents of every unit, in proportion to its size.
 
-Spread over all units, so that no source and no end of one is left out; deterministic; read as a stream.
+Spread over all units, so that no source and no end of one is left out; deterministic; read as a stream. Which texts
+they are depends on the config and the input only. A large sample is read by several processes, and then its order is
+not fixed: training counts words and does not care.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 from pipeline.config import PipelineConfig
-from pipeline.plan import Plan
+from pipeline.executors import Finished, run_in_processes
+from pipeline.plan import Plan, Unit
 from pipeline.unit import UnitReader
+
+# workers need a second or two to start; below this, reading alone is done sooner
+MIN_PARALLEL_BYTES = 32 << 20
+_BATCH_CHARACTERS = 1 << 18
 
 
 def sample_texts(config: PipelineConfig, plan: Plan, *, sample_bytes: int) -> Iterator[str]:
@@ -19,12 +27,49 @@ def sample_texts(config: PipelineConfig, plan: Plan, *, sample_bytes: int) -> It
     """
     share = sample_bytes / max(1, plan.size_bytes)
     for unit in plan.units:
-        # at least a byte: a unit gives its first document however small the sample
-        quota_bytes = max(1.0, share * unit.size_bytes)
-        taken_bytes = 0
-        for kept in UnitReader(config, unit):
-            if share < 1 and taken_bytes >= quota_bytes:
-                break
-            if kept.split == "train":
-                taken_bytes += kept.text_bytes
-                yield kept.document.text
+        yield from _texts_of(config, unit, share=share)
+
+
+def sample_in_processes(config: PipelineConfig, plan: Plan, *, sample_bytes: int, workers: int) -> Iterator[str]:
+    """The texts of `sample_texts` in any order, read and filtered by several processes if that is worth their start.
+
+    Raises WorkerError besides.
+    """
+    if workers == 1 or len(plan.units) == 1 or min(sample_bytes, plan.size_bytes) < MIN_PARALLEL_BYTES:
+        yield from sample_texts(config, plan, sample_bytes=sample_bytes)
+        return
+    make_task = functools.partial(SampleTask, config, sample_bytes / max(1, plan.size_bytes))
+    for message in run_in_processes(make_task, plan.units, workers=workers):
+        if message is not None and not isinstance(message, Finished):
+            yield from message
+
+
+class SampleTask:
+    """A worker's task: it tells the texts of a unit's part of the sample, some at a time."""
+
+    def __init__(self, config: PipelineConfig, share: float) -> None:
+        self._config = config
+        self._share = share
+
+    def __call__(self, unit: Unit, tell: Callable[[list[str]], None]) -> None:
+        batch: list[str] = []
+        characters = 0
+        for text in _texts_of(self._config, unit, share=self._share):
+            batch.append(text)
+            characters += len(text)
+            if characters >= _BATCH_CHARACTERS:
+                tell(batch)
+                batch, characters = [], 0
+        tell(batch)
+
+
+def _texts_of(config: PipelineConfig, unit: Unit, *, share: float) -> Iterator[str]:
+    # at least a byte: a unit gives its first document however small the sample
+    quota_bytes = max(1.0, share * unit.size_bytes)
+    taken_bytes = 0
+    for kept in UnitReader(config, unit):
+        if share < 1 and taken_bytes >= quota_bytes:
+            break
+        if kept.split == "train":
+            taken_bytes += kept.text_bytes
+            yield kept.document.text

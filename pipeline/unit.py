@@ -140,7 +140,7 @@ def process_unit(
         source=unit.source,
         size_bytes=unit.size_bytes,
         shards=shards,
-        tally=tally,
+        tally=tally.with_examples(unit.max_examples),
         seconds=time.perf_counter() - started,
         encoding=encoder.unit_record(),
     )
@@ -163,15 +163,17 @@ def _make_shards(
             for split in SPLITS
         }
         for batch in _batches(reader):
+            lengths, sizes = [], []
             for kept, ids in zip(batch, encoder.encode([kept.document.text for kept in batch]), strict=True):
                 if len(ids) == 1:
                     # only an EOS: the tokenizer has no token for any byte of the text
                     reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)
                     continue
                 writers[kept.split].add(kept.document.document_id, ids)
-                reader.tally.documents_kept += 1
-                reader.tally.text_bytes_kept += kept.text_bytes
-                tokens += len(ids)
+                lengths.append(len(ids))
+                sizes.append(kept.text_bytes)
+            reader.tally.keep(tokens=lengths, text_bytes=sizes)
+            tokens += sum(lengths)
             if time.perf_counter() - told >= PROGRESS_INTERVAL_S:
                 told = time.perf_counter()
                 tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))

@@ -33,6 +33,7 @@ from pipeline.tokenizer.engine import (
     bytes_without_token,
     is_plain_byte_level_bpe,
 )
+from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
 from pipeline.tokenizer.train import TokenizerError
 
@@ -77,7 +78,10 @@ class Encoder:
         self._content = content
         self._tree = json.loads(content)
         self._splits_exactly = is_plain_byte_level_bpe(self._tree)
-        self._reference: Engine = TokenizersEngine(self.tokenizer)
+        literal = without_special_pieces(self._tree)
+        self._reference: Engine = TokenizersEngine(
+            self.tokenizer if literal is None else Tokenizer.from_str(json.dumps(literal))
+        )
         missing = bytes_without_token(self.tokenizer.get_vocab(with_added_tokens=False))
         self._missing_bytes = missing if self._splits_exactly else b""
         self._guard = Guard(self._missing_bytes)

@@ -58,7 +58,14 @@ class TokenizersEngine:
         tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> FlatIds:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # tokenizers raises bare Exception, as for an unknown word without an unk_token
+            reason = " ".join(str(error).split())[:200]
+            raise TokenizerError(
+                f"the tokenizer cannot encode this corpus: {reason}; "
+                "give it an unknown token (unk_token or unk_id of its model), or take another tokenizer"
+            ) from None
         rows = [np.array(encoding.ids, dtype=TOKEN_DTYPE) for encoding in encodings]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])

@@ -1,7 +1,8 @@
 """A byte-level BPE like SmolLM2's: digits one by one, GPT-2's splitting, 17 special tokens at ids 0–16.
 
 One difference, on purpose: all 256 bytes have a token, where SmolLM2's vocabulary lacks 21 of them and drops those
-bytes silently. Equal texts in equal order give an equal `tokenizer.json`, byte for byte.
+bytes silently. Equal texts give an equal `tokenizer.json`, byte for byte, whatever their order and the number of
+threads: words are counted, and of pairs equally frequent the one of the smaller ids is merged first.
 """
 
 from __future__ import annotations

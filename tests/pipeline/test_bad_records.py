@@ -99,7 +99,9 @@ def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path
     with pytest.raises(PipelineError, match=expected):
         run(make_config(max_bad_record_fraction=0.1))
     report = json.loads((tmp_path / "dataset" / "report.json").read_bytes())
-    assert report["dropped"]["not_text"]["examples"] == [{"location": f"{file}:128", "content": '{"text": 5}'}]
+    assert report["sources"]["corpus"]["dropped"]["not_text"]["examples"] == [
+        {"location": f"{file}:128", "content": '{"text": 5}'}
+    ]
     assert not (tmp_path / "dataset" / "manifest.json").exists()
     # the work is not lost: with a higher limit the same run ends
     assert run(make_config(max_bad_record_fraction=0.2, validation_fraction=0.2)).manifest.documents_in == 10

@@ -144,7 +144,9 @@ def test_train_tokenizer_wants_a_config_that_trains(dataset: Path, capsys: pytes
     )
 
 
-@pytest.mark.parametrize("verb", [[], ["run"], ["train-tokenizer"], ["verify"], ["inspect"]])
+@pytest.mark.parametrize(
+    "verb", [[], ["run"], ["train-tokenizer"], ["fertility"], ["mixture"], ["verify"], ["inspect"]]
+)
 def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([*verb, "--help"])

@@ -30,7 +30,7 @@ def digests(dataset: Path) -> dict[str, str]:
     return {
         file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(dataset.rglob("*"))
-        if file.is_file() and file.name not in ("report.json", ".lock")
+        if file.is_file() and file.name not in ("report.json", "report.html", ".lock")
     }
 
 
@@ -104,6 +104,23 @@ def test_the_manifest_and_the_report_add_up(tmp_path: Path, make_config: MakeCon
     assert report["tokens"]["train"] == manifest.splits["train"].tokens
 
 
+def test_examples_of_what_was_dropped_come_from_every_unit(
+    tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl
+) -> None:
+    make_jsonl(tmp_path / "corpus" / "a.jsonl", [*["x"] * 300, "long enough to be kept"] * 2)
+    filters = {"length": {"min_characters": 10}}
+    config = make_config(unit_size_bytes=3000, validation_fraction=0, filters=filters)
+    run(config)
+    dropped = json.loads((config.output_dir / "report.json").read_bytes())["sources"]["corpus"]["dropped"]["too_short"]
+    offsets = [int(example["location"].rsplit(":", 1)[1]) for example in dropped["examples"]]
+    assert dropped["documents"] == 600
+    # three units, of which each shows its first 34
+    assert len(make_plan(config).units) == 3
+    assert len(offsets) == 100
+    assert offsets[34] - offsets[33] > 1000
+    assert offsets[68] - offsets[67] > 1000
+
+
 def test_no_validation_makes_no_folder_for_it(corpus: Path, make_config: MakeConfig) -> None:
     config = make_config(validation_fraction=0)
     assert run(config).manifest.splits["validation"].documents == 0
@@ -113,6 +130,7 @@ def test_no_validation_makes_no_folder_for_it(corpus: Path, make_config: MakeCon
         "data-00000-000.arrow",
         "dataset_info.json",
         "manifest.json",
+        "report.html",
         "report.json",
         "state.json",
         "tokenizer.json",
@@ -275,8 +293,8 @@ def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(
     stopped: PipelineConfig, corpus: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(make_config(unit_size_bytes=3000, output_dir=tmp_path / "whole"))
-    # report, info and state of two splits, tokenizer, config: seven writes before the manifest's
-    for writes in range(8):
+    # two reports, info and state of two splits, tokenizer, config: eight writes before the manifest's
+    for writes in range(9):
         left = iter(range(writes))
 
         def write_or_die(path: Path, content: bytes, left: Iterator[int] = left) -> None:
@@ -287,7 +305,7 @@ def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(
         with monkeypatch.context() as patch:
             patch.setattr(assembly, "write_durably", write_or_die)
             patch.setattr(assembly, "write_manifest", stop)
-            with pytest.raises(KeyboardInterrupt if writes < 7 else RuntimeError):
+            with pytest.raises(KeyboardInterrupt if writes < 8 else RuntimeError):
                 run(stopped)
         assert not (stopped.output_dir / "manifest.json").exists()
     run(stopped)

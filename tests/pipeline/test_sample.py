@@ -4,9 +4,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from pipeline import sample as sample_module
 from pipeline.config import PipelineConfig
+from pipeline.document import SourceError
 from pipeline.plan import make_plan
-from pipeline.sample import sample_texts
+from pipeline.run import make_tokenizer
+from pipeline.sample import sample_in_processes, sample_texts
 from pipeline.unit import split_of
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -37,3 +42,38 @@ def test_a_sample_is_about_as_large_as_asked(corpus: Path, make_config: MakeConf
     units = len(make_plan(config).units)
     # a unit may pass its share by less than a document
     assert 9_000 <= sum(len(text.encode()) for text in sample) < 9_000 + units * longest
+
+
+def test_processes_read_the_same_texts(corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_module, "MIN_PARALLEL_BYTES", 1)
+    config = make_config(unit_size_bytes=3000)
+    plan = make_plan(config)
+    expected = list(sample_texts(config, plan, sample_bytes=9_000))
+    got = list(sample_in_processes(config, plan, sample_bytes=9_000, workers=2))
+    assert len(expected) > 20
+    assert sorted(got) == sorted(expected)
+
+
+def test_a_trained_tokenizer_does_not_depend_on_the_number_of_workers(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"unit_size_bytes": 3000, "tokenizer": {"train": {"vocab_size": 300, "sample_bytes": 9_000}}}
+    one = make_config(**fields, workers=1)
+    alone = make_tokenizer(one, make_plan(one))
+    # were it not read by processes, this would be the same program twice
+    monkeypatch.setattr(sample_module, "MIN_PARALLEL_BYTES", 1)
+    monkeypatch.setattr(sample_module, "sample_texts", None)
+    two = make_config(**fields, workers=2)
+    assert make_tokenizer(two, make_plan(two)) == alone
+
+
+def test_damage_in_a_sample_read_by_processes_is_told(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_module, "MIN_PARALLEL_BYTES", 1)
+    (corpus / "3.jsonl.gz").write_bytes(b"no gzip")
+    source = {"name": "c", "type": "jsonl", "files": [f"{corpus}/*"]}
+    training = {"train": {"vocab_size": 300, "sample_bytes": 9_000}}
+    config = make_config(sources=[source], unit_size_bytes=3000, tokenizer=training, workers=2)
+    with pytest.raises(SourceError, match=r"3.jsonl.gz is damaged or truncated \([^\n]*\); fetch it again$"):
+        make_tokenizer(config, make_plan(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import gzip
 import http.server
@@ -18,9 +19,13 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
+from pydantic import TypeAdapter
 
+from configs.load import dump
+from pipeline.cli import main
 from pipeline.config import PipelineConfig
-from pipeline.document import Document, Record, SourceError
+from pipeline.document import Document, PipelineError, Record, SourceError
 from pipeline.run import run
 from pipeline.source_config import JsonlConfig, ParquetConfig, SourceConfig
 from pipeline.sources.catalog import reader_of
@@ -160,21 +165,93 @@ def test_no_object_is_told(bucket: Any) -> None:
         find_files(["s3://data/none/*.jsonl"], source="corpus")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "csv", "json_array"])
+def test_every_kind_of_file_is_read_from_s3_as_from_disk(
+    bucket: Any, make_texts: Callable[..., list[str]], tmp_path: Path, kind: str
+) -> None:
+    content = corpus_file(make_texts(50, seed=5), kind, tmp_path / "file")
+    (tmp_path / f"a.{kind}").write_bytes(content)
+    bucket.put(f"corpus/a.{kind}", content)
+    both = []
+    for place in (f"s3://data/corpus/*.{kind}", str(tmp_path / f"*.{kind}")):
+        source = {"name": "corpus", "type": kind.split(".")[0], "files": [place], "id_field": "name"}
+        both.append(read(TypeAdapter(SourceConfig).validate_python(source), unit_size_bytes=1000))
+    assert len(both[0]) == 50
+    assert both[0] == both[1]
+
+
 def test_a_run_from_s3_gives_the_bytes_of_a_run_from_disk(
     bucket: Any, make_config: Callable[..., PipelineConfig], make_texts: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    rows = [{"text": text, "name": f"{n}"} for n, text in enumerate(make_texts(200, seed=5))]
+    kinds = ("jsonl", "jsonl.gz", "parquet")
+    for index, kind in enumerate(kinds):
+        content = corpus_file(make_texts(100, seed=index), kind, tmp_path / "file")
+        (tmp_path / f"a.{kind}").write_bytes(content)
+        bucket.put(f"corpus/a.{kind}", content)
+    made = []
+    for place, workers in ((tmp_path, 1), ("s3://data/corpus", 2)):
+        sources = [
+            {"name": kind, "type": kind.split(".")[0], "files": [f"{place}/*.{kind}"], "id_field": "name"}
+            for kind in kinds
+        ]
+        output = tmp_path / f"out{workers}"
+        run(make_config(sources=sources, output_dir=output, unit_size_bytes=4000, workers=workers))
+        made.append({str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*.arrow")})
+    # a shard a unit and split
+    assert len(made[0]) > 6
+    assert made[0] == made[1]
+
+
+def test_a_run_without_credentials_is_one_line(
+    bucket: Any,
+    make_config: Callable[..., PipelineConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bucket.put("a.jsonl", lines("one"))
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    source = {"name": "corpus", "type": "jsonl", "files": ["s3://data/a.jsonl"]}
+    (tmp_path / "config.yaml").write_text(dump(make_config(sources=[source])))
+    assert main(["run", str(tmp_path / "config.yaml")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("smollm2 pipeline: source 'corpus': s3://data/a.jsonl cannot be listed (")
+    assert line.endswith("AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)")
+
+
+def test_a_run_does_not_go_on_over_an_object_that_was_replaced(
+    bucket: Any, make_config: Callable[..., PipelineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"name": "corpus", "type": "jsonl", "files": ["s3://data/a.jsonl"]}
+    config = make_config(sources=[source], unit_size_bytes=16, max_bad_record_fraction=0)
+    bucket.put("a.jsonl", lines("one", "two") + b"{}\n")
+    with pytest.raises(PipelineError, match=r"1 of \d records read are bad"):
+        run(config)
+    bucket.put("a.jsonl", lines("one", "two", "four"))
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(PipelineError, match=r"the input has changed since the run .*: s3://data/a.jsonl has changed"):
+        run(config)
+
+
+def corpus_file(texts: list[str], kind: str, scratch: Path) -> bytes:
+    """A file of rows with a text and a name, of any kind."""
+    rows = [{"text": text, "name": f"{kind}-{number}"} for number, text in enumerate(texts)]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), scratch, row_group_size=20)
+        return scratch.read_bytes()
+    if kind == "csv":
+        with scratch.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["text", "name"])
+            writer.writeheader()
+            writer.writerows(rows)
+        return scratch.read_bytes()
+    if kind == "json_array":
+        return json.dumps(rows).encode()
     content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-    bucket.put("corpus/a.jsonl", content)
-    (tmp_path / "a.jsonl").write_bytes(content)
-    digests = []
-    for place in ("s3://data/corpus/*.jsonl", str(tmp_path / "a.jsonl")):
-        source = {"name": "corpus", "type": "jsonl", "files": [place], "id_field": "name"}
-        output = tmp_path / f"out{len(digests)}"
-        manifest = run(make_config(sources=[source], output_dir=output, unit_size_bytes=4000, workers=2)).manifest
-        digests.append([shard.digest for split in manifest.splits.values() for shard in split.shards])
-    assert len(digests[0]) > 4
-    assert digests[0] == digests[1]
+    compress = {"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}
+    return compress[kind](content)
 
 
 def test_any_file_system_of_fsspec_is_read() -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import subprocess
+import sys
 
 import pytest
 from tokenizers import Tokenizer
@@ -18,6 +22,39 @@ def content() -> bytes:
 
 def test_the_same_texts_give_the_same_bytes(content: bytes) -> None:
     assert train_tokenizer(iter(TEXTS), vocab_size=300) == content
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_texts_does_not_matter(content: bytes, seed: int) -> None:
+    shuffled = random.Random(seed).sample(TEXTS, len(TEXTS))
+    assert shuffled != TEXTS
+    assert train_tokenizer(shuffled, vocab_size=300) == content
+
+
+def test_of_pairs_equally_frequent_that_of_the_smaller_ids_is_merged_first() -> None:
+    tree = json.loads(train_tokenizer(["cd ab"] * 5, vocab_size=MIN_VOCAB_SIZE + 1))
+    assert tree["model"]["merges"] == [["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    "threads",
+    [{"RAYON_NUM_THREADS": "1"}, {"RAYON_NUM_THREADS": "5"}, {"TOKENIZERS_PARALLELISM": "false"}],
+    ids=lambda threads: "".join(threads.values()),
+)
+def test_the_number_of_threads_does_not_matter(content: bytes, threads: dict[str, str]) -> None:
+    # the library reads these when it starts, so each is a process of its own
+    program = (
+        "import json, sys\nfrom pipeline.tokenizer.train import train_tokenizer\n"
+        "sys.stdout.buffer.write(train_tokenizer(json.load(sys.stdin), vocab_size=300))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(TEXTS).encode(),
+        env=os.environ | threads,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == content
 
 
 def test_special_tokens_have_the_ids_0_to_16(content: bytes) -> None:
