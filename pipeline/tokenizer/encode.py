@@ -13,19 +13,20 @@ reference. Pieces that the guard stops go to the reference at once.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from pipeline.document import shorten
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.engine import (
     Engine,
+    EngineName,
     FlatIds,
     SplintrEngine,
     TokenIds,
@@ -75,38 +76,30 @@ class Encoder:
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
         )
         self._content = content
-        self._tree = json.loads(content)
+        self._tree = orjson.loads(content)
         self._splits_exactly = is_plain_byte_level_bpe(self._tree)
         self._reference: Engine = TokenizersEngine(self.tokenizer)
-        missing = bytes_without_token(self.tokenizer.get_vocab(with_added_tokens=False))
-        self._missing_bytes = missing if self._splits_exactly else b""
+        self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if self._splits_exactly else b""
         self._guard = Guard(self._missing_bytes)
         self._fast: Engine | None = None
         self.begin_unit()
 
-    def choose(self, wanted: str, *, sample: Iterable[str], input_bytes: int) -> str:
-        """Take the engine that `tokenizer.engine` asks for; `auto`: the fast one if it passes. Returns its name.
-
-        `sample` is some of the `input_bytes` of text that are to be encoded.
-
-        Raises TokenizerError if the engine cannot be used, or differs from the reference.
-        """
-        self._fast = choose_engine(
+    def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
+        """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
+        another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
+        return choose_engine(
             self._content,
             self._tree,
             wanted=wanted,
             reference=self._reference,
             guard=self._guard,
-            sample=sample,
             input_bytes=input_bytes,
         )
-        self.begin_unit()
-        return "tokenizers" if self._fast is None else self._fast.name
 
-    def use(self, engine: Engine | str) -> None:
-        """Take an engine that was chosen before: by its name, in another process, or itself."""
+    def use(self, engine: Engine | EngineName) -> None:
+        """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
-            self._fast = SplintrEngine(self._content) if engine == "splintr" else None
+            self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
         else:
             self._fast = engine
         self.begin_unit()
