@@ -43,9 +43,9 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 test-campaign: $(READY)  ## long tests at real sizes
 	$(BIN)/python -m pytest -m campaign -s
 
-fuzz-encoding: SECONDS ?= 3600
-fuzz-encoding: $(READY)  ## random texts through both encoding engines, for SECONDS=3600
-	FUZZ_SECONDS=$(SECONDS) $(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k fuzz
+fuzz-encoding: export FUZZ_SECONDS ?= 3600
+fuzz-encoding: $(READY)  ## random texts through both encoding engines, for FUZZ_SECONDS=3600
+	$(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k fuzz
 
 test-encoding: $(READY)  ## all ids of 100 MB of mixed text against tokenizers, some ten minutes
 	$(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k 100_mb

@@ -6,9 +6,10 @@ whole, though a long one is encoded in pieces: a piece ends before a space or ne
 no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer;
 for any other tokenizer documents are encoded whole.
 
-A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it is encoded by
-the reference too, and the first difference raises EngineDifferenceError, on which the unit is done again by the
-reference. Pieces that the guard stops go to the reference at once.
+A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it, or
+CHECK_CHARACTERS of a longer one, is encoded by the reference too, and the first difference raises
+EngineDifferenceError, on which the unit is done again by the reference. Pieces that the guard stops go to the reference
+at once.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from pipeline.tokenizer.train import TokenizerError
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
+CHECK_CHARACTERS = 1 << 12
 _BOUNDARY = re.compile(r"\S(?=[ \n])")
 
 
@@ -128,7 +130,10 @@ class Encoder:
         pieces: list[str] = []
         ends: list[int] = []
         for text in texts:
-            pieces.extend(_cut(text) if self._splits_exactly else (text,))
+            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
+                pieces.extend(_cut(text))
+            else:
+                pieces.append(text)
             ends.append(len(pieces))
         parts = [self._encode_pieces(batch) for batch in _batches(pieces)]
         counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
@@ -161,19 +166,22 @@ class Encoder:
         else:
             flat = self._engine.encode(pieces)
         sampled = range(-first % CHECK_EVERY, len(pieces), CHECK_EVERY)
-        self._check(pieces, flat, [index for index in sampled if not stopped[index]])
+        self._check(pieces, flat, [index for index in sampled if not stopped[index]], first=first)
         return flat
 
-    def _check(self, pieces: list[str], flat: FlatIds, sampled: Sequence[int]) -> None:
-        if not sampled:
-            return
-        expected = self._reference.encode([pieces[index] for index in sampled])
-        self._checked += len(sampled)
-        for row, index in enumerate(sampled):
-            if flat.row(index).tobytes() != expected.row(row).tobytes():
+    def _check(self, pieces: list[str], flat: FlatIds, sampled: Sequence[int], *, first: int) -> None:
+        """`first` is the number of the first of these pieces: it varies where in a long piece one looks."""
+        for index in sampled:
+            text, ids = pieces[index], flat.row(index)
+            if len(text) > CHECK_CHARACTERS:
+                start = (first + index) * CHECK_CHARACTERS % (len(text) - CHECK_CHARACTERS + 1)
+                text = text[start : start + CHECK_CHARACTERS]
+                ids = self._engine.encode([text]).ids
+            self._checked += 1
+            if ids.tobytes() != self._reference.encode([text]).ids.tobytes():
                 raise EngineDifferenceError(
                     f"{self._engine.name} {self._engine.version} differs from {self._reference.name} "
-                    f"{self._reference.version} on {shorten(ascii(pieces[index][:200]))}"
+                    f"{self._reference.version} on {shorten(ascii(text[:200]))}"
                 )
 
 

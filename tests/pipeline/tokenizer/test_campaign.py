@@ -1,4 +1,4 @@
-"""All ids of 100 MB of mixed text, and a fuzz by the clock: `make test-encoding`, `make fuzz-encoding SECONDS=3600`.
+"""All ids of 100 MB of mixed text, and a fuzz by the clock: `make test-encoding`, `make fuzz-encoding`.
 
 The text is what this machine holds: sources and documents of Python's packages, and the message catalogues of Debian's
 programs in all their languages. Where that is less than 100 MB, words of random letters of every block of Unicode make
