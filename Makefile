@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-gpu lint format bench bench-data clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-gpu lint format bench bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -43,6 +43,13 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 
 test-campaign: $(READY)  ## long tests at real sizes
 	$(BIN)/python -m pytest -m campaign -s
+
+fuzz-encoding: export FUZZ_SECONDS ?= 3600
+fuzz-encoding: $(READY)  ## random texts through both encoding engines, for FUZZ_SECONDS=3600
+	$(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k fuzz
+
+test-encoding: $(READY)  ## all ids of 100 MB of mixed text against tokenizers, some ten minutes
+	$(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k 100_mb
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

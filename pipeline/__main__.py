@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from pipeline.cli import main
-
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        from pipeline.worker_start import warm_up
+
+        warm_up()  # what follows imports half a second of libraries
+    from pipeline.cli import main
+
     sys.exit(main())

@@ -1,32 +1,29 @@
 """Where units are done: worker processes of this machine. What a unit is, they do not know.
 
-Workers are spawned, not forked: the parent has threads (Arrow, the tokenizer's training). A worker dies with its
-parent, whatever kills that, and a worker that dies is an error of the whole, not a wait for ever.
+Workers are not forked off the parent, which has threads (Arrow, the tokenizer's training), but begin as
+`worker_start.py` says. A worker dies with its parent, whatever kills that, and a worker that dies is an error of the
+whole, not a wait for ever.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import multiprocessing
 import os
 import signal
-import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 from pipeline.document import PipelineError
+from pipeline.worker_start import begin_as_worker, worker_context
 
 Result = TypeVar("Result")
 
 # does one item; whatever it hands to its second argument reaches the parent at once
 Task = Callable[[Any, Callable[[Any], None]], Any]
-
-_PR_SET_PDEATHSIG = 1
 
 
 class WorkerError(PipelineError):
@@ -59,13 +56,15 @@ def run_in_processes(
     are stopped. Raises WorkerError if a worker is killed.
     """
     waiting = list(reversed(items))
-    context = multiprocessing.get_context("spawn")
-    crew: dict[Connection, SpawnProcess] = {}
+    context = worker_context()
+    crew: dict[Connection, BaseProcess] = {}
     at_work: dict[Connection, Any] = {}
     try:
         for _ in range(min(workers, len(items))):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, make_task, os.getpid()), daemon=True)
+            process: BaseProcess = context.Process(
+                target=_work, args=(theirs, make_task, dict(os.environ)), daemon=True
+            )
             process.start()
             theirs.close()
             crew[ours] = process
@@ -99,7 +98,7 @@ def _hand_out(connection: Connection, waiting: list[Any], at_work: dict[Connecti
         del at_work[connection]
 
 
-def _receive(connection: Connection, process: SpawnProcess, item: Any) -> Any:
+def _receive(connection: Connection, process: BaseProcess, item: Any) -> Any:
     try:
         return connection.recv()
     except (EOFError, OSError):  # the end of the stream, at the beginning or in the middle of a message
@@ -116,10 +115,9 @@ def _receive(connection: Connection, process: SpawnProcess, item: Any) -> Any:
         ) from None
 
 
-def _work(connection: Connection, make_task: Callable[[], Task], parent: int) -> None:
+def _work(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> None:
     """The life of a worker process."""
-    _die_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
+    begin_as_worker(environment)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
     try:
         task = make_task()
@@ -132,11 +130,3 @@ def _work(connection: Connection, make_task: Callable[[], Task], parent: int) ->
     except BaseException as error:
         error.add_note(f"in worker {os.getpid()}:\n{traceback.format_exc()}")
         connection.send(_Failed(error))
-
-
-def _die_with_parent(parent: int) -> None:
-    """Linux ends us when the parent dies, however it dies; elsewhere the closed pipe does, at the end of a unit."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)  # it died before we asked

@@ -23,19 +23,16 @@ from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
-from pipeline.sample import sample_in_processes, sample_texts
+from pipeline.sample import sample_in_processes
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
+from pipeline.tokenizer.engine import EngineName
 from pipeline.tokenizer.train import train_tokenizer
 from pipeline.unit import Progress, UnitRecord, process_unit
+from pipeline.worker_start import warm_up
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
 
 log = logging.getLogger(__name__)
-
-# the input on which a fast engine is compared before a run, besides the hard cases
-ENGINE_SAMPLE_UNITS = 8
-ENGINE_SAMPLE_BYTES = 1 << 18
-ENGINE_SAMPLE_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,7 @@ def run(config: PipelineConfig) -> RunResult:
     is kept, and the same call goes on from there.
     """
     started = time.perf_counter()
+    warm_up()
     with only_run(config.output_dir), _naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):
@@ -151,18 +149,6 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     return encoder, content
 
 
-def _choose_engine(config: PipelineConfig, plan: Plan, encoder: Encoder) -> str:
-    """The name of the engine for this attempt's units, compared on the beginnings of a few of them."""
-    step = max(1, len(plan.units) // ENGINE_SAMPLE_UNITS)
-    few = Plan(plan.units[::step][:ENGINE_SAMPLE_UNITS])
-    sample = sample_texts(config, few, sample_bytes=ENGINE_SAMPLE_BYTES)
-    return encoder.choose(
-        config.tokenizer.engine,
-        sample=(text[:ENGINE_SAMPLE_CHARACTERS] for text in sample),
-        input_bytes=plan.size_bytes,
-    )
-
-
 def _do_units(
     config: PipelineConfig, plan: Plan, workspace: Workspace, encoder: Encoder, *, started: float
 ) -> tuple[dict[int, UnitRecord], int]:
@@ -188,7 +174,7 @@ def _do_units(
     done_bytes = sum(record.size_bytes for record in records.values())
     items = [unit for unit in plan.units if unit.index not in records]
     workers = config.workers or available_cores()
-    engine = _choose_engine(config, plan, encoder) if items else "tokenizers"
+    engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes) if items else "tokenizers"
     make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
     with ProgressDisplay(total_bytes=plan.size_bytes, done_bytes=done_bytes) as display:
         for message in run_in_processes(make_task, items, workers=workers):
@@ -206,7 +192,7 @@ def _do_units(
 class UnitTask:
     """A worker's task: it loads the tokenizer once and does unit after unit."""
 
-    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: str) -> None:
+    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: EngineName) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         os.environ["RAYON_NUM_THREADS"] = "1"  # splintr's threads: one process a core already
         self._config = config

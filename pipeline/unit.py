@@ -69,15 +69,18 @@ class KeptDocument:
 
 def split_of(content: bytes, *, validation_fraction: float) -> Split:
     """By a hash of the text, so that equal texts are never on both sides."""
+    if validation_fraction == 0:
+        return "train"
     draw = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2.0**64
     return "validation" if draw < validation_fraction else "train"
 
 
 class UnitReader:
-    """The kept documents of a unit, counting every record as it goes by."""
+    """The kept documents of a unit, counting every record as it goes by; in the tally are those that it drops."""
 
     def __init__(self, config: PipelineConfig, unit: Unit) -> None:
         self.tally = Tally()
+        self.records_read = 0  # not in the tally, whose assignments pydantic makes slow
         self.input_bytes = 0
         self._config = config
         self._unit = unit
@@ -89,7 +92,7 @@ class UnitReader:
         for piece in self._unit.pieces:
             read_bytes = 0
             for record in reader.read_piece(self._source, piece):
-                self.tally.documents_in += 1
+                self.records_read += 1
                 if isinstance(record, BadRecord | UnwantedRecord):
                     read_bytes += record.size_bytes
                     self.tally.drop(
@@ -178,6 +181,7 @@ def _make_shards(
                 told = time.perf_counter()
                 tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))
         shards = {split: writer.finish() for split, writer in writers.items()}
+    reader.tally.documents_in = reader.records_read
     return reader.tally, shards
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,22 @@ class _OpenShard:
         self._temporary.unlink(missing_ok=True)
 
     def _write_batch(self) -> None:
-        offsets = np.zeros(len(self._ids) + 1, dtype=np.int32)
-        np.cumsum([len(ids) for ids in self._ids], out=offsets[1:])
-        input_ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.concatenate(self._ids)))
-        document_ids = pa.array(self._document_ids, pa.string())
+        # from buffers: pa.array would import pandas to ask whether it is handed a series
+        count = len(self._ids)
+        tokens = pa.Array.from_buffers(
+            pa.uint16(), self._pending_tokens, [None, pa.py_buffer(np.concatenate(self._ids))]
+        )
+        input_ids = pa.Array.from_buffers(SCHEMA.types[0], count, [None, _offsets(self._ids)], children=[tokens])
+        names = [document_id.encode() for document_id in self._document_ids]
+        document_ids = pa.Array.from_buffers(pa.string(), count, [None, _offsets(names), pa.py_buffer(b"".join(names))])
         self._stream.write_batch(pa.RecordBatch.from_arrays([input_ids, document_ids], schema=SCHEMA))
         self._ids, self._document_ids, self._pending_tokens = [], [], 0
+
+
+def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
+    offsets = np.zeros(len(parts) + 1, dtype=np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return pa.py_buffer(offsets)
 
 
 class _DigestingFile:

@@ -6,26 +6,28 @@ whole, though a long one is encoded in pieces: a piece ends before a space or ne
 no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer;
 for any other tokenizer documents are encoded whole.
 
-A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it is encoded by
-the reference too, and the first difference raises EngineDifferenceError, on which the unit is done again by the
-reference. Pieces that the guard stops go to the reference at once.
+A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it, or
+CHECK_CHARACTERS of a longer one, is encoded by the reference too, and the first difference raises
+EngineDifferenceError, on which the unit is done again by the reference. Pieces that the guard stops go to the reference
+at once.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from pipeline.document import shorten
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.engine import (
     Engine,
+    EngineName,
     FlatIds,
     SplintrEngine,
     TokenIds,
@@ -40,6 +42,7 @@ from pipeline.tokenizer.train import TokenizerError
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
+CHECK_CHARACTERS = 1 << 12
 _BOUNDARY = re.compile(r"\S(?=[ \n])")
 
 
@@ -76,41 +79,33 @@ class Encoder:
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
         )
         self._content = content
-        self._tree = json.loads(content)
+        self._tree = orjson.loads(content)
         self._splits_exactly = is_plain_byte_level_bpe(self._tree)
         literal = without_special_pieces(self._tree)
         self._reference: Engine = TokenizersEngine(
-            self.tokenizer if literal is None else Tokenizer.from_str(json.dumps(literal))
+            self.tokenizer if literal is None else Tokenizer.from_str(orjson.dumps(literal).decode())
         )
-        missing = bytes_without_token(self.tokenizer.get_vocab(with_added_tokens=False))
-        self._missing_bytes = missing if self._splits_exactly else b""
+        self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if self._splits_exactly else b""
         self._guard = Guard(self._missing_bytes)
         self._fast: Engine | None = None
         self.begin_unit()
 
-    def choose(self, wanted: str, *, sample: Iterable[str], input_bytes: int) -> str:
-        """Take the engine that `tokenizer.engine` asks for; `auto`: the fast one if it passes. Returns its name.
-
-        `sample` is some of the `input_bytes` of text that are to be encoded.
-
-        Raises TokenizerError if the engine cannot be used, or differs from the reference.
-        """
-        self._fast = choose_engine(
+    def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
+        """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
+        another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
+        return choose_engine(
             self._content,
             self._tree,
             wanted=wanted,
             reference=self._reference,
             guard=self._guard,
-            sample=sample,
             input_bytes=input_bytes,
         )
-        self.begin_unit()
-        return "tokenizers" if self._fast is None else self._fast.name
 
-    def use(self, engine: Engine | str) -> None:
-        """Take an engine that was chosen before: by its name, in another process, or itself."""
+    def use(self, engine: Engine | EngineName) -> None:
+        """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
-            self._fast = SplintrEngine(self._content) if engine == "splintr" else None
+            self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
         else:
             self._fast = engine
         self.begin_unit()
@@ -139,7 +134,10 @@ class Encoder:
         pieces: list[str] = []
         ends: list[int] = []
         for text in texts:
-            pieces.extend(_cut(text) if self._splits_exactly else (text,))
+            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
+                pieces.extend(_cut(text))
+            else:
+                pieces.append(text)
             ends.append(len(pieces))
         parts = [self._encode_pieces(batch) for batch in _batches(pieces)]
         counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
@@ -172,19 +170,22 @@ class Encoder:
         else:
             flat = self._engine.encode(pieces)
         sampled = range(-first % CHECK_EVERY, len(pieces), CHECK_EVERY)
-        self._check(pieces, flat, [index for index in sampled if not stopped[index]])
+        self._check(pieces, flat, [index for index in sampled if not stopped[index]], first=first)
         return flat
 
-    def _check(self, pieces: list[str], flat: FlatIds, sampled: Sequence[int]) -> None:
-        if not sampled:
-            return
-        expected = self._reference.encode([pieces[index] for index in sampled])
-        self._checked += len(sampled)
-        for row, index in enumerate(sampled):
-            if flat.row(index).tobytes() != expected.row(row).tobytes():
+    def _check(self, pieces: list[str], flat: FlatIds, sampled: Sequence[int], *, first: int) -> None:
+        """`first` is the number of the first of these pieces: it varies where in a long piece one looks."""
+        for index in sampled:
+            text, ids = pieces[index], flat.row(index)
+            if len(text) > CHECK_CHARACTERS:
+                start = (first + index) * CHECK_CHARACTERS % (len(text) - CHECK_CHARACTERS + 1)
+                text = text[start : start + CHECK_CHARACTERS]
+                ids = self._engine.encode([text]).ids
+            self._checked += 1
+            if ids.tobytes() != self._reference.encode([text]).ids.tobytes():
                 raise EngineDifferenceError(
                     f"{self._engine.name} {self._engine.version} differs from {self._reference.name} "
-                    f"{self._reference.version} on {shorten(ascii(pieces[index][:200]))}"
+                    f"{self._reference.version} on {shorten(ascii(text[:200]))}"
                 )
 
 

@@ -8,12 +8,12 @@ long texts or know what a document is: that is `encode.Encoder`. Whether a fast 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import orjson
 import tokenizers
 from numpy.typing import NDArray
 
@@ -81,22 +81,22 @@ class SplintrEngine:
 
     name: EngineName = "splintr"
 
-    def __init__(self, content: bytes) -> None:
-        """`content` is that of a `tokenizer.json`. Raises TokenizerError if splintr is missing or refuses it."""
+    def __init__(self, tree: dict[str, Any]) -> None:
+        """`tree` is a parsed `tokenizer.json`. Raises TokenizerError if splintr is missing or refuses it."""
         import_problem = splintr_problem()
         if import_problem is not None:
             raise TokenizerError(import_problem)
         import splintr
 
-        tree: dict[str, Any] = json.loads(content)
-        for token in tree.get("added_tokens", []):
-            tree["model"]["vocab"].pop(token["content"], None)
-        tree |= {"added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+        special_tokens = {token["content"] for token in tree.get("added_tokens", [])}
+        model = dict(tree["model"])
+        model["vocab"] = {name: id for name, id in model["vocab"].items() if name not in special_tokens}
+        bare = tree | {"model": model, "added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
         try:
-            self._tokenizer = splintr.from_json_bytes(json.dumps(tree).encode())
+            self._tokenizer = splintr.from_json_bytes(orjson.dumps(bare))
         except Exception as error:  # what it raises for a file that it cannot read is not documented
             raise TokenizerError(f"splintr cannot read the tokenizer: {' '.join(str(error).split())[:200]}") from None
-        self.version = importlib.metadata.version("splintr-rs")
+        self.version = splintr_version()
 
     def encode(self, texts: Sequence[str]) -> FlatIds:
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
@@ -112,6 +112,10 @@ def splintr_problem() -> str | None:
     except ImportError as error:
         return f"splintr is not installed ({error}); install it with: pip install splintr-rs"
     return None
+
+
+def splintr_version() -> str:
+    return importlib.metadata.version("splintr-rs")
 
 
 def is_plain_byte_level_bpe(tokenizer: dict[str, Any]) -> bool:

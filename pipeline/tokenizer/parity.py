@@ -1,4 +1,5 @@
-"""Whether a fast engine may stand in for the reference: it must give the same ids on hard cases and on real text.
+"""Whether a fast engine may stand in for the reference: it must give the same ids on hard cases before it encodes, and
+on a sample of every unit while it does (`encode.py`).
 
 Every code point was put through splintr 0.22.0 and `tokenizers` 0.23 in ten surroundings, and 600,000 random strings of
 hard characters besides (`tests/pipeline/tokenizer/test_parity.py` repeats a part of it). They differed in one class
@@ -17,11 +18,14 @@ from typing import Any
 from pipeline.document import shorten
 from pipeline.tokenizer.engine import (
     Engine,
+    EngineName,
     SplintrEngine,
     is_plain_byte_level_bpe,
     splintr_problem,
+    splintr_version,
 )
 from pipeline.tokenizer.train import TokenizerError
+from pipeline.tokenizer.verdict import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -79,65 +83,66 @@ def hard_cases(special_tokens: Sequence[str], *, long_characters: int = LONG_CHA
     return [*cases, "a" * long_characters]
 
 
-def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Iterable[str]) -> tuple[int, str | None]:
-    """How many texts were compared, and the beginning of the first that differs. Texts that the guard stops are not."""
-    compared = 0
+def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Iterable[str]) -> str | None:
+    """The beginning of the first text whose ids differ, or None. Texts that the guard stops are not compared."""
     for batch in _batches(text for text in texts if not guard.stops(text)):
         ours, theirs = fast.encode(batch), reference.encode(batch)
         if len(ours.offsets) != len(batch) + 1 or len(theirs.offsets) != len(batch) + 1:
-            return compared, shorten(ascii(batch[0][:200]))
+            return shorten(ascii(batch[0][:200]))
         for index, text in enumerate(batch):
             if ours.row(index).tobytes() != theirs.row(index).tobytes():
-                return compared, shorten(ascii(text[:200]))
-            compared += 1
-    return compared, None
+                return shorten(ascii(text[:200]))
+    return None
 
 
 def choose_engine(
-    content: bytes,
-    tree: dict[str, Any],
-    *,
-    wanted: str,
-    reference: Engine,
-    guard: Guard,
-    sample: Iterable[str],
-    input_bytes: int,
-) -> Engine | None:
-    """The fast engine, or None for the reference. `auto` says once what it took, and why.
+    content: bytes, tree: dict[str, Any], *, wanted: str, reference: Engine, guard: Guard, input_bytes: int
+) -> EngineName:
+    """The engine that `tokenizer.engine` asks for; `auto`: splintr if it may stand in. Says once what it took, and why.
 
-    A word of one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS.
+    `content` is that of a `tokenizer.json`, and `tree` the same, parsed. A word of one letter is compared at the length
+    of the input, which no word in it exceeds, up to LONG_CHARACTERS. What was found equal once is remembered for this
+    tokenizer, these versions and these cases (`verdict.py`).
+
     Raises TokenizerError if the fast engine is asked for by name and cannot be used.
     """
     if wanted == "tokenizers":
-        return None
+        return "tokenizers"
     problem = splintr_problem() or ineligible(tree)
-    fast: SplintrEngine | None = None
     if problem is None:
-        try:
-            fast = SplintrEngine(content)
-        except TokenizerError as error:
-            problem = str(error)
-    if fast is not None:
-        special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
-        hard = hard_cases(special_tokens, long_characters=min(LONG_CHARACTERS, input_bytes))
-        cases, difference = first_difference(reference, fast, guard, hard)
-        texts = 0
-        if difference is None:
-            texts, difference = first_difference(reference, fast, guard, sample)
-        if difference is None:
-            log.info(
-                "tokenizer: encoding with splintr %s, equal to tokenizers %s on %s hard cases, %s input texts",
-                fast.version,
-                reference.version,
-                f"{cases:,}",
-                f"{texts:,}",
-            )
-            return fast
-        problem = f"splintr {fast.version} differs from tokenizers {reference.version} on {difference}"
+        problem = _difference(content, tree, reference, guard, input_bytes=input_bytes)
+    if problem is None:
+        return "splintr"
     if wanted == "auto":
         log.info("tokenizer: encoding with tokenizers, some ten times slower than splintr: %s", problem)
-        return None
+        return "tokenizers"
     raise TokenizerError(f"tokenizer.engine={wanted}: {problem}; or set tokenizer.engine=auto")
+
+
+def _difference(
+    content: bytes, tree: dict[str, Any], reference: Engine, guard: Guard, *, input_bytes: int
+) -> str | None:
+    # to the next power of two, so that inputs of about one size share a verdict
+    long_characters = min(LONG_CHARACTERS, 1 << input_bytes.bit_length())
+    special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
+    cases = hard_cases(special_tokens, long_characters=long_characters)
+    engines = (f"splintr {splintr_version()}", f"{reference.name} {reference.version}")
+    verdict = Verdict(content, *engines, *cases)
+    remembered = verdict.is_known()
+    if not remembered:
+        try:
+            fast = SplintrEngine(tree)
+        except TokenizerError as error:
+            return str(error)
+        difference = first_difference(reference, fast, guard, cases)
+        if difference is not None:
+            return f"{engines[0]} differs from {engines[1]} on {difference}"
+        verdict.remember()
+    count = f"{len(cases):,}"
+    log.info(
+        "tokenizer: encoding with %s, equal to %s on %s hard cases%s", *engines, count, " before" if remembered else ""
+    )
+    return None
 
 
 def _is_surrogate(point: int) -> bool:

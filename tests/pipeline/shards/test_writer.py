@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +112,18 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="Input/output error") as caught:
         write(tmp_path, [document(1)])
     assert caught.value.filename == str(tmp_path / ".data-00007-000.arrow.partial")
+
+
+def test_writing_does_not_import_pandas(tmp_path: Path) -> None:
+    # pyarrow does, where it is installed, for any array that it is asked to make of Python's: 0.2 s in every worker
+    code = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from pipeline.shards.writer import ShardWriter\n"
+        f"writer = ShardWriter(Path({str(tmp_path)!r}), split='train', unit=0, shard_size_bytes=1000)\n"
+        "writer.add('a', np.array([5, 0], np.uint16))\n"
+        "writer.finish()\n"
+        "assert 'pandas' not in sys.modules\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(root)})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.tokenizer.train import TokenizerError
 def engine(request: pytest.FixtureRequest, tokenizer_file: Path) -> Engine:
     content = tokenizer_file.read_bytes()
     if request.param == "splintr":
-        return SplintrEngine(content)
+        return SplintrEngine(json.loads(content))
     return TokenizersEngine(Tokenizer.from_str(content.decode()))
 
 
@@ -38,5 +39,5 @@ def test_a_special_token_in_text_is_text(engine: Engine) -> None:
 
 def test_a_file_that_splintr_refuses_is_one_line() -> None:
     with pytest.raises(TokenizerError, match=r"^splintr cannot read the tokenizer: ") as caught:
-        SplintrEngine(b'{"model": {"type": "Nothing", "vocab": {}}}')
+        SplintrEngine({"model": {"type": "Nothing", "vocab": {}}})
     assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,39 @@
+"""Remembers, in the user's cache folder, which comparisons of engines found them equal, so that each is made once.
+
+A verdict is known by a digest of all that went into it, so that it never speaks for another tokenizer, another version
+or other cases. Only equality is remembered. A cache that cannot be read or written is no cache: one compares again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+
+class Verdict:
+    """Whether a comparison, named by everything that it depends on, has been made and found no difference."""
+
+    def __init__(self, *ingredients: bytes | str) -> None:
+        sha256 = hashlib.sha256()
+        for ingredient in ingredients:
+            content = ingredient.encode() if isinstance(ingredient, str) else ingredient
+            sha256.update(len(content).to_bytes(8, "little") + content)
+        self._name = f"equal-{sha256.hexdigest()}"
+
+    def is_known(self) -> bool:
+        with contextlib.suppress(OSError, RuntimeError):
+            return (cache_directory() / self._name).is_file()
+        return False
+
+    def remember(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            cache_directory().mkdir(parents=True, exist_ok=True)
+            (cache_directory() / self._name).touch()
+
+
+def cache_directory() -> Path:
+    """`~/.cache/smollm2/encoding`, or where XDG_CACHE_HOME says. Raises RuntimeError if there is no home."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return Path(home or Path("~/.cache").expanduser()) / "smollm2" / "encoding"
