@@ -87,7 +87,7 @@ def test_a_field_that_is_sometimes_no_text_is_counted_up_to_the_limit(
     code, (line,) = told(file, max_bad_record_fraction=0.05)
     assert code == 2
     assert line.startswith(f"smollm2 pipeline: 1 of 10 records read are bad (1 {reason}), more than max_bad_record_")
-    assert line.endswith("then mend the source or raise the limit and run again")
+    assert "raise the limit" in line
     assert told(file, max_bad_record_fraction=0.1) == (0, [])
     manifest = read_manifest(tmp_path / "dataset")
     assert (manifest.documents_in, manifest.splits["train"].documents) == (10, 9)

@@ -128,10 +128,10 @@ def test_literals_of_special_tokens_are_text(make: Callable[[], Tokenizer], text
 def test_auto_takes_the_reference_and_says_why(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     encoder = Encoder(tokenizer.to_str().encode(), eos_token=EOS)
-    assert encoder.choose("auto", sample=["the fox"], input_bytes=10) == "tokenizers"
+    assert encoder.choose("auto", input_bytes=10) == "tokenizers"
     assert caplog.messages[0].endswith("the tokenizer is not byte-level BPE after GPT-2's pattern without a normalizer")
     with pytest.raises(TokenizerError, match=r"^tokenizer.engine=splintr: the tokenizer is not byte-level BPE"):
-        encoder.choose("splintr", sample=[], input_bytes=10)
+        encoder.choose("splintr", input_bytes=10)
 
 
 def test_a_dataset_of_it_holds_the_ids_of_the_library(
