@@ -23,6 +23,7 @@ from launch.cluster.launcher import Local, Placement, Slurm, stop_command
 from launch.cluster.output import ERROR_PREFIX, ending_signal, show
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DOUBLE_DELIVERY_S = 0.5  # one Ctrl-C may come twice: from the terminal, and from make, timeout or srun
 SAVING_GRACE_S = 30.0  # what DeepSpeed's launcher gives ranks on other machines, after its outer process has ended
 SCANCEL_TIMEOUT_S = 10.0  # a busy controller answers within seconds; one that is gone never does
 
@@ -32,6 +33,7 @@ class ForwardedSignals:
 
     def __init__(self, child: subprocess.Popen[bytes], placement: Placement, *, run_dir: Path) -> None:
         self.received: signal.Signals | None = None
+        self._received_s = 0.0
         self._child, self._placement = child, placement
         self._latest = checkpoints_directory(run_dir) / "latest"
         self._latest_before: tuple[int, int] | None = None
@@ -57,9 +59,10 @@ class ForwardedSignals:
     def have_saved(self, returncode: int) -> bool:
         """Whether the ranks stopped after saving, as the signal asks for."""
         if isinstance(self._placement, Local):
-            return returncode in (128 + number for number in SIGNALS)
+            # a second signal may have ended ranks that had saved already
+            return returncode in (128 + number for number in SIGNALS) or self._has_saved_since()
         deadline_s = time.monotonic() + SAVING_GRACE_S
-        while _identity(self._latest) == self._latest_before:
+        while not self._has_saved_since():
             if self._count > 1 or time.monotonic() >= deadline_s:
                 return False
             time.sleep(0.1)
@@ -69,11 +72,17 @@ class ForwardedSignals:
         """Whether a run that has not saved ended by the signal, and not by a failure of its own that the code names."""
         return not isinstance(self._placement, Local) or returncode < 0 or ending_signal(returncode) in SIGNALS
 
+    def _has_saved_since(self) -> bool:
+        return _identity(self._latest) != self._latest_before
+
     def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._count += 1
         if self.received is None:
             self.received = signal.Signals(number)
+            self._received_s = time.monotonic()
             self._latest_before = _identity(self._latest)
+        elif time.monotonic() - self._received_s < DOUBLE_DELIVERY_S:
+            return
+        self._count += 1
         if self._count == 1 and self._ask_ranks(number):
             show(f"{ERROR_PREFIX}{self.received.name}: the ranks finish their step and save; again: now", sys.stderr)
         else:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster.stopping import DOUBLE_DELIVERY_S
+
 ROOT = Path(__file__).resolve().parents[3]
 
 STARTER = """
@@ -131,10 +133,29 @@ def test_second_signal_ends_ranks_that_do_not_listen_and_is_no_save(tmp_path):
     started.send(signal.SIGINT)
     started.wait_for("rank notes")
     assert started.process.poll() is None
+    time.sleep(DOUBLE_DELIVERY_S)
     started.send(signal.SIGINT)
     code, shown = started.end()
     assert code == 1
     assert "launch train: ended by SIGINT without a new checkpoint; see" in shown
+
+
+def test_signal_that_comes_twice_at_once_is_one(tmp_path):
+    started = Started("local", tree('print("rank saves", flush=True); time.sleep(1); sys.exit(128 + number)'), tmp_path)
+    started.send(signal.SIGINT)
+    started.send(signal.SIGINT)
+    assert started.end() == (130, WAITING.format(name="SIGINT"))
+
+
+def test_second_signal_after_the_save_is_still_a_save(tmp_path):
+    latest = tmp_path / "checkpoints" / "latest"
+    deed = f'open({str(latest)!r}, "w").close(); print("rank saved", flush=True)'
+    started = Started("local", tree(deed), tmp_path)
+    started.send(signal.SIGINT)
+    started.wait_for("rank saved")
+    time.sleep(DOUBLE_DELIVERY_S)
+    started.send(signal.SIGINT)
+    assert started.end() == (130, WAITING.format(name="SIGINT"))
 
 
 def saving_launcher(folder: Path, *, saves: bool) -> str:
