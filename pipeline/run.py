@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
 import logging
 import os
 import time
@@ -23,7 +24,7 @@ from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
-from pipeline.sample import sample_in_processes
+from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.engine import EngineName
@@ -105,7 +106,11 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
             yield text
 
     started = time.perf_counter()
-    content = train_tokenizer(counted(), vocab_size=training.vocab_size)
+    texts = counted()
+    first = next(texts, None)
+    if first is None:
+        raise PipelineError(f"there is no text to train a tokenizer on: {why_no_text(config, plan)}")
+    content = train_tokenizer(itertools.chain([first], texts), vocab_size=training.vocab_size)
     log.info(
         "tokenizer: %s entries trained on %.1f MB of text, the first documents of each of %s units, in %.1f s",
         f"{training.vocab_size:,}",

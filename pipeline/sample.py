@@ -73,3 +73,16 @@ def _texts_of(config: PipelineConfig, unit: Unit, *, share: float) -> Iterator[s
         if kept.split == "train":
             taken_bytes += kept.text_bytes
             yield kept.document.text
+
+
+def why_no_text(config: PipelineConfig, plan: Plan) -> str:
+    """Of an input that gave no sample: what became of the records of its first unit."""
+    unit = plan.units[0]
+    reader = UnitReader(config, unit)
+    for _ in reader:
+        pass
+    first = [
+        f"{dropped.documents:,} {reason}, the first {dropped.examples[0].location}"
+        for reason, dropped in reader.tally.dropped.items()
+    ]
+    return f"of source {unit.source!r} are dropped {'; '.join(first)}" if first else "all of it is for validation"

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import sample as sample_module
 from pipeline.config import PipelineConfig
-from pipeline.document import SourceError
+from pipeline.document import PipelineError, SourceError
 from pipeline.plan import make_plan
 from pipeline.run import make_tokenizer
 from pipeline.sample import sample_in_processes, sample_texts
@@ -77,3 +77,14 @@ def test_damage_in_a_sample_read_by_processes_is_told(
     config = make_config(sources=[source], unit_size_bytes=3000, tokenizer=training, workers=2)
     with pytest.raises(SourceError, match=r"3.jsonl.gz is damaged or truncated \([^\n]*\); fetch it again$"):
         make_tokenizer(config, make_plan(config))
+
+
+def test_a_wrong_field_is_named_before_the_size_of_the_vocabulary(corpus: Path, make_config: MakeConfig) -> None:
+    source = {"name": "web", "type": "jsonl", "files": [str(corpus / "0.jsonl")], "text_field": "txt"}
+    config = make_config(sources=(source,), tokenizer={"train": {"vocab_size": 300}})
+    with pytest.raises(PipelineError) as caught:
+        make_tokenizer(config, make_plan(config))
+    assert str(caught.value) == (
+        "there is no text to train a tokenizer on: of source 'web' are dropped 40 missing_field, "
+        f"the first {corpus / '0.jsonl'}:0"
+    )
