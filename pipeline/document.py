@@ -24,6 +24,7 @@ BAD_REASONS: tuple[BadReason, ...] = get_args(BadReason)
 # a record is held in memory as a whole; one beyond this is a file in the wrong format, not a document
 MAX_RECORD_BYTES = 256 << 20
 
+# of a record in a report, and of a library's error in ours
 EXAMPLE_CHARACTERS = 200
 
 
@@ -76,3 +77,8 @@ def shorten(content: object) -> str:
     raw = content if isinstance(content, bytes) else str(content).encode(errors="backslashreplace")
     text = raw.decode(errors="backslashreplace")
     return text if len(text) <= EXAMPLE_CHARACTERS else f"{text[:EXAMPLE_CHARACTERS]}…"
+
+
+def one_line(error: object) -> str:
+    """The first 200 characters of what an error says, its line ends and indents made single spaces."""
+    return " ".join(str(error).split())[:EXAMPLE_CHARACTERS]

@@ -17,6 +17,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Source(Section):
+    """What every source has."""
+
+    name: str = Field(min_length=1)
+
+
 class ConditionConfig(Section):
     """A record is kept only if `field` is one of some values, or a number within bounds, both included.
 
@@ -38,7 +44,7 @@ class ConditionConfig(Section):
         return self
 
 
-class RecordFields(Section):
+class RecordFields(Source):
     """The fields of a structured record that are read; `metadata.language` is the field of a field.
 
     The text is `text_field`, or `template`, which joins several: `"{title}\\n\\n{body}"` (`{{` is a brace). Every field
@@ -66,7 +72,7 @@ class RecordFields(Section):
         return self
 
 
-class Files(Section):
+class Files(Source):
     """Paths, URLs of fsspec (`s3://bucket/…`) and globs of both (`**` for any depth), in the order of sorted paths."""
 
     files: tuple[str, ...] = Field(min_length=1)
@@ -76,21 +82,18 @@ class JsonlConfig(RecordFields, Files):
     """JSON lines."""
 
     type: Literal["jsonl"]
-    name: str = Field(min_length=1)
 
 
 class JsonArrayConfig(RecordFields, Files):
     """Files that are one JSON array of objects each."""
 
     type: Literal["json_array"]
-    name: str = Field(min_length=1)
 
 
 class CsvConfig(RecordFields, Files):
     """Comma- or tab-separated values (RFC 4180). `column_names` is for files that have no header row."""
 
     type: Literal["csv"]
-    name: str = Field(min_length=1)
     delimiter: str | None = Field(
         default=None, min_length=1, max_length=1, description="None: a tab in .tsv files, else a comma"
     )
@@ -108,45 +111,39 @@ class ParquetConfig(RecordFields, Files):
     """Parquet files, read by row groups."""
 
     type: Literal["parquet"]
-    name: str = Field(min_length=1)
 
 
 class ArrowConfig(RecordFields, Files):
     """Arrow IPC files and streams, read by record batches."""
 
     type: Literal["arrow"]
-    name: str = Field(min_length=1)
 
 
 class TextConfig(Files):
     """Text, Markdown and other text files, each one document."""
 
     type: Literal["text"]
-    name: str = Field(min_length=1)
 
 
 class WarcConfig(Files):
     """Web archives: the main text of HTML responses (trafilatura), and the text of WET's conversion records."""
 
     type: Literal["warc"]
-    name: str = Field(min_length=1)
 
 
-class SourceTreeConfig(Section):
+class SourceTreeConfig(Source):
     """A tree of source code, each file one document. `root: python:stdlib` is the running interpreter's library."""
 
     type: Literal["source_tree"]
-    name: str = Field(min_length=1)
     root: str
     include: tuple[str, ...] = Field(default=("**/*.py",), min_length=1)
     exclude: tuple[str, ...] = ()
 
 
-class GitConfig(Section):
+class GitConfig(Source):
     """A checkout, each file that git does not ignore one document; `languages` as in `sources/languages.py`."""
 
     type: Literal["git"]
-    name: str = Field(min_length=1)
     root: str
     languages: tuple[str, ...] | None = Field(default=None, min_length=1)
     include: tuple[str, ...] = Field(default=("**",), min_length=1)
@@ -161,7 +158,6 @@ class HuggingFaceConfig(RecordFields):
     """
 
     type: Literal["huggingface"]
-    name: str = Field(min_length=1)
     path: str
     loader: Literal["load_dataset", "load_from_disk"] = "load_dataset"
     config_name: str | None = None
@@ -179,7 +175,6 @@ class HuggingFaceStreamConfig(RecordFields):
     """A dataset of the Hugging Face hub or a local folder of its kind, read as a stream, without a cache."""
 
     type: Literal["huggingface_stream"]
-    name: str = Field(min_length=1)
     path: str
     config_name: str | None = None
     split: str = "train"

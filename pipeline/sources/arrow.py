@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import pyarrow as pa
 
-from pipeline.document import Record, SourceError
+from pipeline.document import Record, SourceError, one_line
 from pipeline.source_config import ArrowConfig
 from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.piece import Piece, whole_file
@@ -84,5 +84,5 @@ def _open(path: str, *, version: str) -> Iterator[BinaryIO]:
         with open_file(path, version=version) as stream:
             yield stream
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise SourceError(f"{readable(path)} is not a whole Arrow file or stream ({reason}); fetch it again") from None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.document import Record, SourceError
+from pipeline.document import Record, SourceError, one_line
 from pipeline.source_config import RecordFields
 from pipeline.sources.fields import paths_of, record_of
 
@@ -24,8 +24,7 @@ def require_columns(config: RecordFields, schema: pa.Schema, *, where: str) -> N
 
     That is one that is not there, has a name that two have, or is asked for an id and holds neither text nor integers.
     """
-    # config is of a source's class, which has a name
-    place = f"source {config.name!r}: {where}"  # type: ignore[attr-defined]
+    place = f"source {config.name!r}: {where}"
     for path in paths_of(config):
         top, *inner = _steps(path, schema)
         if top not in schema.names:
@@ -104,7 +103,7 @@ def _plain(array: pa.Array, *, where: str) -> pa.Array:
         # to_pylist fails for years beyond Python's and for time zones that it does not know
         return array.cast(pa.string())
     except pa.ArrowException as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise SourceError(f"{where} of type {array.type} cannot be read ({reason}); name another") from None
 
 

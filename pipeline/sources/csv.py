@@ -7,6 +7,7 @@ the offset of its row's first byte in the decompressed file.
 from __future__ import annotations
 
 import csv
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -80,7 +81,7 @@ class _Lines:
             raise StopIteration
         if self.offset == 0:
             self.offset = len(line)
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BOM_UTF8)
         else:
             self.offset += len(line)
         self.last = line.decode(errors="surrogateescape")

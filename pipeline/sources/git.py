@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipeline.document import Record, SourceError
+from pipeline.document import Record, SourceError, one_line
 from pipeline.source_config import GitConfig
 from pipeline.sources.languages import LANGUAGE_SUFFIXES
 from pipeline.sources.piece import Piece, whole_file
@@ -65,6 +65,6 @@ def _listed(config: GitConfig) -> list[str]:
     except FileNotFoundError:
         raise SourceError(f"source {config.name!r}: there is no git on this machine; install it") from None
     if result.returncode != 0:
-        reason = " ".join(result.stderr.decode(errors="backslashreplace").split())[:200]
+        reason = one_line(result.stderr.decode(errors="backslashreplace"))
         raise SourceError(f"source {config.name!r}: root {config.root} cannot be listed: {reason}")
     return sorted({os.fsdecode(path) for path in result.stdout.split(b"\0") if path})

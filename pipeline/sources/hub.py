@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.document import SourceError
+from pipeline.document import SourceError, one_line
 from pipeline.source_config import HuggingFaceConfig, HuggingFaceStreamConfig
 from pipeline.sources.piece import Piece
 
@@ -26,4 +26,4 @@ def require_version(config: HubConfig, piece: Piece, *, now: str) -> None:
 def reason(error: Exception) -> str:
     """One line. A DatasetGenerationError says only that there was an error; what it was stands in its cause."""
     root = error.__cause__ or error
-    return f"{type(root).__name__}: {' '.join(str(root).split())[:200]}"
+    return f"{type(root).__name__}: {one_line(root)}"

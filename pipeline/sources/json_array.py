@@ -7,6 +7,7 @@ record's location is the offset of its first byte in the decompressed file.
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -17,7 +18,6 @@ from pipeline.sources.jsonl import json_record
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import find_files, readable
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
 _READ_BYTES = 1 << 20
 _OUTSIDE = re.compile(rb'["\[\]{},]')
@@ -110,7 +110,7 @@ def _elements(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
 def _open_bracket(file: BinaryIO) -> tuple[int, bytes]:
     """Past the array's bracket: where that is, and the rest of the first chunk."""
     first = file.read(_READ_BYTES)
-    content = first.removeprefix(_BYTE_ORDER_MARK).lstrip(_SPACE)
+    content = first.removeprefix(BOM_UTF8).lstrip(_SPACE)
     if not content.startswith(b"["):
         raise _NotAnArrayError(f"it begins with {content[:20].decode(errors='backslashreplace')!r}")
     return len(first) - len(content) + 1, content[1:] or file.read(_READ_BYTES)

@@ -6,6 +6,7 @@ the offset of its first byte in the decompressed file.
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -17,8 +18,6 @@ from pipeline.sources.compression import is_compressed, open_piece
 from pipeline.sources.fields import record_of, value_at
 from pipeline.sources.piece import Piece, byte_ranges, whole_file
 from pipeline.sources.storage import find_files, readable
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def find_pieces(config: JsonlConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
@@ -36,7 +35,7 @@ def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
     stop = None if is_compressed(piece.path) else piece.stop
     with open_piece(piece) as file:
         for offset, line in _lines(file, start=piece.start, stop=stop):
-            content = line.removeprefix(_BYTE_ORDER_MARK).strip()
+            content = line.removeprefix(BOM_UTF8).strip()
             if content:
                 yield json_record(config, content, location=f"{name}:{offset}", size_bytes=len(line))
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.document import Record, SourceError
+from pipeline.document import Record, SourceError, one_line
 from pipeline.source_config import ParquetConfig
 from pipeline.sources.columns import BATCH_ROWS, column_records, require_columns, top_columns
 from pipeline.sources.fields import paths_of
@@ -55,7 +55,7 @@ def _open(path: str, *, version: str) -> Iterator[pq.ParquetFile]:
         with open_file(path, version=version) as stream, pq.ParquetFile(stream, memory_map=False) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error)
         raise SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again") from None
 
 

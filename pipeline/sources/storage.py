@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from pipeline.document import SourceError
+from pipeline.document import SourceError, one_line
 
 # what the stores of fsspec call the mark of an object's contents, and, failing that, its time of change; blob_id and
 # xet_hash are the Hugging Face hub's, sha is GitHub's, CRC a zip file's
@@ -196,7 +196,7 @@ def _telling(what: str) -> Iterator[None]:
     except SourceError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise SourceError(f"{what} ({reason}); {_remedy(error)}") from None
 
 

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pipeline.document import MAX_RECORD_BYTES, BadRecord, Document, Record, SourceError, UnwantedRecord, shorten
+from pipeline.document import (
+    MAX_RECORD_BYTES,
+    BadRecord,
+    Document,
+    Record,
+    SourceError,
+    UnwantedRecord,
+    one_line,
+    shorten,
+)
 from pipeline.source_config import WarcConfig
 from pipeline.sources.compression import DamagedError, open_piece
 from pipeline.sources.content_encoding import UndecodableError, decoded
@@ -45,7 +54,7 @@ def read_piece(config: WarcConfig, piece: Piece) -> Iterator[Record]:
         try:
             yield from _records(file, name)
         except (ArchiveLoadFailed, _CutOffError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error)
             raise SourceError(f"{name} is not a whole web archive ({reason}); fetch it again") from None
 
 
