@@ -1,4 +1,7 @@
-"""Small datasets written straight from the contract, `pipeline/shards/format.py`, and nothing else of the pipeline."""
+"""Small datasets written straight from the contract, `pipeline/shards/format.py`, and nothing else of the pipeline.
+
+And the config file of a training on one.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,21 @@ import pytest
 from pipeline.shards import format as contract
 
 EOS = 0
+CONFIG = """
+run_dir: {folder}/run
+name: tiny
+model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
+  max_position_embeddings: 64}}
+data: {{sources: [{{name: chain, path: {folder}/data}}], sequence_length: 64}}
+batch_tokens: 1024
+micro_batch_size: 4
+steps: 20
+optimizer: {{learning_rate: 1e-3}}
+schedule: {{warmup_steps: 2, decay_steps: 4}}
+checkpoint: {{every_steps: 10}}
+validation: {{every_steps: 10, sequences: 8}}
+launcher: {{ranks_per_node: 2}}
+"""
 
 
 class MakeDataset(Protocol):
@@ -33,6 +51,16 @@ class MakeDataset(Protocol):
 def make_dataset() -> MakeDataset:
     """Writes documents of ids (without their end-of-sequence id, which is 0 and is added) as a dataset."""
     return _make_dataset
+
+
+@pytest.fixture
+def config(tmp_path: Path, make_dataset: MakeDataset) -> Path:
+    """The config file of a tiny model that two ranks train for 20 steps, on data that is there."""
+    documents = [[1 + number % 200] * 99 for number in range(40)]
+    make_dataset(tmp_path / "data", documents, validation=documents)
+    file = tmp_path / "tiny.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path))
+    return file
 
 
 @pytest.fixture(scope="session")

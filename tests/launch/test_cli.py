@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,32 +10,6 @@ from checkpoint.events import EventWriter, events_file, read_events
 from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
 from launch.cli import build_parser, main
 from launch.config import LauncherConfig
-
-MakeDataset = Callable[..., Path]
-DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
-CONFIG = """
-run_dir: {folder}/run
-name: tiny
-model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-  max_position_embeddings: 64}}
-data: {{sources: [{{name: chain, path: {folder}/data}}], sequence_length: 64}}
-batch_tokens: 1024
-micro_batch_size: 4
-steps: 20
-optimizer: {{learning_rate: 1e-3}}
-schedule: {{warmup_steps: 2, decay_steps: 4}}
-checkpoint: {{every_steps: 10}}
-validation: {{every_steps: 10, sequences: 8}}
-launcher: {{ranks_per_node: 2}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path, make_dataset: MakeDataset) -> Path:
-    make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS)
-    file = tmp_path / "tiny.yaml"
-    file.write_text(CONFIG.format(folder=tmp_path))
-    return file
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,29 +17,6 @@ from launch.trainer.console import Console
 from launch.trainer.ranks import RankEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = """
-run_dir: {folder}/run
-name: tiny
-model: {{vocab_size: 100, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-  max_position_embeddings: 64}}
-data: {{sources: [{{name: chain, path: {folder}/data}}], sequence_length: 64}}
-batch_tokens: 1024
-micro_batch_size: 4
-steps: 20
-optimizer: {{learning_rate: 1e-3}}
-schedule: {{warmup_steps: 2, decay_steps: 4}}
-checkpoint: {{every_steps: 10}}
-validation: {{every_steps: 10, sequences: 8}}
-"""
-
-
-@pytest.fixture
-def config(tmp_path: Path, make_dataset: Callable[..., Path]) -> Path:
-    documents = [[1 + number % 200] * 99 for number in range(40)]
-    make_dataset(tmp_path / "data", documents, validation=documents)
-    file = tmp_path / "tiny.yaml"
-    file.write_text(CONFIG.format(folder=tmp_path))
-    return file
 
 
 def run_rank(rank: int | None, *arguments: str | Path, world_size: int = 2) -> subprocess.CompletedProcess[str]:
@@ -63,7 +39,7 @@ def test_without_a_launcher_it_says_how_to_start_one(config: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "model.vocab_size=100 is smaller than the tokenizer's 256"),
+        (["model.vocab_size=100"], "model.vocab_size=100 is smaller than the tokenizer's 256"),
         (["data.sources.0.path=nowhere"], "dataset nowhere does not exist"),
         (["stepps=1"], "unknown key stepps; did you mean steps?"),
         (["run_dir=/dev/null/run"], "cannot be written"),
@@ -83,7 +59,7 @@ def test_batch_that_does_not_divide_over_the_ranks_is_one_line(config: Path) -> 
 
 
 def test_other_ranks_leave_the_word_to_rank_0(config: Path) -> None:
-    ended = run_rank(1, config)
+    ended = run_rank(1, config, "model.vocab_size=100")
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
 
 
