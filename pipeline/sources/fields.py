@@ -116,14 +116,20 @@ def _meets(value: object, condition: ConditionConfig) -> bool:
     if condition.one_of is not None:
         text = _as_text(value)
         return any(text == _as_text(wanted) for wanted in condition.one_of)
-    try:
-        # Python's float takes 1_0 for 10, where CSV and JSON have text
-        number = math.nan if "_" in _as_text(value) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return False
+    number = _number(value)
     above = condition.min_value is None or number >= condition.min_value
     below = condition.max_value is None or number <= condition.max_value
     return above and below and not math.isnan(number)
+
+
+def _number(value: object) -> float:
+    """NaN for what is none; text may be one."""
+    if isinstance(value, str | bytes) and "_" in _as_text(value):
+        return math.nan  # Python's float takes 1_0 for 10
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _as_text(value: object) -> str:

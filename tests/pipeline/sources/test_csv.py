@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline.document import BadRecord, Document, Record, SourceError
@@ -63,6 +66,17 @@ def test_a_malformed_row_that_is_not_utf8_can_be_reported(tmp_path: Path) -> Non
     assert isinstance(bad, BadRecord)
     assert bad.reason == "malformed_row"
     assert bad.example.endswith(': "a"\\xff\n')
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.sampled_from([b'"', b",", b"\n", b"\r", b"\xff", b"\xed\xa0\x80", b"a"])))
+def test_whatever_bytes_a_row_has_its_record_can_be_stored(tmp_path: Path, rows: list[bytes]) -> None:
+    try:
+        records = read(write(tmp_path / "a.csv", b"text,id\n" + b"".join(rows)), id_field="id")
+    except SourceError:  # quotes without an end
+        return
+    for record in records:
+        "".join(str(value) for value in astuple(record)).encode()
 
 
 def test_two_columns_of_a_name_that_is_read_are_refused(tmp_path: Path) -> None:
