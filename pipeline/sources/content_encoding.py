@@ -1,13 +1,16 @@
 """The content encodings of HTTP (RFC 9110 §8.4.1; RFC 8878 for zstd), undone in steps of bounded memory.
 
 A body that is damaged, has no end or is of another encoding is an error, never a shorter text. What br cannot tell is
-damage that makes another sound stream: it has no checksum.
+damage that makes another sound stream: it has no checksum. Markup beneath a header that calls it encoded is taken as it
+stands: archives were written that hold decoded bodies beneath the headers of before, and servers call `utf-8` one.
 """
 
 from __future__ import annotations
 
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import zstandard
@@ -30,10 +33,16 @@ def decoded(parts: Iterable[bytes], *, encoding: str) -> Iterator[bytes]:
     if name in ("", "identity"):
         yield from parts
         return
+    parts = iter(parts)
+    first = next(parts, b"")
+    if is_markup(first) and not _begins_encoded(first[:_STEP_BYTES], name):
+        yield first
+        yield from parts
+        return
     if name not in _DECODERS:
         raise UndecodableError(f"content encoding {name!r} is not known")
     decoder: Any = None
-    for part in parts:
+    for part in chain([first], parts):
         for start in range(0, len(part), _STEP_BYTES):
             rest = part[start : start + _STEP_BYTES]
             while rest:
@@ -48,6 +57,22 @@ def decoded(parts: Iterable[bytes], *, encoding: str) -> Iterator[bytes]:
                     decoder = None
     if decoder is not None:
         raise UndecodableError(f"{name}: the body has no end")
+
+
+def is_markup(start: bytes) -> bool:
+    """Whether a body that starts with these bytes looks like HTML or XML."""
+    return start.removeprefix(BOM_UTF8).lstrip().startswith(b"<")
+
+
+def _begins_encoded(start: bytes, name: str) -> bool:
+    if name not in _DECODERS:
+        return False
+    try:
+        for _ in _DECODERS[name](start).decode(start):
+            pass
+    except (zlib.error, zstandard.ZstdError, UndecodableError):
+        return False
+    return True
 
 
 class _ByObject:

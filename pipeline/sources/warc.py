@@ -23,7 +23,7 @@ from pipeline.document import (
 )
 from pipeline.source_config import WarcConfig
 from pipeline.sources.compression import DamagedError, open_piece
-from pipeline.sources.content_encoding import UndecodableError, decoded
+from pipeline.sources.content_encoding import UndecodableError, decoded, is_markup
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import find_files, readable
 
@@ -119,12 +119,14 @@ def _record_of(record: Any, identity: str, *, location: str) -> Record | None:
 
 def _body(record: Any) -> Iterator[bytes]:
     """A record's content, as it was before HTTP's codings; warcio's own reading of them takes damage for an end."""
-    from warcio.bufferedreaders import ChunkedDataException, ChunkedDataReader
+    from warcio.bufferedreaders import BufferedReader, ChunkedDataException, ChunkedDataReader
 
-    stream, encoding = record.raw_stream, ""
+    first = record.raw_stream.read(_READ_BYTES)
+    stream, encoding = BufferedReader(record.raw_stream, starting_data=first), ""
     if record.http_headers:
         encoding = record.http_headers.get_header("Content-Encoding", "")
-        if record.http_headers.get_header("Transfer-Encoding", "").strip().lower() == "chunked":
+        coding = record.http_headers.get_header("Transfer-Encoding", "").strip().lower()
+        if coding == "chunked" and not is_markup(first):  # else stored without the chunks that the header tells of
             stream = ChunkedDataReader(stream, raise_exceptions=True)
     try:
         yield from decoded(iter(lambda: stream.read(_READ_BYTES), b""), encoding=encoding)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import random
 import zlib
@@ -79,7 +80,19 @@ def test_damage_is_an_error(encoding: str) -> None:
 @every_encoding
 def test_what_is_not_encoded_at_all_is_an_error(encoding: str) -> None:
     with pytest.raises(UndecodableError, match=rf"^{encoding}: "):
-        decode(b"<html><body>not encoded</body></html>", encoding)
+        decode(b"plain text" * 9, encoding)
+
+
+@pytest.mark.parametrize("encoding", [*ENCODE, "utf-8", "gzip, br"])
+def test_markup_is_taken_as_it_stands_though_its_header_says_otherwise(encoding: str) -> None:
+    page = b"\xef\xbb\xbf\n <html>" + CONTENT + b"</html>"
+    assert decode(page, encoding, part_bytes=1000) == page
+
+
+def test_a_bare_deflate_stream_that_begins_like_markup_is_decoded() -> None:
+    body = base64.b85decode("Jc_{)06-AI8q*BvzlUQV_lXgZf=uKBBS0rtRk|W@dvn_EUCB!P#m4dQ00030|4YqF0RR")
+    assert body.startswith(b"<")
+    assert decode(body, "deflate") == zlib.decompress(body, wbits=-zlib.MAX_WBITS)
 
 
 def test_an_encoding_that_is_not_known_is_named() -> None:

@@ -99,6 +99,14 @@ def test_content_encodings_are_undone(tmp_path: Path, name: str, in_chunks: bool
     assert plain == Document("<urn:uuid:5>", "naïve plain text")
 
 
+def test_a_decoded_body_beneath_the_headers_of_before_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(response(1, PAGE, Content_Encoding="gzip", Transfer_Encoding="chunked"))
+    (page,) = read(path)
+    assert isinstance(page, Document)
+    assert PARAGRAPH.strip() in page.text
+
+
 BODY = gzip.compress(LONG_PAGE)
 
 
@@ -111,7 +119,7 @@ BODY = gzip.compress(LONG_PAGE)
             {"Content_Encoding": "gzip"},
             "gzip: Error -3 while decompressing data: ",
         ),
-        (PAGE, {"Content_Encoding": "compress"}, "content encoding 'compress' is not known"),
+        (BODY, {"Content_Encoding": "compress"}, "content encoding 'compress' is not known"),
         (chunked(PAGE)[:-5], {"Transfer_Encoding": "chunked"}, "chunked: Couldn't decode length header"),
         (chunked(PAGE)[:-50], {"Transfer_Encoding": "chunked"}, "chunked: Ran out of data before end of chunk"),
     ],
