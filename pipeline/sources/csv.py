@@ -44,7 +44,7 @@ def read_piece(config: CsvConfig, piece: Piece) -> Iterator[Record]:
                 raise SourceError(f"source {config.name!r}: {name} has two columns named {path!r}; rename one")
         while True:
             start = lines.offset
-            location = f"{name}:{start}"
+            location = f"{name}@{start}"
             try:
                 row = next(rows, None)
             except csv.Error as error:

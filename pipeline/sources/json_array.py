@@ -36,7 +36,7 @@ def read_piece(config: JsonArrayConfig, piece: Piece) -> Iterator[Record]:
     with open_piece(piece) as file:
         try:
             for offset, size_bytes, content in _elements(file):
-                yield json_record(config, content, location=f"{name}:{offset}", size_bytes=size_bytes)
+                yield json_record(config, content, location=f"{name}@{offset}", size_bytes=size_bytes)
         except _NotAnArrayError as error:
             raise SourceError(f"{name} is not a whole JSON array ({error}); fetch it again, or name its type") from None
 

@@ -37,7 +37,7 @@ def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
         for offset, line in _lines(file, start=piece.start, stop=stop):
             content = line.removeprefix(BOM_UTF8).strip()
             if content:
-                yield json_record(config, content, location=f"{name}:{offset}", size_bytes=len(line))
+                yield json_record(config, content, location=f"{name}@{offset}", size_bytes=len(line))
 
 
 def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, location: str, size_bytes: int) -> Record:

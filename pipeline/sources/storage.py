@@ -59,6 +59,8 @@ def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
             matches = [stored_file(path) for path in paths]
         if not matches:
             where = "" if is_url(pattern) else f" (from {Path.cwd()})"
+            if not is_url(pattern) and Path(pattern).is_dir():
+                where = f", which is a folder; for all files below it: {pattern}/**/*"
             raise SourceError(f"source {source!r}: no file matches {pattern}{where}")
         for file in matches:
             found.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)

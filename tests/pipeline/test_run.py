@@ -79,7 +79,7 @@ def test_load_from_disk_gives_the_documents_of_each_split(corpus: Path, make_con
     validation = datasets.load_from_disk(str(config.output_dir / "validation"))
     assert len(train) == manifest.splits["train"].documents
     assert len(validation) == manifest.splits["validation"].documents
-    assert train[0]["document_id"] == f"{corpus}/0.jsonl:0"
+    assert train[0]["document_id"] == f"{corpus}/0.jsonl@0"
     assert sum(map(len, train["input_ids"])) == manifest.splits["train"].tokens
     assert train[0]["input_ids"][-1] == 0
     assert train.features["input_ids"].feature.dtype == "uint16"
@@ -112,7 +112,7 @@ def test_examples_of_what_was_dropped_come_from_every_unit(
     config = make_config(unit_size_bytes=3000, validation_fraction=0, filters=filters)
     run(config)
     dropped = json.loads((config.output_dir / "report.json").read_bytes())["sources"]["corpus"]["dropped"]["too_short"]
-    offsets = [int(example["location"].rsplit(":", 1)[1]) for example in dropped["examples"]]
+    offsets = [int(example["location"].rsplit("@", 1)[1]) for example in dropped["examples"]]
     assert dropped["documents"] == 600
     # three units, of which each shows its first 34
     assert len(make_plan(config).units) == 3

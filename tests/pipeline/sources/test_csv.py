@@ -28,7 +28,7 @@ def write(path: Path, content: bytes) -> Path:
 def test_quotes_doubled_quotes_and_line_ends_in_quotes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b'\xef\xbb\xbfid,text\r\n1,"a, ""b""\r\nc"\r\n\r\n2,plain\n')
     # the header has 3 + 9 bytes, the first row 19, the blank line 2
-    assert read(path) == [Document(f"{path}:12", 'a, "b"\r\nc'), Document(f"{path}:31", "plain")]
+    assert read(path) == [Document(f"{path}@12", 'a, "b"\r\nc'), Document(f"{path}@31", "plain")]
     assert [record.document_id for record in read(path, id_field="id") if isinstance(record, Document)] == ["1", "2"]
 
 
@@ -57,7 +57,7 @@ def test_single_bad_rows_are_bad_records(tmp_path: Path) -> None:
         "last",
     ]
     assert isinstance(records[1], BadRecord)
-    assert (records[1].location, records[1].size_bytes) == (f"{path}:13", 4)
+    assert (records[1].location, records[1].size_bytes) == (f"{path}@13", 4)
     assert records[1].example == "1 fields, wanted 2: two"
 
 
@@ -81,7 +81,7 @@ def test_whatever_bytes_a_row_has_its_record_can_be_stored(tmp_path: Path, rows:
 
 def test_two_columns_of_a_name_that_is_read_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", b"text,x,x\none,1,2\n")
-    assert read(path) == [Document(f"{path}:9", "one")]
+    assert read(path) == [Document(f"{path}@9", "one")]
     with pytest.raises(SourceError, match=r"source 'corpus': .*a.csv has two columns named 'x'; rename one"):
         read(path, id_field="x")
     with pytest.raises(ValidationError, match=r"column_names has 'x' twice; give each column a name of its own"):

@@ -41,7 +41,7 @@ def test_elements_are_documents_wherever_the_chunks_end(
 def test_a_location_is_the_offset_of_the_element(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[\n {"text": "one"},\n {"text": "two"}\n]\n')
-    assert read(path) == [Document(f"{path}:3", "one"), Document(f"{path}:21", "two")]
+    assert read(path) == [Document(f"{path}@3", "one"), Document(f"{path}@21", "two")]
 
 
 def test_random_arrays_are_read_as_json_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

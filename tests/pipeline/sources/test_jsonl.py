@@ -35,14 +35,14 @@ def test_every_line_is_a_document_named_by_its_offset(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "one"}\n{"text": "two"}')
     # the first line has 16 bytes
-    assert read(config_of(file)) == [Document(f"{file}:0", "one"), Document(f"{file}:16", "two")]
+    assert read(config_of(file)) == [Document(f"{file}@0", "one"), Document(f"{file}@16", "two")]
 
 
 def test_id_field_names_documents(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_bytes(b'{"text": "one", "id": 7}\n{"text": "two"}\n')
     records = read(config_of(file, id_field="id"))
-    assert [record.document_id for record in records if isinstance(record, Document)] == ["7", f"{file}:25"]
+    assert [record.document_id for record in records if isinstance(record, Document)] == ["7", f"{file}@25"]
 
 
 @pytest.mark.parametrize("unit_size_bytes", [1, 2, 7, 16, 17, 100])
@@ -118,7 +118,7 @@ def test_a_bad_line_is_one_bad_record_with_its_reason(tmp_path: Path, line: byte
     file.write_bytes(lines("one") + line + b"\n" + lines("three"))
     first, bad, third = read(config_of(file))
     assert isinstance(bad, BadRecord)
-    assert (bad.reason, bad.location, bad.size_bytes) == (reason, f"{file}:16", len(line) + 1)
+    assert (bad.reason, bad.location, bad.size_bytes) == (reason, f"{file}@16", len(line) + 1)
     assert texts([first, third]) == ["one", "three"]
 
 

@@ -107,7 +107,7 @@ def test_one_object_is_read_by_ranges(bucket: Any) -> None:
     assert texts_of(records) == many
     first = records[0]
     assert isinstance(first, Document)
-    assert first.document_id == "s3://data/x/a.jsonl:0"
+    assert first.document_id == "s3://data/x/a.jsonl@0"
 
 
 def test_globs_list_objects_in_order_and_compression_is_undone(bucket: Any) -> None:
@@ -374,3 +374,8 @@ def test_a_file_system_that_is_not_known_is_one_line() -> None:
         SourceError, match=r"^source 'corpus': nosuch://a cannot be listed \(ValueError: [^\n]+\); [^\n]+$"
     ):
         find_files(["nosuch://a"], source="corpus")
+
+
+def test_a_folder_is_told_how_to_be_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"which is a folder; for all files below it: .*/\*\*/\*$"):
+        find_files([str(tmp_path)], source="corpus")
