@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
+from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
 from pipeline.plan import Plan, Unit, make_plan
@@ -64,6 +65,7 @@ def run(config: PipelineConfig) -> RunResult:
         plan = make_plan(config)
         workspace.begin(config, plan)
         encoder, content = _tokenizer(config, plan, workspace)
+        deduplicate(config, plan)
         records, tokens = _do_units(config, plan, workspace, encoder, started=started)
         seconds = time.perf_counter() - started
         manifest = assemble(

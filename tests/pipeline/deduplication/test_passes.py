@@ -1,0 +1,197 @@
+"""All passes, compared with a plain reference on random texts; and what they do when they are interrupted."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.deduplication.config import DeduplicationConfig
+from pipeline.deduplication.ngrams import comparable_words
+from pipeline.document import PipelineError
+
+Outcomes = Callable[..., list[str]]
+
+MODULUS = 1 << 64
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def by_plain_python(texts: Sequence[str], evaluations: Sequence[str], config: DeduplicationConfig) -> list[str]:
+    """What `outcomes` gives, by dictionaries, sets and tuples: no arrays, no partitions."""
+    contaminated = _contaminated(texts, evaluations, config)
+    compared = [index for index in range(len(texts)) if index not in contaminated]
+    result = {index: "contaminated" for index in contaminated}
+
+    parents = list(range(len(texts)))
+
+    def root(index: int) -> int:
+        while parents[index] != index:
+            index = parents[index]
+        return index
+
+    def join(one: int, other: int) -> None:
+        low, high = sorted((root(one), root(other)))
+        parents[high] = low
+
+    if config.exact:
+        first: dict[str, int] = {}
+        for index in compared:
+            earlier = first.setdefault(_visible(texts[index]), index)
+            if earlier != index:
+                result[index] = "exact_duplicate"
+                join(earlier, index)
+    if config.minhash:
+        buckets: dict[tuple[int, tuple[int, ...]], int] = {}
+        for index in compared:
+            for bucket in enumerate(_bands(texts[index], config)):
+                join(buckets.setdefault(bucket, index), index)
+    for index in compared:
+        if root(index) != index:
+            result.setdefault(index, "near_duplicate")
+
+    seen: set[str] = set()
+    for index, text in enumerate(texts):
+        if index not in result:
+            rest = _without_seen(text, seen, config) if config.paragraphs else text
+            result[index] = f"kept: {rest}" if rest == text or rest.strip() else "duplicate_paragraphs"
+    return [result[index] for index in range(len(texts))]
+
+
+def _visible(text: str) -> str:
+    return "".join(character for character in unicodedata.normalize("NFC", text) if character not in " \t\n\r\v\f")
+
+
+def _contaminated(texts: Sequence[str], evaluations: Sequence[str], config: DeduplicationConfig) -> set[int]:
+    if config.decontamination is None:
+        return set()
+    size = config.decontamination.ngram_words
+    wanted = set().union(*(_ngrams(comparable_words(text), size) for text in evaluations))
+    return {index for index, text in enumerate(texts) if wanted & _ngrams(comparable_words(text), size)}
+
+
+def _ngrams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+def _bands(text: str, config: DeduplicationConfig) -> list[tuple[int, ...]]:
+    assert config.minhash is not None
+    size, rows = config.minhash.ngram_words, config.minhash.rows_per_band
+    words = [xxhash.xxh3_64_intdigest(word.encode()) or 1 for word in comparable_words(text)]
+    words = words or [xxhash.xxh3_64_intdigest(_visible(text).encode())]
+    words += [0] * (size - len(words))
+    ngrams = [_mixed(_polynomial(words[start : start + size])) for start in range(len(words) - size + 1)]
+    minhashes = []
+    for row in range(config.minhash.bands * rows):
+        multiplier = xxhash.xxh3_64_intdigest(f"{config.minhash.seed} multiplier {row}".encode()) | 1
+        summand = xxhash.xxh3_64_intdigest(f"{config.minhash.seed} summand {row}".encode())
+        minhashes.append(min((multiplier * ngram + summand) % MODULUS for ngram in ngrams))
+    return [tuple(minhashes[start : start + rows]) for start in range(0, len(minhashes), rows)]
+
+
+def _polynomial(words: Sequence[int]) -> int:
+    value = 0
+    for word in words:
+        value = (value * GOLDEN + word) % MODULUS
+    return value
+
+
+def _mixed(value: int) -> int:
+    value ^= value >> 33
+    value = value * 0xFF51AFD7ED558CCD % MODULUS
+    value ^= value >> 33
+    value = value * 0xC4CEB9FE1A85EC53 % MODULUS
+    return value ^ value >> 33
+
+
+def _without_seen(text: str, seen: set[str], config: DeduplicationConfig) -> str:
+    assert config.paragraphs is not None
+    left = []
+    for paragraph in text.split("\n"):
+        visible = _visible(paragraph)
+        if len(paragraph.strip()) < config.paragraphs.min_characters:
+            left.append(paragraph)
+        elif visible not in seen:
+            seen.add(visible)
+            left.append(paragraph)
+    return "\n".join(left)
+
+
+# few words, so that documents share them; a paragraph is a line
+WORD = st.sampled_from(["one", "One", "two", "three", "four", "é", "e\u0301", "12", "!?", "🙂", "東京"])
+LINE = st.lists(WORD, max_size=7).map(" ".join)
+TEXT = st.lists(LINE, min_size=1, max_size=4).map("\n".join)
+SECTIONS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "minhash": {"bands": 3, "rows_per_band": 2, "ngram_words": 2},
+    "paragraphs": {"min_characters": 6},
+    "decontamination": {"ngram_words": 4},
+}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    units=st.lists(st.lists(TEXT, max_size=6), min_size=1, max_size=4),
+    evaluations=st.lists(st.lists(WORD, min_size=4, max_size=6).map(" ".join), min_size=1, max_size=2),
+    names=st.sets(st.sampled_from(sorted(SECTIONS)), min_size=1),
+    partition_rows=st.integers(1, 40),
+)
+def test_outcomes_are_those_of_plain_python(
+    outcomes: Outcomes,
+    evaluation: Callable[..., dict[str, Any]],
+    units: list[list[str]],
+    evaluations: list[str],
+    names: set[str],
+    partition_rows: int,
+) -> None:
+    sections = {name: SECTIONS[name] for name in names}
+    if "decontamination" in names:
+        if not any(len(comparable_words(text)) >= 4 for text in evaluations):
+            evaluations = ["one two three four"]
+        sections["decontamination"] = evaluation(*evaluations, ngram_words=4)
+    texts = [text for unit in units for text in unit]
+    expected = by_plain_python(texts, evaluations, DeduplicationConfig.model_validate(sections))
+    assert outcomes(sections, units, partition_rows=partition_rows) == expected
+
+
+def test_the_first_of_equal_texts_stays_whatever_unit_it_is_in(outcomes: Outcomes) -> None:
+    assert outcomes({"exact": {}}, [["a b", "c"], ["a  b\n", "d", "d"], [], ["A b"]]) == [
+        "kept: a b",
+        "kept: c",
+        "exact_duplicate",
+        "kept: d",
+        "exact_duplicate",
+        "kept: A b",
+    ]
+
+
+SENTENCE = "the quick brown fox jumps over the lazy dog and runs into the dark forest where nobody has seen it since"
+
+
+def test_near_duplicates_follow_from_one_another(outcomes: Outcomes) -> None:
+    words = [f"word{letter}" for letter in "abcdefghijklmnopqrstuvwxyz" * 8]
+    drift = [" ".join(words[start : start + 150]) for start in (0, 3, 6)]
+    assert outcomes({"minhash": {}}, [[SENTENCE, drift[0]], [drift[1]], [drift[2], SENTENCE.upper() + "!"]]) == [
+        f"kept: {SENTENCE}",
+        f"kept: {drift[0]}",
+        "near_duplicate",
+        "near_duplicate",
+        "near_duplicate",
+    ]
+
+
+def test_a_paragraph_of_a_dropped_document_is_not_lost(outcomes: Outcomes) -> None:
+    one, other = "the first paragraph", "the second paragraph"
+    sections = {"paragraphs": {"min_characters": 10}, "exact": {}}
+    assert outcomes(sections, [[f"{one}\n{one}\n}}", f"{one} \n{one}\n}}"], [f"{other}\n{one}\nend", f" {other}"]]) == [
+        f"kept: {one}\n}}",
+        "exact_duplicate",
+        f"kept: {other}\nend",
+        "duplicate_paragraphs",
+    ]
