@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import PipelineConfig
+from pipeline.deduplication import passes
 from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.ngrams import comparable_words
 from pipeline.document import PipelineError
@@ -27,7 +30,7 @@ def by_plain_python(texts: Sequence[str], evaluations: Sequence[str], config: De
     """What `outcomes` gives, by dictionaries, sets and tuples: no arrays, no partitions."""
     contaminated = _contaminated(texts, evaluations, config)
     compared = [index for index in range(len(texts)) if index not in contaminated]
-    result = {index: "contaminated" for index in contaminated}
+    result = dict.fromkeys(contaminated, "contaminated")
 
     parents = list(range(len(texts)))
 
@@ -135,7 +138,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     units=st.lists(st.lists(TEXT, max_size=6), min_size=1, max_size=4),
     evaluations=st.lists(st.lists(WORD, min_size=4, max_size=6).map(" ".join), min_size=1, max_size=2),
@@ -195,3 +198,97 @@ def test_a_paragraph_of_a_dropped_document_is_not_lost(outcomes: Outcomes) -> No
         f"kept: {other}\nend",
         "duplicate_paragraphs",
     ]
+
+
+PARAGRAPH = "a paragraph that two of them have"
+UNITS = [
+    [SENTENCE, f"{PARAGRAPH}\nmore", "alpha beta gamma delta epsilon"],
+    [SENTENCE, f"{PARAGRAPH}\nless\nthan others say", f"{SENTENCE} once"],
+    ["x alpha, beta GAMMA; delta y", "the end"],
+]
+ALL: dict[str, Any] = {"exact": {}, "minhash": {}, "paragraphs": {"min_characters": 20}}
+
+
+def test_killed_at_any_file_it_goes_on_to_the_same_end(
+    outcomes: Outcomes,
+    deduplicate: Callable[..., PipelineConfig],
+    evaluation: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    sections = ALL | {"minhash": {"bands": 5}, "decontamination": evaluation("alpha beta gamma delta", ngram_words=4)}
+    whole = outcomes(sections, UNITS, partition_rows=100, dataset=tmp_path / "whole")
+    assert {"exact_duplicate", "near_duplicate", "contaminated", "kept: less\nthan others say"} < set(whole)
+    replace = Path.replace
+    for files in count():
+        left = files
+
+        def replace_or_die(path: Path, target: Path) -> Path:
+            nonlocal left
+            if not left:
+                raise KeyboardInterrupt
+            left -= 1
+            return replace(path, target)
+
+        dataset = tmp_path / f"killed-{files}"
+        dataset.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Path, "replace", replace_or_die)
+            try:
+                deduplicate(sections, UNITS, partition_rows=100, dataset=dataset)
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        assert outcomes(sections, UNITS, partition_rows=100, dataset=dataset) == whole
+        for name in ("deduplication.json", "contaminated.jsonl"):
+            assert (dataset / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # evaluations 2, three units of 3, exact and 5 bands, clusters and verdicts, paragraphs, 2 reports, done
+    assert files == 2 + 9 + 6 + 2 + 1 + 2 + 1
+
+
+def test_what_is_done_is_not_repeated(
+    deduplicate: Callable[..., PipelineConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deduplicate(ALL, UNITS, dataset=tmp_path)
+    monkeypatch.setattr(passes, "_do", None)
+    deduplicate(ALL, UNITS, dataset=tmp_path)
+    (tmp_path / ".work" / "deduplication" / "done").unlink()
+    done: list[tuple[str, int]] = []
+
+    def do(what: str, make_task: object, items: Sequence[object], config: object) -> list[object]:
+        done.append((what, len(items)))
+        return []
+
+    monkeypatch.setattr(passes, "_do", do)
+    deduplicate(ALL, UNITS, dataset=tmp_path)
+    assert done == [("units signed", 0), ("parts of the paragraphs matched", 0)]
+
+
+def test_the_report_counts_reasons_clusters_and_paragraphs(
+    deduplicate: Callable[..., PipelineConfig], evaluation: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    sections = ALL | {"decontamination": evaluation("alpha beta gamma delta", ngram_words=4)}
+    deduplicate(sections, UNITS, dataset=tmp_path)
+    assert json.loads((tmp_path / "deduplication.json").read_bytes()) == {
+        "documents": 8,
+        "dropped": {"near_duplicate": 1, "exact_duplicate": 1, "contaminated": 2},
+        "clusters": {"3": 1},
+        "paragraphs": {"compared": 7, "removed": 1},
+        "evaluations": {"exam": 2},
+    }
+    first, second = map(json.loads, (tmp_path / "contaminated.jsonl").read_text().splitlines())
+    assert first["document_id"] == "0:2"
+    assert second["evaluation_record"].endswith("/0.txt")
+    assert second == first | {"document_id": "2:0", "ngram": "alpha beta gamma delta", "evaluation": "exam"}
+
+
+def test_evaluations_that_changed_meanwhile_are_refused(
+    deduplicate: Callable[..., PipelineConfig], evaluation: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    section = evaluation("alpha beta gamma delta", ngram_words=4)
+    deduplicate({"decontamination": section}, UNITS, dataset=tmp_path)
+    (file,) = Path(section["evaluations"][0]["files"][0]).parent.iterdir()
+    file.write_text("alpha beta gamma zeta")
+    expected = r"the evaluation files have changed since the run in .* began; restore them, or remove .* to start over"
+    with pytest.raises(PipelineError, match=expected):
+        deduplicate({"decontamination": section}, UNITS, dataset=tmp_path)
