@@ -11,20 +11,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipeline.deduplication.normalization import comparable_word
-from pipeline.deduplication.word_stand_in import words
+from pipeline.deduplication.normalization import comparable_words
 
 Hashes = NDArray[np.uint64]
 
-# a document is cut where words are found, so that a list of words never grows with the document
+# a text is cut where words are found, so that a list of words never grows with the document
 SLICE_CHARACTERS = 1 << 20
 
 # documents are worked on in batches of about so many words, so that NumPy's calls cost little; longer ones in pieces
 BATCH_WORDS = 1 << 16
 
 _MAX_REMEMBERED_WORDS = 1 << 18
-_MAX_REMEMBERED_CHARACTERS = 64
-_NO_WORD = 0
+_MAX_REMEMBERED_BYTES = 64
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio
 
@@ -36,33 +34,24 @@ class WordHasher:
         self._known = _KnownWords()
 
     def __call__(self, text: str) -> Hashes:
-        """The hash of every word in order; words of punctuation alone are left out."""
-        slices = [self._of_slice(part) for part in _slices(text)]
+        """The hash of every comparable word in order."""
+        slices = [self._of_words(comparable_words(part)) for part in slices_of(text)]
         return slices[0] if len(slices) == 1 else np.concatenate(slices)
 
-    def _of_slice(self, text: str) -> Hashes:
-        found = words(text)
-        hashes: Hashes = np.fromiter(map(self._known.__getitem__, found), np.uint64, count=len(found))
-        kept: Hashes = hashes[hashes != _NO_WORD]
-        return kept
+    def _of_words(self, words: list[bytes]) -> Hashes:
+        return np.fromiter(map(self._known.__getitem__, words), np.uint64, count=len(words))
 
 
-class _KnownWords(dict[str, int]):
-    """The hash of a word as it stands in the text; forgets all when it is full."""
+class _KnownWords(dict[bytes, int]):
+    """The hash of a word, never 0; forgets all when it is full."""
 
-    def __missing__(self, word: str) -> int:
-        comparable = comparable_word(word)
-        value = xxhash.xxh3_64_intdigest(comparable.encode()) or 1 if comparable else _NO_WORD
-        if len(word) <= _MAX_REMEMBERED_CHARACTERS:
+    def __missing__(self, word: bytes) -> int:
+        value = xxhash.xxh3_64_intdigest(word) or 1
+        if len(word) <= _MAX_REMEMBERED_BYTES:
             if len(self) >= _MAX_REMEMBERED_WORDS:
                 self.clear()
             self[word] = value
         return value
-
-
-def comparable_words(text: str) -> list[str]:
-    """The words that `WordHasher` hashes, as it sees them."""
-    return [comparable for part in _slices(text) for word in words(part) if (comparable := comparable_word(word))]
 
 
 def ngram_hashes(
@@ -98,7 +87,7 @@ def mix(hashes: Hashes) -> Hashes:
     return hashes
 
 
-def _slices(text: str) -> Iterator[str]:
+def slices_of(text: str) -> Iterator[str]:
     """The text in parts of about SLICE_CHARACTERS, cut at a space where there is one near."""
     start = 0
     while len(text) - start > SLICE_CHARACTERS:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.evaluations import ContaminationSearch, Match
 from pipeline.deduplication.minhash import MinHasher
-from pipeline.deduplication.ngrams import Hashes, WordHasher, comparable_words
-from pipeline.deduplication.normalization import comparable_bytes
+from pipeline.deduplication.ngrams import Hashes, WordHasher, slices_of
+from pipeline.deduplication.normalization import comparable_bytes, comparable_words
 from pipeline.deduplication.paragraphs import paragraphs_of
 from pipeline.document import Document
 
@@ -105,8 +105,9 @@ class UnitSigner:
 
     def _contamination(self, document: Document, match: Match) -> Contamination:
         assert self._config.decontamination is not None
-        words = comparable_words(document.text)[match.word : match.word + self._config.decontamination.ngram_words]
-        return Contamination(document.document_id, match.evaluation, match.evaluation_record, " ".join(words))
+        words = [word for part in slices_of(document.text) for word in comparable_words(part)]
+        ngram = b" ".join(words[match.word : match.word + self._config.decontamination.ngram_words]).decode()
+        return Contamination(document.document_id, match.evaluation, match.evaluation_record, ngram)
 
 
 class _Digests:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.config import PipelineConfig
 from pipeline.deduplication import passes
 from pipeline.deduplication.config import DeduplicationConfig
-from pipeline.deduplication.ngrams import comparable_words
+from pipeline.deduplication.normalization import comparable_words
 from pipeline.document import PipelineError
 
 Outcomes = Callable[..., list[str]]
@@ -79,14 +79,14 @@ def _contaminated(texts: Sequence[str], evaluations: Sequence[str], config: Dedu
     return {index for index, text in enumerate(texts) if wanted & _ngrams(comparable_words(text), size)}
 
 
-def _ngrams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+def _ngrams(words: Sequence[bytes], size: int) -> set[tuple[bytes, ...]]:
     return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
 
 
 def _bands(text: str, config: DeduplicationConfig) -> list[tuple[int, ...]]:
     assert config.minhash is not None
     size, rows = config.minhash.ngram_words, config.minhash.rows_per_band
-    words = [xxhash.xxh3_64_intdigest(word.encode()) or 1 for word in comparable_words(text)]
+    words = [xxhash.xxh3_64_intdigest(word) or 1 for word in comparable_words(text)]
     words = words or [xxhash.xxh3_64_intdigest(_visible(text).encode())]
     words += [0] * (size - len(words))
     ngrams = [_mixed(_polynomial(words[start : start + size])) for start in range(len(words) - size + 1)]
