@@ -6,6 +6,7 @@ An Arrow IPC file; every record batch is a section of one row, every column a li
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ class ArrayFileWriter:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.partial")
+        # a name of its own: a writer that is thought dead may still write the same file
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         self._file = self._temporary.open("wb")
         self._writer: Any = None
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.report import Tally
+
 
 class SignedUnit(BaseModel):
     """A unit that has been signed: documents that passed the filters, and paragraphs long enough to be compared."""
@@ -25,8 +27,10 @@ class SignedUnit(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: int
+    size_bytes: int
     documents: int
     paragraphs: int
+    tally: Tally
 
 
 class Folder:

@@ -27,14 +27,13 @@ PARTITION_ROWS = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part of the range of one key's hashes. `index` names it where workers are spoken of."""
+    """A part of the range of one key's hashes."""
 
     key: str
     number: int
     parts: int
 
-    @property
-    def index(self) -> str:
+    def __str__(self) -> str:
         return f"{self.key} {self.number} of {self.parts}"
 
 

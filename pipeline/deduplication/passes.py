@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter, write_arrays
 from pipeline.deduplication.clusters import Clusters
@@ -34,8 +36,10 @@ from pipeline.deduplication.folder import Folder, SignedUnit
 from pipeline.deduplication.matching import Matcher, Part, first_documents, parts_of
 from pipeline.deduplication.signatures import CONTAMINATED_DOCUMENTS, EXACT, PARAGRAPH, UnitSigner, document_keys
 from pipeline.deduplication.verdicts import CONTAMINATED, EXACT_DUPLICATE, KEPT, NEAR_DUPLICATE
+from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, available_cores, run_in_processes
 from pipeline.plan import Plan, Unit
+from pipeline.report import Tally, add_up
 from pipeline.shards.format import write_durably
 from pipeline.unit import UnitReader
 
@@ -64,34 +68,37 @@ def deduplicate(config: PipelineConfig, plan: Plan) -> None:
     if not folder.verdicts.is_file():
         parts = _link_parts(config, units)
         left = [part for part in parts if not folder.links_of(part.key, part.number, part.parts).is_file()]
-        _do("keys matched", functools.partial(LinkTask, folder, units), left, config)
+        list(_do("keys matched", functools.partial(LinkTask, folder, units), left, config))
         _decide(parts, units, folder)
     shutil.rmtree(folder.links)
     if config.deduplication.paragraphs:
         parts = parts_of(PARAGRAPH, rows=sum(unit.paragraphs for unit in units))
         left = [part for part in parts if not folder.removals_of(part.number, part.parts).is_file()]
-        _do("parts of the paragraphs matched", functools.partial(RemovalTask, folder, units), left, config)
+        list(_do("parts of the paragraphs matched", functools.partial(RemovalTask, folder, units), left, config))
     write_report(config, units, folder)
     write_durably(folder.done, b"")
 
 
-def _do(what: str, make_task: Callable[[], Task], items: Sequence[Any], config: PipelineConfig) -> list[Any]:
+def _do(what: str, make_task: Callable[[], Task], items: Sequence[Any], config: PipelineConfig) -> Iterator[Any]:
     """The results of all items, in the order of completion."""
-    results: list[Any] = []
+    done = 0
     started = told = time.monotonic()
     for message in run_in_processes(make_task, items, workers=config.workers or available_cores()):
         if isinstance(message, Finished):
-            results.append(message.result)
+            done += 1
+            yield message.result
         if time.monotonic() - told >= LINE_INTERVAL_S:
             told = time.monotonic()
-            log.info("deduplication: %d of %d %s", len(results), len(items), what)
+            log.info("deduplication: %d of %d %s", done, len(items), what)
     if items:
-        log.info("deduplication: %d %s in %.1f s", len(items), what, time.monotonic() - started)
-    return results
+        log.info("deduplication: %d %s in %.1f s", done, what, time.monotonic() - started)
 
 
 def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit]:
-    """All units, signed now or before, in the order of the plan."""
+    """All units, signed now or before, in the order of the plan.
+
+    Raises PipelineError as soon as there are more bad records than the whole input may have.
+    """
     signed = {
         unit.index: SignedUnit.model_validate_json(folder.signed(unit.index).read_bytes())
         for unit in plan.units
@@ -100,9 +107,25 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))
-    for unit in _do("units signed", functools.partial(SignTask, config), left, config):
+    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, total_bytes=plan.size_bytes)
+    for unit in itertools.chain(
+        list(signed.values()), _do("units signed", functools.partial(SignTask, config), left, config)
+    ):
         signed[unit.index] = unit
+        limit.add(unit)
+        if limit.is_out_of_reach():
+            raise _too_many_are_bad(config, add_up(signed[index].tally for index in sorted(signed)))
     return [signed[unit.index] for unit in plan.units]
+
+
+def _too_many_are_bad(config: PipelineConfig, total: Tally) -> PipelineError:
+    reasons = {reason: dropped for reason, dropped in total.dropped.items() if reason in BAD_REASONS}
+    worst = max(reasons, key=lambda reason: reasons[reason].documents)
+    return PipelineError(
+        f"{total.documents_bad:,} of {total.documents_in:,} records read so far are bad, more than "
+        f"max_bad_record_fraction={config.max_bad_record_fraction:g} of all can be; the first {worst}: "
+        f"{reasons[worst].examples[0].location}; mend the source or raise the limit and run again"
+    )
 
 
 class SignTask:
@@ -118,11 +141,18 @@ class SignTask:
         self._signer = UnitSigner(config.deduplication, search=search)
 
     def __call__(self, unit: Unit, tell: Tell) -> SignedUnit:
-        signatures = self._signer.sign(kept.document for kept in UnitReader(self._config, unit))
+        reader = UnitReader(self._config, unit)
+        signatures = self._signer.sign(kept.document for kept in reader)
         write_arrays(self._folder.signature(unit.index), **signatures.arrays)
         lines = (json.dumps(dataclasses.asdict(found), ensure_ascii=False) for found in signatures.contaminations)
         write_durably(self._folder.contaminated(unit.index), "".join(f"{line}\n" for line in lines).encode())
-        signed = SignedUnit(index=unit.index, documents=signatures.documents, paragraphs=signatures.paragraphs)
+        signed = SignedUnit(
+            index=unit.index,
+            size_bytes=unit.size_bytes,
+            documents=signatures.documents,
+            paragraphs=signatures.paragraphs,
+            tally=reader.tally,
+        )
         write_durably(self._folder.signed(unit.index), signed.model_dump_json().encode())
         return signed
 
@@ -174,4 +204,4 @@ def _decide(parts: Sequence[Part], units: Sequence[SignedUnit], folder: Folder) 
         for unit, first in zip(units, firsts, strict=False):
             of_unit = verdicts[first : first + unit.documents]
             of_unit[ArrayFile(folder.signature(unit.index)).section()[CONTAMINATED_DOCUMENTS]] = CONTAMINATED
-            writer.append(verdict=of_unit, first_document=np.array([first], np.uint64))
+            writer.append(unit=np.array([unit.index]), verdict=of_unit, first_document=np.array([first], np.uint64))

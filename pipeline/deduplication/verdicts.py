@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from bisect import bisect_left
 from typing import Literal
 
 import numpy as np
 
 from pipeline.config import PipelineConfig
-from pipeline.deduplication.array_file import ArrayFile
+from pipeline.deduplication.array_file import Array, ArrayFile
 from pipeline.deduplication.folder import Folder
 from pipeline.deduplication.paragraphs import without
 from pipeline.document import Document, PipelineError
@@ -32,8 +32,14 @@ class UnitVerdicts:
         folder = Folder(config.output_dir)
         self._config = config.deduplication
         self._unit = unit
-        self._verdicts: list[int] = ArrayFile(folder.verdicts).section(unit)["verdict"].tolist()
-        self._removals = _removals(folder, unit) if self._config.paragraphs else {}
+        file = ArrayFile(folder.verdicts)
+        # a dataset that is appended to has units that do not begin at 0
+        position = bisect_left(range(len(file)), unit, key=lambda index: int(file.section(index)["unit"][0]))
+        section = file.section(position)
+        self._verdicts: list[int] = section["verdict"].tolist()
+        self._removals: dict[int, set[int]] = {}
+        if self._config.paragraphs:
+            self._removals = _removals(folder, position, section)
         self._next = 0
 
     def judge(self, document: Document) -> Document | DuplicateReason:
@@ -68,24 +74,18 @@ def unit_verdicts(config: PipelineConfig, unit: int) -> UnitVerdicts | None:
     return UnitVerdicts(config, unit) if config.deduplication.is_on else None
 
 
-def _removals(folder: Folder, unit: int) -> dict[int, set[int]]:
-    """Places of paragraphs by the number of their document in the unit."""
+def _removals(folder: Folder, position: int, section: dict[str, Array]) -> dict[int, set[int]]:
+    """Places of the paragraphs to be left out by the number of their document in the unit."""
+    first = int(section["first_document"][0])
     removals: dict[int, set[int]] = {}
-    for document, place in _removal_rows(folder, unit):
-        removals.setdefault(document, set()).add(place)
-    return removals
-
-
-def _removal_rows(folder: Folder, unit: int) -> Iterator[tuple[int, int]]:
-    verdicts = ArrayFile(folder.verdicts)
-    first = int(verdicts.section(unit)["first_document"][0])
-    stop = first + len(verdicts.section(unit)["verdict"])
-    for path in sorted(folder.removals.glob("*.arrow")):
+    for path in folder.removals.glob("*.arrow"):
         file = ArrayFile(path)
         # those found within the unit, and of those found across units its share
-        for section in (file.section(unit), file.section(len(file) - 1)):
-            documents = section["document"]
-            rows = slice(*np.searchsorted(documents, np.array([first, stop], documents.dtype)))
-            yield from zip(
-                (documents[rows] - documents.dtype.type(first)).tolist(), section["place"][rows].tolist(), strict=True
-            )
+        for found in (file.section(position), file.section(len(file) - 1)):
+            documents = found["document"]
+            start, stop = np.searchsorted(documents, [first, first + len(section["verdict"])])
+            for document, place in zip(
+                documents[start:stop].tolist(), found["place"][start:stop].tolist(), strict=True
+            ):
+                removals.setdefault(document - first, set()).add(place)
+    return removals

@@ -16,6 +16,7 @@ from pipeline.deduplication.verdicts import UnitVerdicts
 from pipeline.document import Document
 from pipeline.executors import Finished
 from pipeline.plan import Plan, Unit
+from pipeline.report import Tally
 
 
 def run_here(make_task: Callable[[], Any], items: Sequence[Any], *, workers: int) -> Iterator[Finished[Any]]:
@@ -35,6 +36,7 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
         units: Sequence[Sequence[str]],
         *,
         partition_rows: int = 3,
+        first_unit: int = 0,
         dataset: Path | None = None,
     ) -> PipelineConfig:
         config = PipelineConfig.model_validate(
@@ -46,20 +48,28 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
                 "deduplication": sections,
             }
         )
-        plan = Plan(tuple(Unit(index, "corpus", ()) for index in range(len(units))))
+        plan = Plan(tuple(Unit(first_unit + index, "corpus", ()) for index in range(len(units))))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files
             patch.setattr(passes, "run_in_processes", run_here)
             patch.setattr(matching, "PARTITION_ROWS", partition_rows)
-            patch.setattr(passes, "UnitReader", lambda config, unit: _kept(unit.index, units[unit.index]))
+            patch.setattr(passes, "UnitReader", lambda config, unit: _Reader(units[unit.index - first_unit]))
             passes.deduplicate(config, plan)
         return config
 
     return run
 
 
-def _kept(unit: int, texts: Sequence[str]) -> list[SimpleNamespace]:
-    return [SimpleNamespace(document=Document(f"{unit}:{number}", text)) for number, text in enumerate(texts)]
+class _Reader:
+    """In the place of UnitReader: documents are named by their number in the unit."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.tally = Tally(documents_in=len(texts))
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[SimpleNamespace]:
+        for number, text in enumerate(self._texts):
+            yield SimpleNamespace(document=Document(str(number), text))
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +80,8 @@ def outcomes(deduplicate: Callable[..., PipelineConfig]) -> Callable[..., list[s
         config = deduplicate(sections, units, **options)
         found = []
         for unit, texts in enumerate(units):
-            verdicts = UnitVerdicts(config, unit)
-            for kept in _kept(unit, texts):
+            verdicts = UnitVerdicts(config, options.get("first_unit", 0) + unit)
+            for kept in _Reader(texts):
                 judged = verdicts.judge(kept.document)
                 found.append(judged if isinstance(judged, str) else f"kept: {judged.text}")
             verdicts.end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.deduplication import passes
 from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.normalization import comparable_words
 from pipeline.document import PipelineError
+from pipeline.plan import make_plan
 
 Outcomes = Callable[..., list[str]]
 
@@ -144,6 +145,7 @@ SECTIONS: dict[str, dict[str, Any]] = {
     evaluations=st.lists(st.lists(WORD, min_size=4, max_size=6).map(" ".join), min_size=1, max_size=2),
     names=st.sets(st.sampled_from(sorted(SECTIONS)), min_size=1),
     partition_rows=st.integers(1, 40),
+    first_unit=st.sampled_from([0, 7]),
 )
 def test_outcomes_are_those_of_plain_python(
     outcomes: Outcomes,
@@ -152,6 +154,7 @@ def test_outcomes_are_those_of_plain_python(
     evaluations: list[str],
     names: set[str],
     partition_rows: int,
+    first_unit: int,
 ) -> None:
     sections = {name: SECTIONS[name] for name in names}
     if "decontamination" in names:
@@ -160,7 +163,7 @@ def test_outcomes_are_those_of_plain_python(
         sections["decontamination"] = evaluation(*evaluations, ngram_words=4)
     texts = [text for unit in units for text in unit]
     expected = by_plain_python(texts, evaluations, DeduplicationConfig.model_validate(sections))
-    assert outcomes(sections, units, partition_rows=partition_rows) == expected
+    assert outcomes(sections, units, partition_rows=partition_rows, first_unit=first_unit) == expected
 
 
 def test_the_first_of_equal_texts_stays_whatever_unit_it_is_in(outcomes: Outcomes) -> None:
@@ -255,9 +258,9 @@ def test_what_is_done_is_not_repeated(
     (tmp_path / ".work" / "deduplication" / "done").unlink()
     done: list[tuple[str, int]] = []
 
-    def do(what: str, make_task: object, items: Sequence[object], config: object) -> list[object]:
+    def do(what: str, make_task: object, items: Sequence[object], config: object) -> Iterator[object]:
         done.append((what, len(items)))
-        return []
+        return iter(())
 
     monkeypatch.setattr(passes, "_do", do)
     deduplicate(ALL, UNITS, dataset=tmp_path)
@@ -277,9 +280,9 @@ def test_the_report_counts_reasons_clusters_and_paragraphs(
         "evaluations": {"exam": 2},
     }
     first, second = map(json.loads, (tmp_path / "contaminated.jsonl").read_text().splitlines())
-    assert first["document_id"] == "0:2"
+    assert first["document_id"] == "2"
     assert second["evaluation_record"].endswith("/0.txt")
-    assert second == first | {"document_id": "2:0", "ngram": "alpha beta gamma delta", "evaluation": "exam"}
+    assert second == first | {"document_id": "0", "ngram": "alpha beta gamma delta", "evaluation": "exam"}
 
 
 def test_evaluations_that_changed_meanwhile_are_refused(
@@ -292,3 +295,17 @@ def test_evaluations_that_changed_meanwhile_are_refused(
     expected = r"the evaluation files have changed since the run in .* began; restore them, or remove .* to start over"
     with pytest.raises(PipelineError, match=expected):
         deduplicate({"decontamination": section}, UNITS, dataset=tmp_path)
+
+
+def test_too_many_bad_records_stop_it_at_once(make_config: Callable[..., PipelineConfig], tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "a"}\n' + '{"body": "b"}\n' * 999)
+    config = make_config(unit_size_bytes=1000, deduplication={"exact": {}})
+    config.output_dir.mkdir()
+    expected = (
+        r"\d+ of \d+ records read so far are bad, more than max_bad_record_fraction=0.001 of all can be; "
+        r"the first missing_field: .*a.jsonl:14; mend the source or raise the limit and run again"
+    )
+    with pytest.raises(PipelineError, match=expected):
+        passes.deduplicate(config, make_plan(config))
+    assert len(list((config.output_dir / ".work" / "deduplication" / "signatures").glob("*.json"))) < 14
