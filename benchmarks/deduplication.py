@@ -74,11 +74,12 @@ def our_signatures(file: Path) -> float:
     texts = [json.loads(line)["text"] for line in file.open()]
     documents = [Document(str(number), text) for number, text in enumerate(texts)]
     config = DeduplicationConfig.model_validate({"minhash": {}})
-    UnitSigner(config, search=None).sign(documents[:WARM_UP_TEXTS])
+    list(UnitSigner(config, search=None).sign(documents[:WARM_UP_TEXTS]))
     signer = UnitSigner(config, search=None)
     with tempfile.TemporaryDirectory() as folder:
         started = time.process_time()
-        write_arrays(Path(folder) / "signatures.arrow", **signer.sign(documents[WARM_UP_TEXTS:]).arrays)
+        for section in signer.sign(documents[WARM_UP_TEXTS:]):
+            write_arrays(Path(folder) / "signatures.arrow", **section.arrays)
         seconds = time.process_time() - started
     return (len(documents) - WARM_UP_TEXTS) / seconds
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,12 @@ class ArrayFile:
             name: column.values.to_numpy(zero_copy_only=True)
             for name, column in zip(batch.schema.names, batch.columns, strict=True)
         }
+
+
+def sections_of(path: Path) -> Iterator[dict[str, Array]]:
+    """All sections of a file, in order."""
+    file = ArrayFile(path)
+    return map(file.section, range(len(file)))
 
 
 def write_arrays(path: Path, **arrays: Array) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import PipelineConfig
-from pipeline.deduplication.array_file import ArrayFile
+from pipeline.deduplication.array_file import sections_of
 from pipeline.deduplication.config import DecontaminationConfig
 from pipeline.deduplication.folder import Folder, SignedUnit
 from pipeline.deduplication.verdicts import REASONS
@@ -23,9 +23,8 @@ CONTAMINATED_FILE = "contaminated.jsonl"
 
 def write_report(config: PipelineConfig, units: Sequence[SignedUnit], folder: Folder) -> None:
     """`clusters` are of exact and near duplicates together: how many there are of each size."""
-    verdicts = ArrayFile(folder.verdicts)
     counts = sum(
-        (np.bincount(verdicts.section(index)["verdict"], minlength=256) for index in range(len(units))),
+        (np.bincount(section["verdict"], minlength=256) for section in sections_of(folder.verdicts)),
         start=np.zeros(256, np.int64),
     )
     report: dict[str, Any] = {
@@ -36,15 +35,13 @@ def write_report(config: PipelineConfig, units: Sequence[SignedUnit], folder: Fo
     if config.deduplication.paragraphs:
         report["paragraphs"] = {
             "compared": sum(unit.paragraphs for unit in units),
-            "removed": sum(_rows(ArrayFile(path)) for path in folder.removals.glob("*.arrow")),
+            "removed": sum(
+                len(section["document"]) for path in folder.removals.glob("*.arrow") for section in sections_of(path)
+            ),
         }
     if config.deduplication.decontamination:
         report["evaluations"] = _list_contaminated(config.deduplication.decontamination, config, units, folder)
     write_durably(config.output_dir / REPORT_FILE, (json.dumps(report, indent=1) + "\n").encode())
-
-
-def _rows(file: ArrayFile) -> int:
-    return sum(len(file.section(index)["document"]) for index in range(len(file)))
 
 
 def _list_contaminated(

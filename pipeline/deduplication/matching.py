@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter
+from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter, sections_of
 from pipeline.deduplication.clusters import number_dtype
 from pipeline.deduplication.folder import Folder, SignedUnit
 from pipeline.deduplication.ngrams import Hashes
@@ -105,26 +105,43 @@ class Matcher:
                 rows = rows[is_kept[rows.documents - self._dtype.type(self._firsts[index])]]
             yield rows
             across.append(rows[rows.is_first()])
-        together = _Rows(
-            tuple(np.concatenate(columns) for columns in zip(*(rows.hashes for rows in across), strict=True)),
-            np.concatenate([rows.documents for rows in across]),
-            np.concatenate([rows.places for rows in across]),
-        )
-        # stable: among equal hashes the order of units stays
-        yield together[np.lexsort(together.hashes[::-1])]
+        yield _merged(across)
 
     def _slice(self, index: int, unit: SignedUnit, part: Part) -> _Rows:
-        arrays = ArrayFile(self._folder.signature(unit.index)).section()
-        leading = arrays[f"{part.key}.0"]
-        width = (1 << 64) // part.parts
-        start = int(np.searchsorted(leading, np.uint64(part.number * width)))
-        last = part.number + 1 == part.parts
-        stop = len(leading) if last else int(np.searchsorted(leading, np.uint64((part.number + 1) * width)))
-        hashes = tuple(arrays[name][start:stop] for name in (f"{part.key}.0", f"{part.key}.1") if name in arrays)
-        documents = arrays[f"{part.key}.document"][start:stop].astype(self._dtype)
-        documents += self._dtype.type(self._firsts[index])
-        places = arrays[f"{PARAGRAPH}.place"][start:stop] if part.key == PARAGRAPH else np.empty(0, np.uint32)
-        return _Rows(hashes, documents, places if part.key == PARAGRAPH else np.zeros(stop - start, np.uint32))
+        """The part's rows of a unit."""
+        slices = [
+            _part_of_section(section, part, first=self._firsts[index], dtype=self._dtype)
+            for section in sections_of(self._folder.signature(unit.index))
+        ]
+        return slices[0] if len(slices) == 1 else _merged(slices)
+
+
+def _part_of_section(
+    arrays: dict[str, NDArray[Any]], part: Part, *, first: int, dtype: np.dtype[np.unsignedinteger]
+) -> _Rows:
+    leading = arrays[f"{part.key}.0"]
+    width = (1 << 64) // part.parts
+    start = int(np.searchsorted(leading, np.uint64(part.number * width)))
+    is_last = part.number + 1 == part.parts
+    stop = len(leading) if is_last else int(np.searchsorted(leading, np.uint64((part.number + 1) * width)))
+    documents = arrays[f"{part.key}.document"][start:stop].astype(dtype)
+    documents += dtype.type(first)
+    return _Rows(
+        hashes=tuple(arrays[name][start:stop] for name in (f"{part.key}.0", f"{part.key}.1") if name in arrays),
+        documents=documents,
+        # of documents there is no place, and all rows are alike in it
+        places=arrays[f"{PARAGRAPH}.place"][start:stop] if part.key == PARAGRAPH else np.zeros(stop - start, np.uint32),
+    )
+
+
+def _merged(sorted_rows: Sequence[_Rows]) -> _Rows:
+    """Stable: among equal hashes, rows stay in the order in which they are given."""
+    together = _Rows(
+        tuple(np.concatenate(columns) for columns in zip(*(rows.hashes for rows in sorted_rows), strict=True)),
+        np.concatenate([rows.documents for rows in sorted_rows]),
+        np.concatenate([rows.places for rows in sorted_rows]),
+    )
+    return together[np.lexsort(together.hashes[::-1])]
 
 
 def first_documents(units: Sequence[SignedUnit]) -> list[int]:

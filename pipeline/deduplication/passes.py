@@ -23,8 +23,8 @@ import numpy as np
 
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
-from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter, write_arrays
-from pipeline.deduplication.clusters import Clusters
+from pipeline.deduplication.array_file import ArrayFileWriter, sections_of
+from pipeline.deduplication.clusters import Clusters, Numbers
 from pipeline.deduplication.duplicate_report import write_report
 from pipeline.deduplication.evaluations import (
     ContaminationSearch,
@@ -142,15 +142,22 @@ class SignTask:
 
     def __call__(self, unit: Unit, tell: Tell) -> SignedUnit:
         reader = UnitReader(self._config, unit)
-        signatures = self._signer.sign(kept.document for kept in reader)
-        write_arrays(self._folder.signature(unit.index), **signatures.arrays)
-        lines = (json.dumps(dataclasses.asdict(found), ensure_ascii=False) for found in signatures.contaminations)
-        write_durably(self._folder.contaminated(unit.index), "".join(f"{line}\n" for line in lines).encode())
+        documents = paragraphs = 0
+        lines: list[str] = []
+        with ArrayFileWriter(self._folder.signature(unit.index)) as writer:
+            for section in self._signer.sign(kept.document for kept in reader):
+                writer.append(**section.arrays)
+                documents += section.documents
+                paragraphs += section.paragraphs
+                lines += [
+                    json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n" for found in section.contaminations
+                ]
+        write_durably(self._folder.contaminated(unit.index), "".join(lines).encode())
         signed = SignedUnit(
             index=unit.index,
             size_bytes=unit.size_bytes,
-            documents=signatures.documents,
-            paragraphs=signatures.paragraphs,
+            documents=documents,
+            paragraphs=paragraphs,
             tally=reader.tally,
         )
         write_durably(self._folder.signed(unit.index), signed.model_dump_json().encode())
@@ -188,20 +195,26 @@ def _decide(parts: Sequence[Part], units: Sequence[SignedUnit], folder: Folder) 
     verdicts = np.full(firsts[-1], KEPT, np.uint8)
     clusters = Clusters(firsts[-1])
     for part in parts:
-        file = ArrayFile(folder.links_of(part.key, part.number, part.parts))
-        for section in map(file.section, range(len(file))):
+        for section in sections_of(folder.links_of(part.key, part.number, part.parts)):
             clusters.link(section["first"], section["later"])
             if part.key == EXACT:
                 verdicts[section["later"]] = EXACT_DUPLICATE
     roots = clusters.roots()
-    follows = roots != np.arange(len(roots), dtype=roots.dtype)
-    verdicts[follows & (verdicts == KEPT)] = NEAR_DUPLICATE
-    followers = np.unique(roots[follows], return_counts=True)[1]
-    sizes, counts = np.unique(followers + 1, return_counts=True)
-    by_size = {str(size): count for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)}
-    write_durably(folder.clusters, json.dumps(by_size).encode())
+    followed: list[Numbers] = []
     with ArrayFileWriter(folder.verdicts) as writer:
         for unit, first in zip(units, firsts, strict=False):
-            of_unit = verdicts[first : first + unit.documents]
-            of_unit[ArrayFile(folder.signature(unit.index)).section()[CONTAMINATED_DOCUMENTS]] = CONTAMINATED
+            of_unit, roots_of_unit = (some[first : first + unit.documents] for some in (verdicts, roots))
+            follows = roots_of_unit != np.arange(first, first + unit.documents, dtype=roots.dtype)
+            followed.append(roots_of_unit[follows])
+            of_unit[follows & (of_unit == KEPT)] = NEAR_DUPLICATE
+            for section in sections_of(folder.signature(unit.index)):
+                of_unit[section[CONTAMINATED_DOCUMENTS]] = CONTAMINATED
             writer.append(unit=np.array([unit.index]), verdict=of_unit, first_document=np.array([first], np.uint64))
+        # before the verdicts are there: whoever finds them finds these too
+        write_durably(folder.clusters, json.dumps(_clusters_by_size(np.concatenate(followed))).encode())
+
+
+def _clusters_by_size(followed: Numbers) -> dict[str, int]:
+    """How many clusters there are of each size, of the first documents of all others."""
+    sizes, counts = np.unique(np.unique(followed, return_counts=True)[1] + 1, return_counts=True)
+    return {str(size): count for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)}

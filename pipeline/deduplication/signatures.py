@@ -23,6 +23,10 @@ EXACT = "exact"
 PARAGRAPH = "paragraph"
 CONTAMINATED_DOCUMENTS = "contaminated"
 
+# hashes are held for so many documents or paragraphs, then written: 300 bytes a document
+SECTION_DOCUMENTS = 1 << 18
+SECTION_PARAGRAPHS = 1 << 20
+
 # NumPy's calls cost little for so many at once; a longer document is a batch of its own
 _BATCH_CHARACTERS = 1 << 19
 _BATCH_DOCUMENTS = 1 << 12
@@ -39,8 +43,8 @@ class Contamination:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitSignatures:
-    """Of the documents of a unit: who is contaminated, and the hashes of the others.
+class SignatureSection:
+    """Of consecutive documents of a unit: who is contaminated, and the hashes of the others.
 
     `arrays` holds `contaminated`, the numbers of those documents, and for each key `KEY.0`, of hashes of 128 bits
     `KEY.1` too, in ascending order and among equals that of the documents, with `KEY.document` beside them; for
@@ -68,40 +72,33 @@ class UnitSigner:
         self._hash_words = WordHasher()
         self._minhasher = MinHasher(config.minhash) if config.minhash else None
 
-    def sign(self, documents: Iterable[Document]) -> UnitSignatures:
-        """Holds the hashes of all documents, but the texts of a batch only."""
-        exact, paragraphs = _Digests(), _Digests()
-        bands: list[Hashes] = []
-        contaminated: list[int] = []
-        contaminations: list[Contamination] = []
-        count = 0
+    def sign(self, documents: Iterable[Document]) -> Iterator[SignatureSection]:
+        """The documents of a unit; at least one section. Holds the hashes of a section, the texts of a batch."""
+        section = _OpenSection(first=0)
         for batch in _batches(documents):
-            for number, document in enumerate(batch, start=count):
-                if self._config.exact:
-                    exact.add(document.text, document=number)
-                if self._config.paragraphs:
-                    for place, paragraph in paragraphs_of(document.text, self._config.paragraphs):
-                        paragraphs.add(paragraph, document=number, place=place)
-            if self._minhasher or self._search:
-                words = [self._hash_words(document.text) for document in batch]
-                if self._search:
-                    for match in self._search.first_matches(words):
-                        contaminated.append(count + match.document)
-                        contaminations.append(self._contamination(batch[match.document], match))
-                if self._minhasher:
-                    bands.append(self._minhasher.band_hashes([*map(_or_text, words, batch)]))
-            count += len(batch)
+            if len(section) >= SECTION_DOCUMENTS or len(section.paragraphs) >= SECTION_PARAGRAPHS:
+                yield section.close(self._config)
+                section = _OpenSection(first=section.first + len(section))
+            self._sign_batch(batch, section)
+        yield section.close(self._config)
 
-        clean = np.ones(count, np.bool_)
-        clean[contaminated] = False
-        arrays: dict[str, NDArray[Any]] = {CONTAMINATED_DOCUMENTS: np.array(contaminated, np.uint32)}
-        if self._config.exact:
-            arrays |= exact.sorted(EXACT, clean)
-        if self._config.paragraphs:
-            arrays |= paragraphs.sorted(PARAGRAPH, clean)
-        if self._config.minhash:
-            arrays |= _sorted_bands(bands, clean, bands_count=self._config.minhash.bands)
-        return UnitSignatures(count, len(paragraphs), contaminations, arrays)
+    def _sign_batch(self, batch: Sequence[Document], section: _OpenSection) -> None:
+        first = section.first + len(section)
+        for number, document in enumerate(batch, start=first):
+            if self._config.exact:
+                section.exact.add(document.text, document=number)
+            if self._config.paragraphs:
+                for place, paragraph in paragraphs_of(document.text, self._config.paragraphs):
+                    section.paragraphs.add(paragraph, document=number, place=place)
+        if self._minhasher or self._search:
+            words = [self._hash_words(document.text) for document in batch]
+            if self._search:
+                for match in self._search.first_matches(words):
+                    section.contaminated.append(first + match.document)
+                    section.contaminations.append(self._contamination(batch[match.document], match))
+            if self._minhasher:
+                section.bands.append(self._minhasher.band_hashes([*map(_or_text, words, batch)]))
+        section.documents += len(batch)
 
     def _contamination(self, document: Document, match: Match) -> Contamination:
         assert self._config.decontamination is not None
@@ -126,24 +123,45 @@ class _Digests:
     def __len__(self) -> int:
         return len(self._documents)
 
-    def sorted(self, key: str, clean: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    def sorted(self, key: str, *, without: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
         halves = np.frombuffer(self._digests, ">u8").reshape(-1, 2).astype(np.uint64)
         documents = np.array(self._documents, np.uint32)
         places = np.array(self._places, np.uint32)
-        rows = np.flatnonzero(clean[documents])
+        rows = np.flatnonzero(np.isin(documents, without, invert=True))
         order = rows[np.lexsort((halves[rows, 1], halves[rows, 0]))]  # stable
         arrays = {f"{key}.0": halves[order, 0], f"{key}.1": halves[order, 1], f"{key}.document": documents[order]}
         return arrays | ({f"{key}.place": places[order]} if key == PARAGRAPH else {})
 
 
-def _sorted_bands(parts: Sequence[Hashes], clean: NDArray[np.bool_], *, bands_count: int) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {}
-    rows = np.flatnonzero(clean)
-    for band in range(bands_count):
-        hashes = np.concatenate([part[band] for part in parts] or [np.empty(0, np.uint64)])
-        order = rows[np.argsort(hashes[rows], kind="stable")]
-        arrays |= {f"{_band_key(band)}.0": hashes[order], f"{_band_key(band)}.document": order.astype(np.uint32)}
-    return arrays
+class _OpenSection:
+    """A section that still grows; documents are numbered within the unit."""
+
+    def __init__(self, *, first: int) -> None:
+        self.first = first
+        self.documents = 0
+        self.exact, self.paragraphs = _Digests(), _Digests()
+        self.bands: list[Hashes] = []
+        self.contaminated: list[int] = []
+        self.contaminations: list[Contamination] = []
+
+    def __len__(self) -> int:
+        return self.documents
+
+    def close(self, config: DeduplicationConfig) -> SignatureSection:
+        contaminated = np.array(self.contaminated, np.uint32)
+        arrays: dict[str, NDArray[Any]] = {CONTAMINATED_DOCUMENTS: contaminated}
+        if config.exact:
+            arrays |= self.exact.sorted(EXACT, without=contaminated)
+        if config.paragraphs:
+            arrays |= self.paragraphs.sorted(PARAGRAPH, without=contaminated)
+        if config.minhash:
+            clean = np.setdiff1d(np.arange(self.first, self.first + self.documents, dtype=np.uint32), contaminated)
+            for band in range(config.minhash.bands):
+                hashes = np.concatenate([part[band] for part in self.bands] or [np.empty(0, np.uint64)])
+                hashes = hashes[clean - np.uint32(self.first)]
+                order = np.argsort(hashes, kind="stable")
+                arrays |= {f"{_band_key(band)}.0": hashes[order], f"{_band_key(band)}.document": clean[order]}
+        return SignatureSection(self.documents, len(self.paragraphs), self.contaminations, arrays)
 
 
 def _band_key(band: int) -> str:

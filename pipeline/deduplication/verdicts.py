@@ -36,10 +36,8 @@ class UnitVerdicts:
         # a dataset that is appended to has units that do not begin at 0
         position = bisect_left(range(len(file)), unit, key=lambda index: int(file.section(index)["unit"][0]))
         section = file.section(position)
-        self._verdicts: list[int] = section["verdict"].tolist()
-        self._removals: dict[int, set[int]] = {}
-        if self._config.paragraphs:
-            self._removals = _removals(folder, position, section)
+        self._verdicts: bytes = section["verdict"].tobytes()
+        self._removals = _Removals(folder, position, section) if self._config.paragraphs else None
         self._next = 0
 
     def judge(self, document: Document) -> Document | DuplicateReason:
@@ -50,10 +48,11 @@ class UnitVerdicts:
         self._next += 1
         if verdict != KEPT:
             return REASONS[verdict]
-        if number not in self._removals:
+        places = self._removals.of(number) if self._removals else None
+        if not places:
             return document
         assert self._config.paragraphs is not None
-        text = without(document.text, self._removals[number], self._config.paragraphs)
+        text = without(document.text, places, self._config.paragraphs)
         return dataclasses.replace(document, text=text) if text.strip() else "duplicate_paragraphs"
 
     def end(self) -> None:
@@ -74,18 +73,23 @@ def unit_verdicts(config: PipelineConfig, unit: int) -> UnitVerdicts | None:
     return UnitVerdicts(config, unit) if config.deduplication.is_on else None
 
 
-def _removals(folder: Folder, position: int, section: dict[str, Array]) -> dict[int, set[int]]:
-    """Places of the paragraphs to be left out by the number of their document in the unit."""
-    first = int(section["first_document"][0])
-    removals: dict[int, set[int]] = {}
-    for path in folder.removals.glob("*.arrow"):
-        file = ArrayFile(path)
-        # those found within the unit, and of those found across units its share
-        for found in (file.section(position), file.section(len(file) - 1)):
-            documents = found["document"]
-            start, stop = np.searchsorted(documents, [first, first + len(section["verdict"])])
-            for document, place in zip(
-                documents[start:stop].tolist(), found["place"][start:stop].tolist(), strict=True
-            ):
-                removals.setdefault(document - first, set()).add(place)
-    return removals
+class _Removals:
+    """Places of the paragraphs to be left out, by the number of their document in the unit."""
+
+    def __init__(self, folder: Folder, position: int, section: dict[str, Array]) -> None:
+        first = int(section["first_document"][0])
+        documents, places = [], []
+        for path in folder.removals.glob("*.arrow"):
+            file = ArrayFile(path)
+            # those found within the unit, and of those found across units its share
+            for found in (file.section(position), file.section(len(file) - 1)):
+                start, stop = np.searchsorted(found["document"], [first, first + len(section["verdict"])])
+                documents.append(found["document"][start:stop] - found["document"].dtype.type(first))
+                places.append(found["place"][start:stop])
+        self._documents, self._places = np.concatenate(documents), np.concatenate(places)
+        order = np.argsort(self._documents, kind="stable")
+        self._documents, self._places = self._documents[order], self._places[order]
+
+    def of(self, document: int) -> set[int]:
+        start, stop = np.searchsorted(self._documents, [document, document + 1])
+        return set(self._places[start:stop].tolist())

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.deduplication import matching, passes
+from pipeline.deduplication import matching, passes, signatures
 from pipeline.deduplication.verdicts import UnitVerdicts
 from pipeline.document import Document
 from pipeline.executors import Finished
@@ -52,6 +52,9 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files
             patch.setattr(passes, "run_in_processes", run_here)
+            patch.setattr(signatures, "SECTION_DOCUMENTS", 2)
+            patch.setattr(signatures, "SECTION_PARAGRAPHS", 3)
+            patch.setattr(signatures, "_BATCH_CHARACTERS", 20)
             patch.setattr(matching, "PARTITION_ROWS", partition_rows)
             patch.setattr(passes, "UnitReader", lambda config, unit: _Reader(units[unit.index - first_unit]))
             passes.deduplicate(config, plan)
