@@ -141,7 +141,9 @@ def exact_speed(texts: list[str], *, size_bytes: int) -> float:
         for index, start in enumerate(range(0, len(documents), per_unit)):
             of_unit = documents[start : start + per_unit]
             sign(UnitSigner(config, search=None), of_unit, folder.signature(index))
-            units.append(SignedUnit(index=index, size_bytes=0, documents=len(of_unit), paragraphs=0, tally=Tally()))
+            units.append(
+                SignedUnit(index=index, source="", size_bytes=0, documents=len(of_unit), paragraphs=0, tally=Tally())
+            )
         Matcher(folder, units).link_documents(Part("exact", 0, 1))
         return total / 1e6 / (time.process_time() - started)
 

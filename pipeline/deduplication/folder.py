@@ -27,6 +27,7 @@ class SignedUnit(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     index: int
+    source: str
     size_bytes: int
     documents: int
     paragraphs: int

@@ -107,7 +107,9 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))
-    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, total_bytes=plan.size_bytes)
+    limit = BadRecordLimit(
+        max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
+    )
     for unit in itertools.chain(
         list(signed.values()), _do("units signed", functools.partial(SignTask, config), left, config)
     ):
@@ -152,13 +154,15 @@ class SignTask:
                 lines += [
                     json.dumps(dataclasses.asdict(found), ensure_ascii=False) + "\n" for found in section.contaminations
                 ]
+        reader.tally.documents_in = reader.records_read
         write_durably(self._folder.contaminated(unit.index), "".join(lines).encode())
         signed = SignedUnit(
             index=unit.index,
+            source=unit.source,
             size_bytes=unit.size_bytes,
             documents=documents,
             paragraphs=paragraphs,
-            tally=reader.tally,
+            tally=reader.tally.with_examples(unit.max_examples),
         )
         write_durably(self._folder.signed(unit.index), signed.model_dump_json().encode())
         return signed

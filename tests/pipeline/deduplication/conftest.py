@@ -67,7 +67,8 @@ class _Reader:
     """In the place of UnitReader: documents are named by their number in the unit."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self.tally = Tally(documents_in=len(texts))
+        self.tally = Tally()
+        self.records_read = len(texts)
         self._texts = texts
 
     def __iter__(self) -> Iterator[SimpleNamespace]:

@@ -23,7 +23,7 @@ from pipeline.shards.format import read_manifest
 ROOT = Path(__file__).resolve().parents[3]
 MakeConfig = Callable[..., PipelineConfig]
 
-FREE = ("report.json", ".lock")
+FREE = ("report.json", "report.html", "status.json", ".lock")
 
 
 def digests(dataset: Path) -> dict[str, str]:
@@ -113,12 +113,19 @@ def start(config_file: Path) -> subprocess.Popen[str]:
 
 
 def a_worker_of(process: subprocess.Popen[str]) -> int:
-    """Spawned workers are told by their command line; the resource tracker is not one."""
+    """Workers are children of the server that they are forked off, which is one of the run."""
     while True:
-        for child in map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return child
+        for child in children_of(process.pid):
+            for worker in children_of(child):
+                return worker
         time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
