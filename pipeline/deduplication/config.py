@@ -57,14 +57,6 @@ class DecontaminationConfig(Section):
 class DeduplicationConfig(Section):
     """The first document in the order of sources, files and records stays; what follows it is dropped.
 
-        deduplication:
-          exact: {}
-          minhash: {}
-          paragraphs: {separator: blank_line}
-          decontamination:
-            evaluations:
-              - {name: gsm8k, type: jsonl, files: ["data/gsm8k/*.jsonl"], template: "{question} {answer}"}
-
     Documents are compared as the filters leave them. What paragraphs leave of a document is not filtered again.
     """
 
