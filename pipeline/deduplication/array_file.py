@@ -56,8 +56,8 @@ class ArrayFileWriter:
             sync_directory(self._path.parent)
         finally:
             self._writer = None
-            self._file.close()
             self._temporary.unlink(missing_ok=True)
+            self._file.close()  # which may fail as well, on a full disk
 
 
 class ArrayFile:

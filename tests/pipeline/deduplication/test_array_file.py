@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import resource
 import tracemalloc
 from pathlib import Path
 
@@ -29,6 +31,18 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_arrays(tmp_path / "a.arrow", one=np.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
     assert list(tmp_path.iterdir()) == []
 
 
