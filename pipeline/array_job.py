@@ -2,7 +2,7 @@
 
 Shard i of n does the units whose index is i modulo n, on a file system that all jobs share; `commit` makes the dataset
 when all units are done. Shards of one run hold its lock together and one of their own each. Whoever comes first trains
-the tokenizer, the others wait.
+the tokenizer and deduplicates, the others wait.
 
     DATASET/.work/shards/3-of-8.lock, 3-of-8.json    its lock, and its status as in `status.py`
 """

@@ -9,11 +9,25 @@ in eight bytes, `{"a":""}`. A run that would pass is stopped only if a source's 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
-from pipeline.unit import UnitRecord
+from pipeline.report import Tally
 
 _DENSITY_DOUBT = 4
 _MIN_RECORD_BYTES = 8
+
+
+class ReadUnit(Protocol):
+    """A unit that has been read: its source, its size, and what became of its records."""
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    @property
+    def tally(self) -> Tally: ...
 
 
 class BadRecordLimit:
@@ -27,7 +41,7 @@ class BadRecordLimit:
         self._records = dict.fromkeys(bytes_by_source, 0)
         self._bad = 0
 
-    def add(self, record: UnitRecord) -> None:
+    def add(self, record: ReadUnit) -> None:
         self._done_bytes[record.source] += record.size_bytes
         self._records[record.source] += record.tally.documents_in
         self._bad += record.tally.documents_bad

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes
 from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
@@ -87,6 +88,7 @@ class PipelineConfig(Section):
     sources: tuple[SourceConfig, ...]
     tokenizer: TokenizerConfig
     filters: FiltersConfig = FiltersConfig()
+    deduplication: DeduplicationConfig = DeduplicationConfig()
     validation_fraction: float = Field(default=0.001, ge=0, lt=1)
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
     unit_size_bytes: int = Field(default=128 << 20, ge=1)

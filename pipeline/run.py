@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
+from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, WorkerError, execute, executor_settings, workers_of_this_machine
 from pipeline.plan import Plan, Unit, make_plan
@@ -83,12 +84,18 @@ def run(config: PipelineConfig) -> RunResult:
 
 
 def prepare(config: PipelineConfig, workspace: Workspace, status: RunStatus) -> tuple[Plan, Encoder, bytes]:
-    """The plan, and the tokenizer with its content; both are recorded, or compared with what is."""
+    """The plan, and the tokenizer with its content; both are recorded, or compared with what is.
+
+    What needs all of the input is done here, deduplication too.
+    """
     plan = make_plan(config)
     with workspace.setting_up():
         workspace.begin(config, plan)
         status.enter_phase("tokenizer")
         encoder, content = _tokenizer(config, plan, workspace)
+        if config.deduplication.is_on:
+            status.enter_phase("deduplication")
+            deduplicate(config, plan)
     return plan, encoder, content
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 STATUS_FILE = "status.json"
 STATUS_INTERVAL_S = 2.0
 
-Phase = Literal["plan", "tokenizer", "units", "assembly"]
+Phase = Literal["plan", "tokenizer", "deduplication", "units", "assembly"]
 State = Literal["running", "finished", "failed", "interrupted"]
 
 

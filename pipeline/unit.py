@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.config import PipelineConfig
+from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
 from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
 from pipeline.filters.rules import rejection
 from pipeline.plan import Unit
@@ -76,14 +77,18 @@ def split_of(content: bytes, *, validation_fraction: float) -> Split:
 
 
 class UnitReader:
-    """The kept documents of a unit, counting every record as it goes by; in the tally are those that it drops."""
+    """The kept documents of a unit, counting every record as it goes by; in the tally are those that it drops.
 
-    def __init__(self, config: PipelineConfig, unit: Unit) -> None:
+    Without verdicts, duplicates are among the kept.
+    """
+
+    def __init__(self, config: PipelineConfig, unit: Unit, *, verdicts: UnitVerdicts | None = None) -> None:
         self.tally = Tally()
         self.records_read = 0  # not in the tally, whose assignments pydantic makes slow
         self.input_bytes = 0
         self._config = config
         self._unit = unit
+        self._verdicts = verdicts
         self._source: SourceConfig = next(source for source in config.sources if source.name == unit.source)
 
     def __iter__(self) -> Iterator[KeptDocument]:
@@ -107,10 +112,19 @@ class UnitReader:
                 if reason is not None:
                     self.drop(record, reason, text_bytes=len(content))
                     continue
+                if self._verdicts is not None:
+                    judged = self._verdicts.judge(record)
+                    if isinstance(judged, str):
+                        self.drop(record, judged, text_bytes=len(content))
+                        continue
+                    if judged is not record:
+                        record, content = judged, judged.text.encode()
                 split = split_of(content, validation_fraction=self._config.validation_fraction)
                 yield KeptDocument(document=record, split=split, text_bytes=len(content))
             done_bytes += piece.size_bytes
             self.input_bytes = done_bytes
+        if self._verdicts is not None:
+            self._verdicts.end()
 
     def drop(self, document: Document, reason: str, *, text_bytes: int) -> None:
         self.tally.drop(
@@ -157,7 +171,7 @@ def _make_shards(
     _remove_shards(config, unit)
     told = time.perf_counter()
     tokens = 0
-    reader = UnitReader(config, unit)
+    reader = UnitReader(config, unit, verdicts=unit_verdicts(config, unit.index))
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(

@@ -6,6 +6,7 @@
     DATASET/.work/config.json      the fields that decide the bytes
     DATASET/.work/plan.json        the units, with the version of every input file
     DATASET/.work/tokenizer.json   once it is there
+    DATASET/.work/deduplication/   as in `deduplication/folder.py`
     DATASET/.work/units/00000.json one a finished unit
 
 `.work` goes when the manifest is there.

@@ -1,0 +1,1 @@
+"""Deduplication and decontamination: passes over the input that decide which documents the last pass leaves out."""

@@ -1,0 +1,63 @@
+"""What of a text counts when texts are compared. A change here is a change of every deduplicated dataset.
+
+The words are not those of the filters: for n-grams a text is stripped of case, punctuation and accents first, as
+FineWeb does (arXiv:2406.17557, §3.4), and what is left is cut at white space. That takes a tenth of the time of a
+split by rules, and less than it would take to normalize words that are split already.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_ASCII_WHITE_SPACE = b" \t\n\r\v\f"
+
+# for bytes of UTF-8: what is not ASCII stays, and is looked at word by word
+_WORD_BYTES = bytes(
+    byte if byte >= 0x80 else ord("0") if chr(byte).isdigit() else ord(chr(byte).lower()) if chr(byte).isalnum() else 32
+    for byte in range(256)
+)
+_APOSTROPHES = "\u2018\u2019\u02bc"
+# scripts that put no space between words: Han, Kana, Thai, Lao, Burmese, Khmer; each of their letters is a word
+_UNSPACED = re.compile("([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff])")
+
+
+def comparable_bytes(text: str) -> bytes:
+    """Equal for texts that differ in ASCII white space and Unicode composition (NFC) only.
+
+    White space is left out, not collapsed: collapsing costs eight times as much, and whole texts that differ in the
+    places of their spaces alone are hardly ever two texts.
+    """
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return text.encode().translate(None, _ASCII_WHITE_SPACE)
+
+
+def comparable_words(text: str) -> list[bytes]:
+    """Words in lower case, decomposed (NFKD), without accents and other marks, every decimal digit a 0, in UTF-8.
+
+    Apostrophes are left out (`dont`), all other punctuation parts words.
+    """
+    pieces = text.encode().translate(_WORD_BYTES, b"'").split()
+    if text.isascii():
+        return pieces
+    words: list[bytes] = []
+    for piece in pieces:
+        if piece.isascii():
+            words.append(piece)
+        else:
+            words += _words_of(piece.decode())
+    return words
+
+
+def _words_of(piece: str) -> list[bytes]:
+    """Of a piece without ASCII punctuation and space."""
+    characters = []
+    for character in unicodedata.normalize("NFKD", piece.casefold()):
+        if character.isdecimal():
+            characters.append("0")
+        elif character.isalnum():
+            characters.append(character)
+        elif character not in _APOSTROPHES and not unicodedata.category(character).startswith("M"):
+            characters.append(" ")
+    return _UNSPACED.sub(r" \1 ", "".join(characters)).encode().split()

@@ -1,0 +1,157 @@
+"""Whole runs with deduplication: by any number of workers, and killed in each pass. Real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from configs.load import dump
+from pipeline.config import PipelineConfig
+from pipeline.run import run
+from pipeline.shards.format import read_manifest
+
+ROOT = Path(__file__).resolve().parents[3]
+MakeConfig = Callable[..., PipelineConfig]
+
+FREE = ("report.json", "report.html", "status.json", ".lock")
+
+
+def digests(dataset: Path) -> dict[str, str]:
+    """Of all that must not depend on how the run went."""
+    return {
+        file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(dataset.rglob("*"))
+        if file.is_file() and file.name not in FREE
+    }
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> MakeConfig:
+    """`make(output_dir, workers=…)`: a config of about 30 units that deduplicates in every way."""
+    folder = tmp_path_factory.mktemp("input")
+    draw = random.Random(7)
+    words = [f"{first}{second}" for first in ("al", "be", "ga", "de", "ep") for second in "abcdefghijklmnopqrst"]
+    texts: list[str] = []
+    for number in range(300):
+        texts.append("\n".join(" ".join(draw.choices(words, k=30)) for _ in range(draw.randint(1, 4))))
+        earlier = draw.choice(texts)
+        if number % 3 == 0:
+            texts.append(draw.choice((earlier, earlier + " and more", earlier.split("\n")[-1])))
+    texts.insert(100, "Here it is: what is the airspeed velocity of an unladen swallow? Nobody knows, they say.")
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "exam.jsonl").write_text('{"q": "What is the airspeed velocity of an unladen swallow?"}\n')
+    exam = {"name": "exam", "type": "jsonl", "files": [str(folder / "exam.jsonl")], "text_field": "q"}
+    return lambda output_dir, *, workers: PipelineConfig.model_validate(
+        {
+            "name": "test",
+            "output_dir": output_dir,
+            "sources": [{"name": "corpus", "type": "jsonl", "files": [str(folder / "a.jsonl")]}],
+            "tokenizer": {"path": tokenizer_file},
+            "validation_fraction": 0.2,
+            "unit_size_bytes": 7000,
+            "workers": workers,
+            "deduplication": {
+                "exact": {},
+                "minhash": {},
+                "paragraphs": {"min_characters": 30},
+                "decontamination": {"evaluations": [exam], "ngram_words": 8},
+            },
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(make: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The dataset by one worker, without interruption."""
+    dataset = tmp_path_factory.mktemp("output") / "whole"
+    run(make(dataset, workers=1))
+    return dataset
+
+
+def test_every_document_is_accounted_for(whole: Path) -> None:
+    manifest = read_manifest(whole)
+    dropped = {reason: record.documents for reason, record in manifest.dropped.items()}
+    assert dropped.keys() == {"contaminated", "duplicate_paragraphs", "exact_duplicate", "near_duplicate"}
+    assert (
+        manifest.documents_in
+        == 401
+        == sum(split.documents for split in manifest.splits.values()) + sum(dropped.values())
+    )
+    report = json.loads((whole / "deduplication.json").read_bytes())
+    assert report["documents"] == manifest.documents_in
+    assert report["dropped"] == {reason: dropped[reason] for reason in report["dropped"]}
+    (line,) = (whole / "contaminated.jsonl").read_text().splitlines()
+    assert json.loads(line)["ngram"] == "what is the airspeed velocity of an unladen"
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(make: MakeConfig, whole: Path, tmp_path: Path) -> None:
+    run(make(tmp_path / "of-3", workers=3))
+    assert digests(tmp_path / "of-3") == digests(whole)
+    assert {"contaminated.jsonl", "deduplication.json"} < digests(whole).keys()
+
+
+def start(config_file: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(config_file)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def a_worker_of(process: subprocess.Popen[str]) -> int:
+    """Workers are children of the server that they are forked off, which is one of the run."""
+    while True:
+        for child in children_of(process.pid):
+            for worker in children_of(child):
+                return worker
+        time.sleep(0.002)
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_killed_in_each_pass_it_ends_with_the_same_bytes(make: MakeConfig, whole: Path, tmp_path: Path) -> None:
+    config = make(tmp_path / "killed", workers=2)
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(dump(config))
+    work = config.output_dir / ".work"
+    # who is killed, once so many of these files are there
+    for files, count, kill_worker in (
+        ("deduplication/signatures/*.json", 3, True),
+        ("deduplication/signatures/*.json", 9, False),
+        ("deduplication/links/*.arrow", 2, False),
+        ("units/*.json", 3, False),
+    ):
+        process = start(config_file)
+        while len(list(work.glob(files))) < count and not (work / "deduplication" / "verdicts.arrow").is_file():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        while files.startswith("units") and len(list(work.glob(files))) < count:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.002)
+        os.kill(a_worker_of(process) if kill_worker else process.pid, signal.SIGKILL)
+        process.communicate(timeout=60)
+    process = start(config_file)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert digests(config.output_dir) == digests(whole)
+    assert not work.exists()
