@@ -35,8 +35,8 @@ def test_the_first_match_of_each_document_names_the_record(tmp_path: Path) -> No
     ngrams = read_evaluations(config_of(tmp_path, records, template="{q} {a}"))
     third = len(json.dumps(records[0])) + len(json.dumps(records[1])) + 2
     assert found(ngrams, "x y z", "so: who WAS it, it the old", "it the", "we said: of it -- the CAT") == [
-        Match(1, 1, "exam", f"{tmp_path}/exam.jsonl:0"),
-        Match(3, 3, "exam", f"{tmp_path}/exam.jsonl:{third}"),
+        Match(1, 1, "exam", f"{tmp_path}/exam.jsonl@0"),
+        Match(3, 3, "exam", f"{tmp_path}/exam.jsonl@{third}"),
     ]
 
 
@@ -81,7 +81,7 @@ def test_an_evaluation_without_any_ngram_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("record", "reason"), [({"body": "x"}, "missing_field"), ("{", "malformed_json")])
 def test_a_bad_evaluation_record_is_refused(tmp_path: Path, record: Any, reason: str) -> None:
-    expected = rf"evaluation 'exam': .*exam.jsonl:0 is bad \({reason}\); mend or remove it: what cannot be read cannot"
+    expected = rf"evaluation 'exam': .*exam.jsonl@0 is bad \({reason}\); mend or remove it: what cannot be read cannot"
     with pytest.raises(PipelineError, match=expected):
         read_evaluations(config_of(tmp_path, [record]))
 

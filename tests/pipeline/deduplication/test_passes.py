@@ -304,7 +304,7 @@ def test_too_many_bad_records_stop_it_at_once(make_config: Callable[..., Pipelin
     config.output_dir.mkdir()
     expected = (
         r"\d+ of \d+ records read so far are bad, more than max_bad_record_fraction=0.001 of all can be; "
-        r"the first missing_field: .*a.jsonl:14; mend the source or raise the limit and run again"
+        r"the first missing_field: .*a.jsonl@14; mend the source or raise the limit and run again"
     )
     with pytest.raises(PipelineError, match=expected):
         passes.deduplicate(config, make_plan(config))
