@@ -19,8 +19,8 @@ from pipeline.plan import Plan, Unit
 from pipeline.report import Tally
 
 
-def run_here(make_task: Callable[[], Any], items: Sequence[Any], *, workers: int) -> Iterator[Finished[Any]]:
-    """As `run_in_processes`, the last item first: nothing may depend on the order."""
+def run_here(settings: object, make_task: Callable[[], Any], items: Sequence[Any]) -> Iterator[Finished[Any]]:
+    """As `execute`, the last item first: nothing may depend on the order."""
     task = make_task() if items else None
     for item in reversed(items):
         assert task is not None
@@ -51,7 +51,7 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
         plan = Plan(tuple(Unit(first_unit + index, "corpus", ()) for index in range(len(units))))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files
-            patch.setattr(passes, "run_in_processes", run_here)
+            patch.setattr(passes, "execute", run_here)
             patch.setattr(signatures, "SECTION_DOCUMENTS", 2)
             patch.setattr(signatures, "SECTION_PARAGRAPHS", 3)
             patch.setattr(signatures, "_BATCH_CHARACTERS", 20)
