@@ -22,6 +22,7 @@ from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, available_cores, run_in_processes
+from pipeline.filters.chain import prepare
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
@@ -61,6 +62,7 @@ def run(config: PipelineConfig) -> RunResult:
             workspace.remove()
             return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
         workspace.check_config(config)
+        prepare(config.filters)
         plan = make_plan(config)
         workspace.begin(config, plan)
         encoder, content = _tokenizer(config, plan, workspace)

@@ -2,12 +2,13 @@ r"""A text cut into words, once, for every filter and for MinHash. The rule is p
 
 Cut at white space; then:
 
-- a run of letters and digits is a word. Runs that are tied by marks with no space between stay one word (`os.path`,
-  `x==y`, `me@site.org`, `snake_case`), but for the marks that part words: hyphen, comma, colon, slash, double quote,
-  angle bracket and all that are not ASCII. Between two digits comma, colon and slash tie too (`1,000`, `12:30`), and
-  `::` ties everywhere;
+- a run of letters and digits is a word. ASCII marks with no space around tie two runs to one word (`os.path`,
+  `snake_case`, `x==y`, `std::map`, `"a","b`), but not a single comma, colon, slash,
+  double quote, angle bracket or hyphen, nor a dash of hyphens. Beside digits these tie too: comma and colon between
+  two, a slash before or behind one, a hyphen behind a letter and before one (`1,000`, `12:30`, `1/n`, `utf-8`);
 - an apostrophe after a letter begins a word of its own (`John` `'s`, `don` `'t`);
-- in front of a word after a space, `-`, `+`, `/`, `.`, `@` and `\` belong to it (`--help`, `/usr`, `.5`);
+- `-`, `+`, `/`, `.`, `@`, `~` and `\` in front of a word belong to it (`--help`, `/usr`, `.5`), after white space or
+  one of ``( [ " ' ` ``;
 - an address that begins with `http://`, `https://`, `ftp://` or `file://` is one word;
 - of scripts that put no space between words (Han, Kana, Thai, Lao, Khmer, Burmese) every character is a word;
 - whatever is left is a mark: each a word of its own, but for runs of `-`, `.`, `~`, `^` and `|`, which are one.
@@ -38,11 +39,18 @@ def _letters() -> str:
 
 
 _LETTER = f"[{_letters()}{_BEYOND_BASIC_PLANE}]"
-_TIE = r"(?:[.@&+*#|\[\](){}=;!?$%^~`\\_]|::|(?<=[0-9])[,:/](?=[0-9]))(?:[.@&+*#|\[\](){}=;!?$%^~`\\_']|::)*"
+_MARK = r"[.@&+*#|\[\](){}=;!?$%^~`\\_,:/<>\"'-]"
+_TIE = rf"""(?:
+    [.@&+*#|\[\](){{}}=;!?$%^~`\\_]
+    | (?!--){_MARK}{{2,}}+
+    | (?<=[0-9])[,:](?=[0-9])
+    | /(?=[0-9]) | (?<=[0-9])/
+    | (?<![0-9])-(?=[0-9])
+)"""
 _WORD = re.compile(
     rf"""
     (?:https?|ftp|file)://[^\s<>"]*[\w/]
-    | (?:(?<!\S)[-+/.@\\]+)? {_LETTER}++ (?:{_TIE}{_LETTER}++)*+
+    | (?:(?<![^\s(\["'`])[-+/.@~\\]+)? {_LETTER}++ (?:{_TIE}{_LETTER}++)*+
     | (?<={_LETTER})['\u2019]{_LETTER}+
     | [-.~^|]+
     | [{_UNSPACED}]

@@ -274,6 +274,20 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path, make_config: MakeConfig, ma
         run(make_config())
 
 
+def test_a_list_of_a_filter_that_is_missing_or_has_changed_stops_the_run(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    file = tmp_path / "words.txt"
+    config = make_config(filters=[{"type": "banned_words", "path": str(file)}])
+    with pytest.raises(PipelineError, match=r"words.txt: cannot be read: No such file"):
+        run(config)
+    file.write_text("unheard-of")
+    run(config)
+    file.write_text("other")
+    with pytest.raises(PipelineError, match=r"was made with another config \(filter_files\..*words.txt: "):
+        run(config)
+
+
 def test_damage_found_by_a_worker_names_the_file(corpus: Path, make_config: MakeConfig) -> None:
     import gzip
 
