@@ -3,24 +3,29 @@
 A line, a paragraph or an n-gram of words is a duplicate where it stood before; its first occurrence is none. Duplicate
 n-grams are found reading from the left: behind one, reading goes on where it ends, so that no character counts twice.
 The characters of n-grams are those of their words, and for the most frequent n-gram one between two words.
+
+Bounds come first, which are fast; the exact count decides where a bound is above the threshold.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from pipeline.filter_config import GopherRepetitionConfig
 from pipeline.filters.view import DocumentView
 
+# spreads the bits of a hash; any odd number would do
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
 
 def rejection(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
     """`gopher_duplicate_lines`, `…_line_characters`, `…_paragraphs`, `…_paragraph_characters`, `gopher_top_2_gram` and
     `gopher_duplicate_5_gram`, with the n that was above its threshold.
     """
-    return _by_lines(view, config) or _by_top_ngrams(view, config) or _by_duplicate_ngrams(view, config)
+    return _by_lines(view, config) or _by_ngrams(view, config)
 
 
 def _by_lines(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
@@ -47,34 +52,33 @@ def _by_lines(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
     return None
 
 
-def _by_top_ngrams(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
+def _by_ngrams(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
     words = view.words
     for n, max_fraction in config.max_top_ngram_character_fraction.items():
-        counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
-        if not counts:
-            continue
-        # the first of those that are equally frequent
-        top = max(counts, key=counts.__getitem__)
-        if counts[top] * (sum(map(len, top)) + n - 1) > max_fraction * len(view.text):
+        limit = max_fraction * len(view.text)
+        if top_characters_bound(view.word_counts, n) > limit and top_characters(words, n) > limit:
             return f"gopher_top_{n}_gram"
-    return None
-
-
-def _by_duplicate_ngrams(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
     maxima = config.max_duplicate_ngram_character_fraction
-    if not maxima or len(view.words) < min(maxima):
+    if not maxima:
         return None
-    hashes = np.fromiter(map(hash, view.words), np.int64, len(view.words)).view(np.uint64)
-    lengths = np.fromiter(map(len, view.words), np.int64, len(view.words))
+    bounds = DuplicateBounds(words)
     # a duplicate of more words lies wholly in duplicates of fewer: this bounds them all
-    bound = _repeated_characters(hashes, lengths, min(maxima))
-    if bound <= min(maxima.values()) * len(view.text):
+    if bounds.characters(min(maxima)) <= min(maxima.values()) * len(view.text):
         return None
     for n, max_fraction in maxima.items():
         limit = max_fraction * len(view.text)
-        if _repeated_characters(hashes, lengths, n) > limit and duplicate_characters(view.words, n) > limit:
+        if bounds.characters(n) > limit and duplicate_characters(words, n) > limit:
             return f"gopher_duplicate_{n}_gram"
     return None
+
+
+def top_characters(words: Sequence[str], n: int) -> int:
+    """Characters in all occurrences of the most frequent n-gram, the first of those that are equally frequent."""
+    counts = Counter(zip(*(words[start:] for start in range(n)), strict=False))
+    if not counts:
+        return 0
+    top = max(counts, key=counts.__getitem__)
+    return counts[top] * (sum(map(len, top)) + n - 1)
 
 
 def duplicate_characters(words: Sequence[str], n: int) -> int:
@@ -92,24 +96,38 @@ def duplicate_characters(words: Sequence[str], n: int) -> int:
     return characters
 
 
-def _repeated_characters(hashes: np.ndarray, lengths: np.ndarray, n: int) -> int:
-    """At least `duplicate_characters`: those of all words that lie in any n-gram that stood before, overlaps included.
+def top_characters_bound(counts: Mapping[str, int], n: int) -> int:
+    """`top_characters` is never above this: no n-gram occurs more often than any of its words."""
+    if not counts:
+        return 0
+    most_characters = max(count * len(word) for word, count in counts.items())
+    return n * most_characters + (n - 1) * max(counts.values())
 
-    n-grams are told apart by 64 bits. Two that share them by chance, which the hashes of a process decide, only raise
+
+class DuplicateBounds:
+    """`duplicate_characters` is never above `characters`: those of all words in any n-gram that stood before.
+
+    N-grams are told apart by 64 bits. Two that share them by chance, which the hashes of a process decide, only raise
     the bound, so that the exact count, not chance, decides.
     """
-    count = len(hashes) - n + 1
-    if count < 2:
-        return 0
-    ngrams = np.zeros(count, np.uint64)
-    for start in range(n):
-        ngrams *= np.uint64(0x9E3779B97F4A7C15)
-        ngrams += hashes[start : start + count]
-    order = np.argsort(ngrams, kind="stable")
-    again = order[1:][ngrams[order[1:]] == ngrams[order[:-1]]]
-    if not again.size:
-        return 0
-    steps = np.zeros(len(hashes) + 1, np.int64)
-    steps[again] += 1
-    steps[again + n] -= 1
-    return int(lengths[np.cumsum(steps[:-1]) > 0].sum())
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._lengths = np.fromiter(map(len, words), np.int64, len(words))
+        self._hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+
+    def characters(self, n: int) -> int:
+        count = len(self._lengths) - n + 1
+        if count < 2:
+            return 0
+        hashes = np.zeros(count, np.uint64)
+        for start in range(n):
+            hashes *= _ODD
+            hashes += self._hashes[start : start + count]
+        order = np.argsort(hashes, kind="stable")
+        ordered = hashes[order]
+        again = order[1:][ordered[1:] == ordered[:-1]]
+        steps = np.zeros(len(self._lengths) + 1, np.int64)
+        # every position is in `again` once at most
+        steps[again] += 1
+        steps[again + n] -= 1
+        return int(self._lengths[np.cumsum(steps[:-1]) > 0].sum())

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.filter_config import GopherRepetitionConfig
-from pipeline.filters.gopher_repetition import _repeated_characters, duplicate_characters, rejection
+from pipeline.filters.gopher_repetition import (
+    DuplicateBounds,
+    duplicate_characters,
+    rejection,
+    top_characters,
+    top_characters_bound,
+)
 from pipeline.filters.view import DocumentView
 
 NOTHING: dict[str, Any] = {
@@ -105,22 +111,32 @@ def test_each_n_has_its_own_threshold() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=60), st.integers(1, 6))
-def test_the_bound_is_never_below_the_exact_count_nor_that_of_longer_ngrams(words: list[str], n: int) -> None:
-    hashes = np.array([hash(word) for word in words], np.int64).view(np.uint64)
-    lengths = np.array([len(word) for word in words], np.int64)
-    bounds = [_repeated_characters(hashes, lengths, size) for size in (n, n + 1, n + 3)]
-    assert bounds[0] >= duplicate_characters(words, n)
-    assert bounds == sorted(bounds, reverse=True)
+def test_bounds_are_never_below_the_exact_counts_nor_those_of_longer_duplicates(words: list[str], n: int) -> None:
+    assert top_characters_bound(Counter(words), n) >= top_characters(words, n)
+    bounds = DuplicateBounds(words)
+    duplicates = [bounds.characters(size) for size in (n, n + 1, n + 3)]
+    assert duplicates[0] >= duplicate_characters(words, n)
+    assert duplicates == sorted(duplicates, reverse=True)
+
+
+def test_bounds_are_close_where_nothing_repeats() -> None:
+    words = [f"{number:02}" for number in range(100)]
+    assert top_characters_bound(Counter(words), 2) == top_characters(words, 2) == 5
+    assert DuplicateBounds(words).characters(5) == 0
 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc", "d."]), max_size=60), st.floats(0, 0.6))
 def test_decisions_equal_those_of_the_exact_counts(pieces: list[str], fraction: float) -> None:
     text = " ".join(pieces)
     words = DocumentView(text).words
-    maxima = {2: fraction, 3: fraction / 2, 5: fraction / 3}
-    exact = (n for n, maximum in maxima.items() if duplicate_characters(words, n) > maximum * len(text))
-    expected = next((f"gopher_duplicate_{n}_gram" for n in exact), None)
-    assert asked(text, max_duplicate_ngram_character_fraction=maxima) == expected
+    for field, kind, count in (
+        ("max_duplicate_ngram_character_fraction", "duplicate", duplicate_characters),
+        ("max_top_ngram_character_fraction", "top", top_characters),
+    ):
+        maxima = {2: fraction, 3: fraction / 2, 5: fraction / 3}
+        exact = (n for n, maximum in maxima.items() if count(words, n) > maximum * len(text))
+        expected = next((f"gopher_{kind}_{n}_gram" for n in exact), None)
+        assert asked(text, **{field: maxima}) == expected
 
 
 @given(st.lists(st.sampled_from(["a", "bb"]), max_size=40), st.integers(1, 4))
