@@ -3,9 +3,9 @@ r"""A text cut into words, once, for every filter and for MinHash. The rule is p
 Cut at white space; then:
 
 - a run of letters and digits is a word. ASCII marks with no space around tie two runs to one word (`os.path`,
-  `snake_case`, `x==y`, `std::map`, `"a","b`), but not a single comma, colon, slash,
-  double quote, angle bracket or hyphen, nor a dash of hyphens. Beside digits these tie too: comma and colon between
-  two, a slash before or behind one, a hyphen behind a letter and before one (`1,000`, `12:30`, `1/n`, `utf-8`);
+  `snake_case`, `x==y`, `std::map`, `"a","b`), but not a single comma, colon, slash, equals sign, double quote, angle
+  bracket or hyphen, nor a dash of hyphens. Beside digits these tie too: comma and colon between two, slash and equals
+  sign before or behind one, a hyphen before one and not behind one (`1,000`, `12:30`, `1/n`, `n=1`, `utf-8`);
 - an apostrophe after a letter begins a word of its own (`John` `'s`, `don` `'t`);
 - `-`, `+`, `/`, `.`, `@`, `~` and `\` in front of a word belong to it (`--help`, `/usr`, `.5`), after white space or
   one of ``( [ " ' ` ``;
@@ -41,10 +41,10 @@ def _letters() -> str:
 _LETTER = f"[{_letters()}{_BEYOND_BASIC_PLANE}]"
 _MARK = r"[.@&+*#|\[\](){}=;!?$%^~`\\_,:/<>\"'-]"
 _TIE = rf"""(?:
-    [.@&+*#|\[\](){{}}=;!?$%^~`\\_]
+    [.@&+*#|\[\](){{}};!?$%^~`\\_]
     | (?!--){_MARK}{{2,}}+
     | (?<=[0-9])[,:](?=[0-9])
-    | /(?=[0-9]) | (?<=[0-9])/
+    | [/=](?=[0-9]) | (?<=[0-9])[/=]
     | (?<![0-9])-(?=[0-9])
 )"""
 _WORD = re.compile(
