@@ -7,12 +7,12 @@ that every text is new to every cache. Twice: `chain`, as a pipeline asks, in Fi
 objects; and `each`, all four about every document. Times are CPU seconds, from the second document on: what is loaded
 with the first is left out. Thresholds are the papers' on both sides.
 
-Where decisions differ, the two cut words or sentences differently and the document lies at a threshold:
-- too few alphabetic words: datatrove counts with spaCy's words, which keep some marks of code and markup in a word
-  where ours are marks of their own, or the other way round;
-- n-grams, top and duplicate: the same, a mark more or less in a repeated passage;
-- too few sentences: an abbreviation ends a sentence for one of them, on a page of four or five sentences.
-The quality filter decides about few documents differently where they are prose, more where they are code and markup.
+Where decisions differ, the two cut text differently and the document lies at a threshold:
+- too few alphabetic words (`below_alpha_threshold`), too few words: datatrove counts spaCy's words, which keep together
+  what is one name or abbreviation to them (`C++`, `i.e.`, `a.` of a list) and part some code and markup that ours keep
+  together (`--zone=ZONE`, `f(x)`), so that the share of words that are marks differs by a few in a hundred;
+- n-grams: the same; a repeated passage has a word more or less;
+- too few sentences: an abbreviation ends a sentence to one of them, on a page of four or five sentences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from typing import Any
 FILTERS = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
 ASKINGS = ("chain", "each")
 
-# (text, by name the reasons that objected in their order, text at the end)
+# the reasons of the filters that objected, in their order; and the text at the end
 Verdict = tuple[dict[str, str], str]
 Ask = Callable[[str], Verdict]
 
@@ -107,11 +107,16 @@ def datatrove(clock: Clock, *, stops: bool) -> Ask:
 CONTENDERS = {"ours": ours, "datatrove": datatrove}
 
 
+def rows_of(file: Path) -> list[Any]:
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
 def run_one(name: str, asking: str, documents: Path, output: Path) -> None:
     """In a process of its own: a line of seconds by filter, then a line for each document's verdict."""
     clock = Clock()
     ask = CONTENDERS[name](clock, stops=asking == "chain")
-    texts = [json.loads(line)["text"] for line in documents.open(encoding="utf-8")]
+    texts = [row["text"] for row in rows_of(documents)]
     ask("The first document, to be loaded with. " * 20)
     clock.seconds = dict.fromkeys(FILTERS, 0.0)
     verdicts = [ask(text) for text in texts]
@@ -132,7 +137,7 @@ def measure(name: str, asking: str, documents: Path, python: str) -> tuple[dict[
         )
         if done.returncode:
             raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-        seconds, *verdicts = (json.loads(line) for line in Path(output.name).open(encoding="utf-8"))
+        seconds, *verdicts = rows_of(Path(output.name))
     return seconds, [(reasons, text) for reasons, text in verdicts]
 
 
@@ -155,32 +160,24 @@ def print_speed(asking: str, seconds: dict[str, list[dict[str, float]]], size_by
 def print_decisions(asking: str, rows: list[dict[str, str]], verdicts: dict[str, list[Verdict]]) -> None:
     pairs = list(zip(rows, verdicts["ours"], verdicts["datatrove"], strict=True))
     for name in ("all together",) if asking == "chain" else FILTERS:
-        differing = [
-            (index, row, mine, theirs)
-            for index, (row, (mine, _), (theirs, _)) in enumerate(pairs)
-            if (bool(mine) != bool(theirs) if asking == "chain" else (name in mine) != (name in theirs))
-        ]
-        kept = sum(not theirs if asking == "chain" else name not in theirs for _, _, (theirs, _) in pairs)
-        print(
-            f"{name}: {1 - len(differing) / len(pairs):.2%} of {len(pairs):,} decisions equal, datatrove keeps {kept:,}"
-        )
         kinds: dict[tuple[str, str], list[str]] = collections.defaultdict(list)
-        for index, row, mine, theirs in differing:
-            reasons = [
-                " ".join(reasons.values()) if asking == "chain" else reasons.get(name, "") for reasons in (mine, theirs)
-            ]
-            kinds[reasons[0] or "kept", reasons[1] or "kept"].append(f"{index} ({row.get('kind', '')})")
-        for (mine_reason, their_reason), documents in sorted(kinds.items(), key=lambda item: -len(item[1])):
-            print(f"  {len(documents):>4}  ours: {mine_reason}; datatrove: {their_reason}: {', '.join(documents)}")
+        kept = 0
+        for index, (row, *both) in enumerate(pairs):
+            mine, theirs = (_reason(reasons, name) for reasons, _ in both)
+            kept += theirs == "kept"
+            if (mine == "kept") != (theirs == "kept"):
+                kinds[mine, theirs].append(f"{index} {row.get('kind', '')}".strip())
+        equal = 1 - sum(map(len, kinds.values())) / len(pairs)
+        print(f"{name}: {equal:.2%} of {len(pairs):,} decisions equal; datatrove keeps {kept:,}")
+        for (mine, theirs), documents in sorted(kinds.items(), key=lambda kind: -len(kind[1])):
+            print(f"  {len(documents):>4}  ours {mine}, datatrove {theirs}: {', '.join(documents)}")
     if asking == "chain":
-        both = [
-            (mine, theirs)
-            for _, (mine_reasons, mine), (their_reasons, theirs) in pairs
-            if not (mine_reasons or their_reasons)
-        ]
-        print(
-            f"texts of documents kept by both that are equal: {sum(mine == theirs for mine, theirs in both)} of {len(both)}"
-        )
+        texts = [(mine, theirs) for _, (reasons, mine), (more, theirs) in pairs if not reasons and not more]
+        print(f"of {len(texts):,} documents kept by both, {sum(a == b for a, b in texts):,} leave with equal texts")
+
+
+def _reason(reasons: dict[str, str], name: str) -> str:
+    return reasons.get(name, "kept") if name in FILTERS else next(iter(reasons.values()), "kept")
 
 
 def main() -> None:
@@ -205,7 +202,7 @@ def main() -> None:
 
             found = documents(settings.documents, seed=settings.seed)
             texts.write_text("".join(json.dumps({"kind": kind, "text": text}) + "\n" for kind, text in found))
-        rows = [json.loads(line) for line in texts.open(encoding="utf-8")]
+        rows = rows_of(texts)
         size_bytes = sum(len(row["text"].encode()) for row in rows)
         print(f"{len(rows):,} documents: {dict(collections.Counter(row.get('kind', 'text') for row in rows))}")
         for asking in ASKINGS:

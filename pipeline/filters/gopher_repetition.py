@@ -10,7 +10,7 @@ Bounds come first, which are fast; the exact count decides where a bound is abov
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -54,9 +54,12 @@ def _by_lines(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
 
 def _by_ngrams(view: DocumentView, config: GopherRepetitionConfig) -> str | None:
     words = view.words
+    # no n-gram occurs more often than any of its words: this bounds `top_characters`
+    most_characters = max((count * len(word) for word, count in view.word_counts.items()), default=0)
+    most_occurrences = max(view.word_counts.values(), default=0)
     for n, max_fraction in config.max_top_ngram_character_fraction.items():
         limit = max_fraction * len(view.text)
-        if top_characters_bound(view.word_counts, n) > limit and top_characters(words, n) > limit:
+        if n * most_characters + (n - 1) * most_occurrences > limit and top_characters(words, n) > limit:
             return f"gopher_top_{n}_gram"
     maxima = config.max_duplicate_ngram_character_fraction
     if not maxima:
@@ -96,19 +99,11 @@ def duplicate_characters(words: Sequence[str], n: int) -> int:
     return characters
 
 
-def top_characters_bound(counts: Mapping[str, int], n: int) -> int:
-    """`top_characters` is never above this: no n-gram occurs more often than any of its words."""
-    if not counts:
-        return 0
-    most_characters = max(count * len(word) for word, count in counts.items())
-    return n * most_characters + (n - 1) * max(counts.values())
-
-
 class DuplicateBounds:
     """`duplicate_characters` is never above `characters`: those of all words in any n-gram that stood before.
 
-    N-grams are told apart by 64 bits. Two that share them by chance, which the hashes of a process decide, only raise
-    the bound, so that the exact count, not chance, decides.
+    N-grams are told apart by bits of a hash. Two that share them by chance, which the hashes of a process decide, only
+    raise the bound, so that the exact count, not chance, decides.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -123,11 +118,11 @@ class DuplicateBounds:
         for start in range(n):
             hashes *= _ODD
             hashes += self._hashes[start : start + count]
-        order = np.argsort(hashes, kind="stable")
-        ordered = hashes[order]
-        again = order[1:][ordered[1:] == ordered[:-1]]
+        # the position takes the place of the last bits: equal n-grams are neighbours in the order of their positions
+        position_bits = np.uint64((1 << count.bit_length()) - 1)
+        keys = np.sort((hashes & ~position_bits) | np.arange(count, dtype=np.uint64))
+        again = (keys[1:] & position_bits)[keys[1:] ^ keys[:-1] <= position_bits].astype(np.int64)
         steps = np.zeros(len(self._lengths) + 1, np.int64)
-        # every position is in `again` once at most
         steps[again] += 1
         steps[again + n] -= 1
         return int(self._lengths[np.cumsum(steps[:-1]) > 0].sum())

@@ -14,8 +14,6 @@ from functools import cached_property
 
 from pipeline.filters.words import words
 
-_PARAGRAPH_BREAK = re.compile(r"\n{2,}")
-
 # A mark that ends a sentence, with the quotes and brackets that it closes, before white space. Not the dots of an
 # ellipsis, and not the dot of an abbreviation or an initial (`e.g.`, `J. Smith`).
 _SENTENCE_END = re.compile(r"(?:(?<!\.)(?<!\b\w)\.(?!\.)|[!?])[!?]*[\"')\]\u2019\u201d]*(?=\s)|[\u3002\uff01\uff1f]")
@@ -52,8 +50,9 @@ class DocumentView:
 
     @cached_property
     def paragraphs(self) -> Sequence[str]:
-        """Between empty lines, none of them empty, nothing stripped."""
-        return [paragraph for paragraph in _PARAGRAPH_BREAK.split(self._text) if paragraph]
+        """Between empty lines, none of them empty."""
+        pieces = self._text.split("\n\n")
+        return [paragraph for piece in pieces if (paragraph := piece.lstrip("\n"))]
 
     @cached_property
     def words(self) -> Sequence[str]:

@@ -10,6 +10,7 @@ def test_parts_of_a_text() -> None:
     assert view.lines == ["One, two.", "Three! Four", "", "", "  ", "five"]
     assert view.filled_lines == ["One, two.", "Three! Four", "five"]
     assert view.paragraphs == ["One, two.\nThree! Four", "  \nfive"]
+    assert DocumentView("\na\n\n\n\nb\n\n").paragraphs == ["a", "b"]
     assert view.words == ["One", ",", "two", ".", "Three", "!", "Four", "five"]
     assert view.sentences == ["One, two.", "Three!", "Four", "five"]
     assert view.word_counts["One"] == 1
