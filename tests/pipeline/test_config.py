@@ -9,7 +9,7 @@ import pytest
 from configs.load import ConfigError, dump, load
 from pipeline.config import PipelineConfig, config_digest, content_of, differences
 from pipeline.plan import make_plan
-from pipeline.source_config import HuggingFaceConfig
+from pipeline.source_config import HuggingFaceConfig, WarcConfig
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -49,7 +49,7 @@ def test_the_demo_reads_about_20_mb_in_units_for_two_workers() -> None:
 def test_the_real_recipes_share_one_tokenizer() -> None:
     configs = [load(path, PipelineConfig) for path in RECIPES if path.stem != "demo"]
     assert {config.tokenizer.path for config in configs} == {Path("data/smollm2/tokenizer.json")}
-    assert all(isinstance(source, HuggingFaceConfig) for config in configs for source in config.sources)
+    assert all(isinstance(source, HuggingFaceConfig | WarcConfig) for config in configs for source in config.sources)
 
 
 @pytest.mark.parametrize(
