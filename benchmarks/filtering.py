@@ -195,6 +195,11 @@ def main() -> None:
         run_one(settings.contender, settings.asking, settings.texts, settings.output)
         return
     pythons = {"ours": sys.executable, "datatrove": settings.peer_python}
+    if subprocess.run([settings.peer_python, "-c", "import datatrove, spacy"], capture_output=True).returncode:
+        raise SystemExit(
+            f"{settings.peer_python} has no datatrove; name another Python with --peer-python, of a virtual environment "
+            "of its own: pip install 'datatrove[processing]' spacy"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         texts = settings.texts or Path(temporary) / "texts.jsonl"
         if settings.texts is None:

@@ -54,6 +54,11 @@ def test_the_share_of_stop_words_is_of_words_with_letters() -> None:
     assert language_of(view, min_score=0.26) is None
 
 
+def test_a_twentieth_of_kana_makes_han_japanese() -> None:
+    assert language_of(DocumentView("\u5c71" * 19 + "\u306e")) == "ja"
+    assert language_of(DocumentView("\u5c71" * 20 + "\u306e")) == "zh"
+
+
 def test_only_wanted_languages_are_kept() -> None:
     config = LanguageConfig(type="language", languages=("en", "de"))
     reasons = {code: rejection(DocumentView(text), config) for code, text in TEXTS.items()}
