@@ -145,16 +145,16 @@ def print_speed(asking: str, seconds: dict[str, list[dict[str, float]]], size_by
     print(
         f"\n{asking}: CPU seconds, middle of {len(seconds['ours'])} rounds (least to most), {size_bytes / 1e6:.1f} MB"
     )
-    print(f"{'':<20}{'ours':>24}{'MB/s':>8}{'datatrove':>24}{'MB/s':>8}{'ratio':>8}")
+    print(" " * 20 + "".join(f"{name:>24}{'MB/s':>8}" for name in seconds) + "ratio".rjust(8) * (len(seconds) > 1))
     for name in (*FILTERS, "all"):
         row = f"{name:<20}"
-        medians = {}
-        for contender in CONTENDERS:
-            values = [sum(run.values()) if name == "all" else run[name] for run in seconds[contender]]
-            medians[contender] = statistics.median(values)
-            row += f"{f'{medians[contender]:.2f} ({min(values):.2f} to {max(values):.2f})':>24}"
-            row += f"{size_bytes / 1e6 / max(medians[contender], 1e-9):>8.2f}"
-        print(row + f"{medians['datatrove'] / max(medians['ours'], 1e-9):>7.1f}x")
+        medians = []
+        for runs in seconds.values():
+            values = [sum(run.values()) if name == "all" else run[name] for run in runs]
+            medians.append(max(statistics.median(values), 1e-9))
+            row += f"{f'{medians[-1]:.2f} ({min(values):.2f} to {max(values):.2f})':>24}"
+            row += f"{size_bytes / 1e6 / medians[-1]:>8.2f}"
+        print(row + f"{medians[-1] / medians[0]:>7.1f}x" * (len(medians) > 1))
 
 
 def print_decisions(asking: str, rows: list[dict[str, str]], verdicts: dict[str, list[Verdict]]) -> None:
@@ -196,10 +196,8 @@ def main() -> None:
         return
     pythons = {"ours": sys.executable, "datatrove": settings.peer_python}
     if subprocess.run([settings.peer_python, "-c", "import datatrove, spacy"], capture_output=True).returncode:
-        raise SystemExit(
-            f"{settings.peer_python} has no datatrove; name another Python with --peer-python, of a virtual environment "
-            "of its own: pip install 'datatrove[processing]' spacy"
-        )
+        print(f"left out: datatrove ({settings.peer_python} has none; see --peer-python)")
+        del pythons["datatrove"]
     with tempfile.TemporaryDirectory() as temporary:
         texts = settings.texts or Path(temporary) / "texts.jsonl"
         if settings.texts is None:
@@ -211,14 +209,15 @@ def main() -> None:
         size_bytes = sum(len(row["text"].encode()) for row in rows)
         print(f"{len(rows):,} documents: {dict(collections.Counter(row.get('kind', 'text') for row in rows))}")
         for asking in ASKINGS:
-            seconds: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+            seconds: dict[str, list[dict[str, float]]] = {name: [] for name in pythons}
             verdicts: dict[str, list[Verdict]] = {}
             for _ in range(settings.rounds):
-                for name in CONTENDERS:
+                for name in pythons:
                     taken, verdicts[name] = measure(name, asking, texts, pythons[name])
                     seconds[name].append(taken)
             print_speed(asking, seconds, size_bytes)
-            print_decisions(asking, rows, verdicts)
+            if len(verdicts) == 2:
+                print_decisions(asking, rows, verdicts)
 
 
 if __name__ == "__main__":
