@@ -108,7 +108,7 @@ def test_examples_of_what_was_dropped_come_from_every_unit(
     tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl
 ) -> None:
     make_jsonl(tmp_path / "corpus" / "a.jsonl", [*["x"] * 300, "long enough to be kept"] * 2)
-    filters = {"length": {"min_characters": 10}}
+    filters = [{"type": "length", "min_characters": 10}]
     config = make_config(unit_size_bytes=3000, validation_fraction=0, filters=filters)
     run(config)
     dropped = json.loads((config.output_dir / "report.json").read_bytes())["sources"]["corpus"]["dropped"]["too_short"]
