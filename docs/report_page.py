@@ -68,7 +68,7 @@ def make_report(folder: Path) -> Path:
                 {"name": "packages", "type": "jsonl", "files": [str(folder / "packages.jsonl")], "id_field": "name"},
             ],
             "tokenizer": {"train": {"vocab_size": 8192, "sample_bytes": 8 << 20}},
-            "filters": {"length": {"min_characters": 200, "max_characters": 100_000}},
+            "filters": [{"type": "length", "min_characters": 200, "max_characters": 100_000}],
             "max_bad_record_fraction": 0.2,
             "unit_size_bytes": 4 << 20,
             "validation_fraction": 0.01,

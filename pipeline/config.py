@@ -10,10 +10,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.deduplication.config import DeduplicationConfig
-from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes
+from pipeline.filter_config import FilterConfig, LengthConfig, files_of
+from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes, digest_file
 from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
@@ -59,35 +60,14 @@ class TokenizerConfig(Section):
         return self
 
 
-class LengthFilterConfig(Section):
-    """Bounds of a document's length, in characters, both included."""
-
-    min_characters: int = Field(default=1, ge=1)
-    max_characters: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError(
-                f"max_characters={self.max_characters} is below min_characters={self.min_characters}; no text passes"
-            )
-        return self
-
-
-class FiltersConfig(Section):
-    """The rules that a document must pass; `pipeline/filters/rules.py` asks them in this order."""
-
-    length: LengthFilterConfig = LengthFilterConfig()
-
-
 class PipelineConfig(Section):
-    """One dataset: what goes in, how it becomes ids, and where it lies."""
+    """One dataset: what goes in, what is kept of it, how it becomes ids, and where it lies."""
 
     name: str = Field(min_length=1)
     output_dir: Path
     sources: tuple[SourceConfig, ...]
     tokenizer: TokenizerConfig
-    filters: FiltersConfig = FiltersConfig()
+    filters: tuple[FilterConfig, ...] = (LengthConfig(type="length"),)
     deduplication: DeduplicationConfig = DeduplicationConfig()
     validation_fraction: float = Field(default=0.001, ge=0, lt=1)
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
@@ -109,6 +89,15 @@ class PipelineConfig(Section):
             raise ValueError("executor=serial has no worker to end; remove max_worker_memory_bytes, or choose local")
         return self
 
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _filters_are_a_list(cls, filters: Any) -> Any:
+        if not isinstance(filters, list | tuple):
+            raise ValueError(
+                "wanted a list of filters, asked in its order, such as [{type: length, min_characters: 5}]"
+            )
+        return filters
+
     @model_validator(mode="after")
     def _sources_are_named(self) -> Self:
         if not self.sources:
@@ -121,7 +110,7 @@ class PipelineConfig(Section):
 
 
 def content_of(config: PipelineConfig) -> dict[str, Any]:
-    """The fields that decide the dataset's bytes, as JSON values."""
+    """The fields that decide the dataset's bytes, as JSON values, and the digests of the files that filters read."""
     content: dict[str, Any] = json.loads(config.model_dump_json())
     for field in FREE_FIELDS:
         *sections, name = field.split(".")
@@ -129,6 +118,8 @@ def content_of(config: PipelineConfig) -> dict[str, Any]:
         for key in sections:
             section = section[key]
         del section[name]
+    if files := files_of(config.filters):
+        content["filter_files"] = {str(path): digest_file(path) if path.is_file() else None for path in files}
     return content
 
 

@@ -47,6 +47,7 @@ class Document:
 
     document_id: str
     text: str
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

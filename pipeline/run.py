@@ -23,6 +23,7 @@ from pipeline.config import PipelineConfig
 from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, WorkerError, execute, executor_settings, workers_of_this_machine
+from pipeline.filters import chain
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
@@ -88,6 +89,7 @@ def prepare(config: PipelineConfig, workspace: Workspace, status: RunStatus) -> 
 
     What needs all of the input is done here, deduplication too.
     """
+    chain.prepare(config.filters)
     plan = make_plan(config)
     with workspace.setting_up():
         workspace.begin(config, plan)

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
 from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
-from pipeline.filters.rules import rejection
+from pipeline.filters.chain import rejection
+from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
 from pipeline.report import Tally
 from pipeline.shards.format import EncodingRecord, ShardRecord, Split, split_directory, write_durably
@@ -108,10 +109,14 @@ class UnitReader:
                 # an estimate: a compressed file holds more text than bytes
                 read_bytes += len(content)
                 self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
-                reason = rejection(record.text, self._config.filters)
+                view = DocumentView(record.text, url=record.document_id if record.url is None else record.url)
+                reason = rejection(view, self._config.filters)
                 if reason is not None:
                     self.drop(record, reason, text_bytes=len(content))
                     continue
+                if view.text != record.text:
+                    record = replace(record, text=view.text)
+                    content = record.text.encode()
                 if self._verdicts is not None:
                     judged = self._verdicts.judge(record)
                     if isinstance(judged, str):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline.config import LengthFilterConfig
+from pipeline.filter_config import LengthConfig
+from pipeline.filters.view import DocumentView
 
-LengthReason = Literal["too_short", "too_long"]
+Reason = Literal["too_short", "too_long"]
 
 
-def rejection(text: str, config: LengthFilterConfig) -> LengthReason | None:
-    """The reason to drop a text, or None to keep it. Space around the text does not count as length."""
-    length = len(text.strip())
+def rejection(view: DocumentView, config: LengthConfig) -> Reason | None:
+    """The reason to drop a document, or None to keep it. Space around the text does not count as length."""
+    length = len(view.text.strip())
     if length < config.min_characters:
         return "too_short"
     if config.max_characters is not None and length > config.max_characters:

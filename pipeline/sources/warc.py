@@ -110,11 +110,11 @@ def _record_of(record: Any, identity: str, *, location: str) -> Record | None:
     if size_bytes > MAX_RECORD_BYTES:
         return BadRecord(location, "too_large", size_bytes, shorten(url))
     if record.rec_type == "conversion":
-        return _plain(bytes(content), identity, location)
+        return _plain(bytes(content), identity, location, url)
     text = _main_text(bytes(content), url)
     if text is None:
         return UnwantedRecord(location, "no_main_text", size_bytes, shorten(url))
-    return Document(document_id=identity, text=text)
+    return Document(document_id=identity, text=text, url=url)
 
 
 def _body(record: Any) -> Iterator[bytes]:
@@ -141,9 +141,9 @@ def _read_to_end(stream: Any, identity: str) -> None:
         raise _CutOffError(f"{identity} lacks {stream.limit} of its bytes")
 
 
-def _plain(content: bytes, identity: str, location: str) -> Document | BadRecord:
+def _plain(content: bytes, identity: str, location: str, url: str) -> Document | BadRecord:
     try:
-        return Document(document_id=identity, text=content.decode())
+        return Document(document_id=identity, text=content.decode(), url=url)
     except UnicodeDecodeError:
         return BadRecord(location, "invalid_utf8", len(content), shorten(content[:1000]))
 

@@ -146,10 +146,10 @@ def test_a_tokenizer_that_cannot_encode_the_corpus(tmp_path: Path, told: Any) ->
 def test_an_output_folder_of_another_config_says_what_differs(tmp_path: Path, told: Any, make_texts: MakeTexts) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines_of(make_texts(3, seed=1)))
     assert told(tmp_path / "a.jsonl") == (0, [])
-    code, (line,) = told(tmp_path / "a.jsonl", filters={"length": {"min_characters": 2}}, unit_size_bytes=100)
+    code, (line,) = told(tmp_path / "a.jsonl", filters=[{"type": "length", "min_characters": 2}], unit_size_bytes=100)
     assert code == 2
     assert line == (
         f"smollm2 pipeline: output_dir={tmp_path}/dataset was made with another config "
-        "(filters.length.min_characters: 1 → 2; unit_size_bytes: 134217728 → 100); "
+        "(filters.0.min_characters: 1 → 2; unit_size_bytes: 134217728 → 100); "
         "choose another output_dir, restore the config, or remove the folder to start over"
     )

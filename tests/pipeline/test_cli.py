@@ -48,9 +48,9 @@ def test_run_again_says_that_it_is_finished(dataset: Path, capsys: pytest.Captur
 
 
 def test_run_with_another_config_is_one_line(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", str(dataset.parent / "config.yaml"), "filters.length.min_characters=7"]) == 2
+    assert main(["run", str(dataset.parent / "config.yaml"), "filters.0.min_characters=7"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"smollm2 pipeline: output_dir={dataset} was made with another config (filters.length.min")
+    assert line.startswith(f"smollm2 pipeline: output_dir={dataset} was made with another config (filters.0.min")
 
 
 def test_verify_says_whole(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from configs.load import ConfigError, dump, load
 from pipeline.config import PipelineConfig, config_digest, content_of, differences
 from pipeline.plan import make_plan
-from pipeline.source_config import HuggingFaceConfig
+from pipeline.source_config import HuggingFaceConfig, WarcConfig
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -49,7 +49,7 @@ def test_the_demo_reads_about_20_mb_in_units_for_two_workers() -> None:
 def test_the_real_recipes_share_one_tokenizer() -> None:
     configs = [load(path, PipelineConfig) for path in RECIPES if path.stem != "demo"]
     assert {config.tokenizer.path for config in configs} == {Path("data/smollm2/tokenizer.json")}
-    assert all(isinstance(source, HuggingFaceConfig) for config in configs for source in config.sources)
+    assert all(isinstance(source, HuggingFaceConfig | WarcConfig) for config in configs for source in config.sources)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,19 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ("tokenizer.engine=tiktoken", r"tokenizer.engine=.*'auto', 'tokenizers' or 'splintr'"),
         ("tokenizer.eos_token=</s>", r"a trained tokenizer ends documents with <\|endoftext\|>; remove eos_token=</s>"),
         (
-            "filters.length={min_characters: 9, max_characters: 3}",
+            "filters={length: {min_characters: 9}}",
+            r"filters: wanted a list of filters, asked in its order, such as \[\{type: length, min_characters: 5\}\]$",
+        ),
+        (
+            "filters=[{type: size}]",
+            r"filters.0=.*'length', 'gopher_quality', 'gopher_repetition', 'c4', 'fineweb', 'la",
+        ),
+        (
+            "filters=[{type: c4, min_sentence: 3}]",
+            r"unknown key filters.0.c4.min_sentence; did you mean min_sentences\?",
+        ),
+        (
+            "filters=[{type: length, min_characters: 9, max_characters: 3}]",
             r"max_characters=3 is below min_characters=9; no text",
         ),
     ],
@@ -115,8 +127,20 @@ def test_the_digest_follows_what_does(make_config: Callable[..., PipelineConfig]
 
 def test_differences_name_the_keys(make_config: Callable[..., PipelineConfig]) -> None:
     before = content_of(make_config())
-    after = content_of(make_config(unit_size_bytes=99, filters={"length": {"min_characters": 5}}))
-    assert differences(before, after) == ["filters.length.min_characters: 1 → 5", "unit_size_bytes: 134217728 → 99"]
+    after = content_of(make_config(unit_size_bytes=99, filters=[{"type": "length", "min_characters": 5}]))
+    assert differences(before, after) == ["filters.0.min_characters: 1 → 5", "unit_size_bytes: 134217728 → 99"]
+
+
+def test_the_digest_follows_the_files_that_filters_read(
+    make_config: Callable[..., PipelineConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "words.txt"
+    config = make_config(filters=[{"type": "banned_words", "path": file}])
+    assert content_of(config)["filter_files"] == {str(file): None}
+    file.write_text("one")
+    before = config_digest(config)
+    file.write_text("two")
+    assert config_digest(config) != before
 
 
 @pytest.mark.parametrize(

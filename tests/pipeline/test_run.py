@@ -109,7 +109,7 @@ def test_examples_of_what_was_dropped_come_from_every_unit(
     tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl
 ) -> None:
     make_jsonl(tmp_path / "corpus" / "a.jsonl", [*["x"] * 300, "long enough to be kept"] * 2)
-    filters = {"length": {"min_characters": 10}}
+    filters = [{"type": "length", "min_characters": 10}]
     config = make_config(unit_size_bytes=3000, validation_fraction=0, filters=filters)
     run(config)
     dropped = json.loads((config.output_dir / "report.json").read_bytes())["sources"]["corpus"]["dropped"]["too_short"]
@@ -283,6 +283,20 @@ def test_an_empty_corpus_is_an_error(tmp_path: Path, make_config: MakeConfig, ma
         PipelineError, match=r"nothing to train on: 2 documents in, dropped: 2 too_short, validation: 0"
     ):
         run(make_config())
+
+
+def test_a_list_of_a_filter_that_is_missing_or_has_changed_stops_the_run(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    file = tmp_path / "words.txt"
+    config = make_config(filters=[{"type": "banned_words", "path": str(file)}])
+    with pytest.raises(PipelineError, match=r"words.txt: cannot be read: No such file"):
+        run(config)
+    file.write_text("unheard-of")
+    run(config)
+    file.write_text("other")
+    with pytest.raises(PipelineError, match=r"was made with another config \(filter_files\..*words.txt: "):
+        run(config)
 
 
 def test_damage_found_by_a_worker_names_the_file(corpus: Path, make_config: MakeConfig) -> None:

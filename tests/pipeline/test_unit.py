@@ -57,6 +57,33 @@ def test_records_that_the_source_does_not_want_are_counted_and_are_not_bad(
     assert tally.is_balanced()
 
 
+def test_filters_change_what_is_encoded_counted_and_split(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    texts = [f"{name}@a.org the shard" for name in "abcdefghij"] + ["k@a.org"]
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "corpus" / "a.jsonl").write_text(lines)
+    filters = [{"type": "pii", "email_replacement": "x"}, {"type": "length", "min_characters": 2}]
+    config = make_config(filters=filters, validation_fraction=0.5)
+    tally = process(config).tally
+    assert (tally.documents_kept, tally.text_bytes_kept) == (10, 10 * len("x the shard"))
+    # equal texts now: all on one side
+    assert sorted(map(len, (ids_of(config.output_dir), ids_of(config.output_dir / "validation")))) == [0, 10]
+    assert (tally.dropped["too_short"].text_bytes, tally.dropped["too_short"].examples[0].content) == (7, "k@a.org")
+
+
+def test_a_url_is_the_id_where_the_source_has_no_other(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "one", "url": "http://bad.org/1"}\n{"text": "two", "url": "http://good.org/2"}\n'
+    )
+    source = {"name": "a", "type": "jsonl", "files": [str(tmp_path / "a.jsonl")], "id_field": "url"}
+    tally = process(make_config(sources=[source], filters=[{"type": "url", "domains": ["bad.org"]}])).tally
+    assert (tally.documents_kept, tally.dropped["url_domain"].documents) == (1, 1)
+
+
 def test_ids_are_those_of_one_document_at_a_time(
     corpus: Path,
     make_config: MakeConfig,
@@ -107,7 +134,7 @@ def test_every_record_is_kept_or_dropped_under_a_reason(
     (tmp_path / "corpus" / "a.jsonl").write_bytes(
         b'{"text": "the shard"}\n{"text": ""}\n{"text": "way too long"}\n{"body": "x"}\n{"text": "\xff"}\n{"text\n'
     )
-    tally = process(make_config(filters={"length": {"max_characters": 10}})).tally
+    tally = process(make_config(filters=[{"type": "length", "max_characters": 10}])).tally
     assert (tally.documents_in, tally.documents_kept, tally.text_bytes_kept) == (6, 1, 9)
     assert {reason: (dropped.documents, dropped.text_bytes) for reason, dropped in tally.dropped.items()} == {
         "too_short": (1, 0),

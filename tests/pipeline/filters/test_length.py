@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.config import LengthFilterConfig
+from pipeline.filter_config import LengthConfig
 from pipeline.filters.length import rejection
+from pipeline.filters.view import DocumentView
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,13 @@ from pipeline.filters.length import rejection
     ],
 )
 def test_bounds_are_characters_and_included(text: str, reason: str | None) -> None:
-    assert rejection(text, LengthFilterConfig(min_characters=3, max_characters=5)) == reason
+    config = LengthConfig(type="length", min_characters=3, max_characters=5)
+    assert rejection(DocumentView(text), config) == reason
 
 
 def test_nothing_but_space_is_dropped_by_default() -> None:
-    assert rejection(" \n\t", LengthFilterConfig()) == "too_short"
+    assert rejection(DocumentView(" \n\t"), LengthConfig(type="length")) == "too_short"
 
 
 def test_no_upper_bound_by_default() -> None:
-    assert rejection("x" * 1_000_000, LengthFilterConfig()) is None
+    assert rejection(DocumentView("x" * 1_000_000), LengthConfig(type="length")) is None

@@ -63,14 +63,14 @@ def test_main_texts_are_documents_and_the_rest_is_counted(tmp_path: Path, name: 
     path.write_bytes(b"".join(map(gzip.compress, RECORDS)) if path.suffix == ".gz" else b"".join(RECORDS))
     page, image, empty, plain, broken = read(path)
     assert isinstance(page, Document)
-    assert page.document_id == "<urn:uuid:2>"
+    assert (page.document_id, page.url) == ("<urn:uuid:2>", "http://example.com/2")
     assert PARAGRAPH.strip() in page.text
     assert "Home" not in page.text
     assert isinstance(image, UnwantedRecord)
     assert (image.reason, image.example) == ("not_html", "image/png: http://example.com/3")
     assert isinstance(empty, UnwantedRecord)
     assert empty.reason == "no_main_text"
-    assert plain == Document("<urn:uuid:5>", "naïve plain text")
+    assert plain == Document("<urn:uuid:5>", "naïve plain text", "http://example.com/5")
     assert broken == BadRecord(f"{path}:<urn:uuid:6>", "invalid_utf8", 1, "\\xff")
 
 
@@ -96,7 +96,7 @@ def test_content_encodings_are_undone(tmp_path: Path, name: str, in_chunks: bool
     page, plain = read(path)
     assert isinstance(page, Document)
     assert PARAGRAPH.strip() in page.text
-    assert plain == Document("<urn:uuid:5>", "naïve plain text")
+    assert plain == Document("<urn:uuid:5>", "naïve plain text", "http://example.com/5")
 
 
 def test_a_decoded_body_beneath_the_headers_of_before_is_read(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_body_that_cannot_be_decoded_is_one_bad_record(
     assert (bad.location, bad.reason, bad.size_bytes) == (f"{path}:<urn:uuid:1>", "undecodable", len(body))
     assert bad.example.startswith(reason)
     assert bad.example.endswith(": http://example.com/1")
-    assert plain == Document("<urn:uuid:5>", "naïve plain text")
+    assert plain == Document("<urn:uuid:5>", "naïve plain text", "http://example.com/5")
     assert capfd.readouterr().err == ""
 
 
@@ -183,7 +183,7 @@ def test_a_record_over_the_limit_is_one_bad_record(tmp_path: Path, monkeypatch: 
     large, more = read(path)
     assert isinstance(large, BadRecord)
     assert (large.reason, large.size_bytes) == ("too_large", 100)
-    assert more == Document("<urn:uuid:2>", "more")
+    assert more == Document("<urn:uuid:2>", "more", "http://example.com/2")
 
 
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
