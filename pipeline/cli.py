@@ -1,4 +1,4 @@
-"""The verbs of `smollm2 pipeline`: run, train-tokenizer, fertility, mixture, verify, inspect."""
+"""The verbs of `smollm2 pipeline`: run, commit, train-tokenizer, fertility, mixture, verify, inspect."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.command import CommandParser, run_room
 from configs.load import load
@@ -14,6 +15,9 @@ from pipeline import fertility_cli, mixture_cli
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
+
+if TYPE_CHECKING:
+    from pipeline.run import RunResult
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +42,20 @@ def build_parser() -> argparse.ArgumentParser:
         "on and ends with the same bytes.",
         epilog="example: smollm2 pipeline run configs/data/demo.yaml output_dir=data/demo workers=2",
     )
+    run.add_argument(
+        "--shard", metavar="i/n", help="only the units whose index is i modulo n, for array jobs; then: commit"
+    )
     _add_config(run)
     run.set_defaults(run=_run)
+
+    commit = verbs.add_parser(
+        "commit",
+        help="make the dataset when all its shards are done",
+        description="Make the dataset of a run whose units were done by `run --shard i/n` for every i.",
+        epilog="example: smollm2 pipeline commit configs/data/demo.yaml",
+    )
+    _add_config(commit)
+    commit.set_defaults(run=_commit)
 
     train = verbs.add_parser(
         "train-tokenizer",
@@ -82,9 +98,28 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, PipelineConfig, arguments.overrides)
+    if arguments.shard is not None:
+        from pipeline.array_job import RunShard, run_shard
+
+        done = run_shard(config, RunShard.parse(arguments.shard))
+        print(
+            f"{config.name}: shard {arguments.shard} is done, {done.units:,} units, {done.tokens:,} tokens "
+            f"in {done.seconds:.1f} s; when all are: smollm2 pipeline commit {arguments.config}"
+        )
+        return
     from pipeline.run import run
 
-    result = run(config)
+    _print_result(config, run(config))
+
+
+def _commit(arguments: argparse.Namespace) -> None:
+    config = load(arguments.config, PipelineConfig, arguments.overrides)
+    from pipeline.array_job import commit
+
+    _print_result(config, commit(config))
+
+
+def _print_result(config: PipelineConfig, result: RunResult) -> None:
     documents = sum(split.documents for split in result.manifest.splits.values())
     tokens = sum(split.tokens for split in result.manifest.splits.values())
     if result.was_finished:

@@ -17,7 +17,16 @@ from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
 # may differ between the attempts of one run: they change when, where and how fast bytes are written, not which
-FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction", "tokenizer.engine"})
+FREE_FIELDS = frozenset(
+    {
+        "output_dir",
+        "executor",
+        "workers",
+        "max_worker_memory_bytes",
+        "max_bad_record_fraction",
+        "tokenizer.engine",
+    }
+)
 
 
 class TrainTokenizerConfig(Section):
@@ -82,7 +91,21 @@ class PipelineConfig(Section):
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
     unit_size_bytes: int = Field(default=128 << 20, ge=1)
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
-    workers: int | None = Field(default=None, ge=1, description="processes; None: one for each core")
+    executor: Literal["serial", "local", "ray"] = "local"
+    workers: int | None = Field(default=None, ge=1, description="None: one for each core, or CPU of the cluster")
+    max_worker_memory_bytes: int | None = Field(
+        default=None,
+        ge=64 << 20,
+        description="a worker that holds more is ended, and its unit tried again",
+    )
+
+    @model_validator(mode="after")
+    def _serial_is_one_process(self) -> Self:
+        if self.executor == "serial" and (self.workers or 1) > 1:
+            raise ValueError(f"executor=serial works alone; remove workers={self.workers}, or choose executor=local")
+        if self.executor == "serial" and self.max_worker_memory_bytes is not None:
+            raise ValueError("executor=serial has no worker to end; remove max_worker_memory_bytes, or choose local")
+        return self
 
     @model_validator(mode="after")
     def _sources_are_named(self) -> Self:

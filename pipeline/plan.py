@@ -17,6 +17,8 @@ from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
 
+MAX_NAMED_PIECES = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -33,6 +35,12 @@ class Unit:
     @property
     def size_bytes(self) -> int:
         return sum(piece.size_bytes for piece in self.pieces)
+
+    def __str__(self) -> str:
+        """`unit 3 of web (a.jsonl 0-1000, b.jsonl 0-70, …)`."""
+        named = [f"{piece.path} {piece.start}-{piece.stop}" for piece in self.pieces[:MAX_NAMED_PIECES]]
+        more = len(self.pieces) - len(named)
+        return f"unit {self.index} of {self.source} ({', '.join(named)}{f', and {more} more' if more else ''})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""How far a run is: a bar on a terminal, elsewhere one line every ten seconds. Both to standard error."""
+"""How far a run is, for people: a live table on a terminal, elsewhere a line a minute. Both to standard error."""
 
 from __future__ import annotations
 
@@ -8,71 +8,132 @@ import time
 from types import TracebackType
 from typing import Any
 
-from pipeline.unit import Progress, UnitRecord
+from pipeline.throughput import Snapshot, Throughput
 
 log = logging.getLogger(__name__)
 
-LINE_INTERVAL_S = 10.0
+LINE_INTERVAL_S = 60.0
+REDRAW_INTERVAL_S = 0.25
+
+MAX_WORKERS_SHOWN = 16
 
 
 class ProgressDisplay:
-    """Bytes of input done, tokens made, tokens a second and time left, over all workers."""
+    """Shows what a `Throughput` has counted."""
 
-    def __init__(self, *, total_bytes: int, done_bytes: int) -> None:
-        """`done_bytes` were done by an earlier attempt: they count as done, but not for the speed."""
-        self.tokens = 0
-        self._total_bytes = total_bytes
-        self._before_bytes = done_bytes
-        self._done_bytes = done_bytes
-        self._under_way: dict[int, Progress] = {}
-        self._started = time.monotonic()
-        self._told = self._started
-        self._bar: Any = None
+    def __init__(self, throughput: Throughput) -> None:
+        self._throughput = throughput
+        self._shown = time.monotonic()
+        self._live: Any = None
+        self._stderr: Any = None
+        self._redirected: list[logging.StreamHandler[Any]] = []
 
     def __enter__(self) -> ProgressDisplay:
         if sys.stderr.isatty():
-            from tqdm import tqdm
+            from rich.console import Console
+            from rich.live import Live
 
-            self._bar = tqdm(
-                total=self._total_bytes, initial=self._done_bytes, unit="B", unit_scale=True, unit_divisor=1024
-            )
+            self._stderr = sys.stderr
+            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live.start()
+            # lines of the log would tear the table: they go where rich prints them above it
+            for handler in logging.getLogger().handlers:
+                if isinstance(handler, logging.StreamHandler) and handler.stream is self._stderr:
+                    handler.setStream(sys.stderr)
+                    self._redirected.append(handler)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def update(self, progress: Progress) -> None:
-        self._under_way[progress.unit] = progress
-
-    def finish(self, record: UnitRecord) -> None:
-        self._under_way.pop(record.index, None)
-        self._done_bytes += record.size_bytes
-        self.tokens += record.tokens
+        if self._live is not None:
+            self._live.update(table(self._throughput.snapshot()), refresh=True)
+            self._live.stop()
+            for handler in self._redirected:
+                handler.setStream(self._stderr)
 
     def show(self) -> None:
-        """Redraw the bar, or print a line if the last one is old enough."""
+        """Redraw the table, or print a line, if the last is old enough."""
         now = time.monotonic()
-        done_bytes = self._done_bytes + sum(progress.input_bytes for progress in self._under_way.values())
-        tokens = self.tokens + sum(progress.tokens for progress in self._under_way.values())
-        elapsed_s = max(now - self._started, 1e-9)
-        if self._bar is not None:
-            self._bar.n = done_bytes
-            self._bar.set_postfix_str(f"{tokens / elapsed_s:,.0f} tokens/s", refresh=False)
-            self._bar.refresh()
-        elif now - self._told >= LINE_INTERVAL_S:
-            self._told = now
-            log.info("%s", progress_line(done_bytes, self._total_bytes, self._before_bytes, tokens, elapsed_s))
+        if self._live is not None and now - self._shown >= REDRAW_INTERVAL_S:
+            self._shown = now
+            self._live.update(table(self._throughput.snapshot()), refresh=True)
+        elif self._live is None and now - self._shown >= LINE_INTERVAL_S:
+            self._shown = now
+            log.info("%s", progress_line(self._throughput.snapshot()))
 
 
-def progress_line(done_bytes: int, total_bytes: int, before_bytes: int, tokens: int, elapsed_s: float) -> str:
-    """`42% of 1,234.5 MB, 6,789,012 tokens, 345,678 tokens/s, 1:23 left`; speed and time are of this attempt."""
-    fresh_bytes = done_bytes - before_bytes
-    left = ""
-    if fresh_bytes > 0:
-        left_s = round((total_bytes - done_bytes) * elapsed_s / fresh_bytes)
-        left = f", {left_s // 3600}:{left_s // 60 % 60:02d}:{left_s % 60:02d} left"
-    share = done_bytes / max(total_bytes, 1)
-    return f"{share:.0%} of {total_bytes / 1e6:,.1f} MB, {tokens:,} tokens, {tokens / elapsed_s:,.0f} tokens/s{left}"
+def progress_line(snapshot: Snapshot) -> str:
+    """`42% of 1,234.5 MB, 97.0% kept, 6,789,012 tokens, 345,678 tokens/s (mean 300,000), 1:23:45 left`."""
+    parts = [f"{_share(snapshot.input_bytes_done, snapshot.input_bytes_total)} of {_megabytes(snapshot)}"]
+    if snapshot.kept_fraction is not None:
+        parts.append(f"{snapshot.kept_fraction:.1%} kept")
+    parts.append(f"{snapshot.tokens:,} tokens")
+    parts.append(f"{snapshot.tokens_per_s_now:,.0f} tokens/s (mean {snapshot.tokens_per_s_mean:,.0f})")
+    if snapshot.seconds_left is not None:
+        parts.append(f"{duration(snapshot.seconds_left)} left")
+    return ", ".join(parts)
+
+
+def table(snapshot: Snapshot) -> Any:
+    """What rich draws: a bar, the sums, and a row for each worker."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    bar = Table.grid(padding=(0, 2), expand=False)
+    left = "" if snapshot.seconds_left is None else f"{duration(snapshot.seconds_left)} left"
+    bar.add_row(
+        ProgressBar(total=max(snapshot.input_bytes_total, 1), completed=snapshot.input_bytes_done, width=40),
+        f"{_share(snapshot.input_bytes_done, snapshot.input_bytes_total)} of {_megabytes(snapshot)}",
+        f"units {snapshot.units_done:,} of {snapshot.units_total:,}",
+        left,
+    )
+    sums = Table.grid(padding=(0, 2))
+    for name, now, mean in (
+        ("tokens/s", snapshot.tokens_per_s_now, snapshot.tokens_per_s_mean),
+        ("MB/s", snapshot.input_bytes_per_s_now / 1e6, snapshot.input_bytes_per_s_mean / 1e6),
+    ):
+        digits = 1 if name == "MB/s" else 0
+        sums.add_row(name, f"now {now:,.{digits}f}", f"mean {mean:,.{digits}f}")
+    sums.add_row("tokens", f"{snapshot.tokens:,}")
+    if snapshot.kept_fraction is not None:
+        sums.add_row("kept", f"{snapshot.kept_fraction:.1%}", f"of {snapshot.documents_in:,} documents")
+    return Group(bar, sums, _worker_table(snapshot))
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _worker_table(snapshot: Snapshot) -> Any:
+    from rich.table import Table
+
+    workers = Table(box=None, padding=(0, 2), header_style="dim")
+    for header in ("worker", "unit", "source"):
+        workers.add_column(header, no_wrap=True)
+    for header in ("done", "tokens/s", "since"):
+        workers.add_column(header, justify="right", no_wrap=True)
+    for state in snapshot.workers[:MAX_WORKERS_SHOWN]:
+        rate = state.tokens / max(state.seconds, 1e-9)
+        workers.add_row(
+            state.worker,
+            str(state.unit),
+            state.source,
+            _share(state.input_bytes, state.size_bytes),
+            f"{rate:,.0f}",
+            duration(state.seconds),
+        )
+    if len(snapshot.workers) > MAX_WORKERS_SHOWN:
+        workers.add_row(f"and {len(snapshot.workers) - MAX_WORKERS_SHOWN} more")
+    return workers
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / max(whole, 1):.0%}"
+
+
+def _megabytes(snapshot: Snapshot) -> str:
+    return f"{snapshot.input_bytes_total / 1e6:,.1f} MB"

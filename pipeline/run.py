@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +21,13 @@ from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.executors import Finished, available_cores, run_in_processes
+from pipeline.executors import ExecutorSettings, Finished, WorkerError, execute, workers_of_this_machine
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
+from pipeline.status import STATUS_FILE, RunStatus
+from pipeline.throughput import Throughput
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.engine import EngineName
 from pipeline.tokenizer.train import train_tokenizer
@@ -53,32 +55,45 @@ def run(config: PipelineConfig) -> RunResult:
     is kept, and the same call goes on from there.
     """
     started = time.perf_counter()
-    warm_up()
-    with only_run(config.output_dir), _naming_full_disk(config.output_dir):
+    if config.executor == "local":
+        warm_up()
+    with only_run(config.output_dir), naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):
-            manifest = _check_finished(config)
+            manifest = check_finished(config)
             workspace.remove()
             return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
         workspace.check_config(config)
-        plan = make_plan(config)
-        workspace.begin(config, plan)
-        encoder, content = _tokenizer(config, plan, workspace)
-        records, tokens = _do_units(config, plan, workspace, encoder, started=started)
-        seconds = time.perf_counter() - started
-        manifest = assemble(
-            config,
-            [records[unit.index] for unit in plan.units],
-            tokenizer=encoder.record,
-            tokenizer_content=content,
-            seconds=seconds,
-        )
+        with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor=config.executor) as status:
+            workspace.remove_partials()
+            plan, encoder, content = prepare(config, workspace, status)
+            records, tokens = do_units(config, plan, plan.units, workspace, encoder, status, started=started)
+            status.enter_phase("assembly")
+            seconds = time.perf_counter() - started
+            manifest = assemble(
+                config,
+                [records[unit.index] for unit in plan.units],
+                tokenizer=encoder.record,
+                tokenizer_content=content,
+                seconds=seconds,
+            )
+            workspace.remove_partials()
         workspace.remove()
         return RunResult(manifest, was_finished=False, tokens=tokens, seconds=seconds)
 
 
+def prepare(config: PipelineConfig, workspace: Workspace, status: RunStatus) -> tuple[Plan, Encoder, bytes]:
+    """The plan, and the tokenizer with its content; both are recorded, or compared with what is."""
+    plan = make_plan(config)
+    with workspace.setting_up():
+        workspace.begin(config, plan)
+        status.enter_phase("tokenizer")
+        encoder, content = _tokenizer(config, plan, workspace)
+    return plan, encoder, content
+
+
 @contextmanager
-def _naming_full_disk(dataset: Path) -> Iterator[None]:
+def naming_full_disk(dataset: Path) -> Iterator[None]:
     """Says which disk is full where the failing write knew only a descriptor."""
     try:
         yield
@@ -100,7 +115,7 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
 
     def counted() -> Iterator[str]:
         nonlocal sampled_bytes
-        workers = config.workers or available_cores()
+        workers = workers_of_this_machine(config)
         for text in sample_in_processes(config, plan, sample_bytes=training.sample_bytes, workers=workers):
             sampled_bytes += len(text.encode())
             yield text
@@ -121,7 +136,7 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
     return content
 
 
-def _check_finished(config: PipelineConfig) -> DatasetManifest:
+def check_finished(config: PipelineConfig) -> DatasetManifest:
     require_same_config(config.output_dir / CONFIG_FILE, config)
     manifest = read_manifest(config.output_dir)
     path = config.tokenizer.path
@@ -154,10 +169,17 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     return encoder, content
 
 
-def _do_units(
-    config: PipelineConfig, plan: Plan, workspace: Workspace, encoder: Encoder, *, started: float
+def do_units(
+    config: PipelineConfig,
+    plan: Plan,
+    units: Sequence[Unit],
+    workspace: Workspace,
+    encoder: Encoder,
+    status: RunStatus,
+    *,
+    started: float,
 ) -> tuple[dict[int, UnitRecord], int]:
-    """The records of all units, and the tokens that were made now.
+    """Do these units of the plan; gives the records of all that are done, and the tokens that were made now.
 
     Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
     """
@@ -176,22 +198,32 @@ def _do_units(
     stop_if_too_many_are_bad()
     if records:
         log.info("going on: %d of %d units were done before", len(records), len(plan.units))
-    done_bytes = sum(record.size_bytes for record in records.values())
-    items = [unit for unit in plan.units if unit.index not in records]
-    workers = config.workers or available_cores()
+    items = [unit for unit in units if unit.index not in records]
+    settings = ExecutorSettings(config.executor, config.workers, config.max_worker_memory_bytes)
+    throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
     engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes) if items else "tokenizers"
     make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
-    with ProgressDisplay(total_bytes=plan.size_bytes, done_bytes=done_bytes) as display:
-        for message in run_in_processes(make_task, items, workers=workers):
+    status.enter_phase("units")
+    with ProgressDisplay(throughput) as display:
+        for message in execute(settings, make_task, items):
+            throughput.note(message)
             if isinstance(message, Finished):
-                display.finish(message.result)
                 records[message.result.index] = message.result
+                _check_is_here(message.result, workspace)
                 limit.add(message.result)
                 stop_if_too_many_are_bad()
-            elif isinstance(message, Progress):
-                display.update(message)
             display.show()
-    return records, display.tokens
+            status.update(throughput.snapshot())
+    return records, throughput.tokens
+
+
+def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:
+    """A node that does not share the output folder would write a shard that nobody finds."""
+    if not workspace.holds_shards_of(record):
+        raise WorkerError(
+            f"unit {record.index} was done, but its shards are not in {workspace.dataset}: the nodes do not share it; "
+            "choose an output_dir on a file system that all of them share"
+        )
 
 
 class UnitTask:

@@ -8,10 +8,12 @@ not fixed: training counts words and does not care.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pipeline.config import PipelineConfig
-from pipeline.executors import Finished, run_in_processes
+from pipeline.executors import run_in_processes
 from pipeline.plan import Plan, Unit
 from pipeline.unit import UnitReader
 
@@ -39,9 +41,21 @@ def sample_in_processes(config: PipelineConfig, plan: Plan, *, sample_bytes: int
         yield from sample_texts(config, plan, sample_bytes=sample_bytes)
         return
     make_task = functools.partial(SampleTask, config, sample_bytes / max(1, plan.size_bytes))
+    told: Counter[int] = Counter()
     for message in run_in_processes(make_task, plan.units, workers=workers):
-        if message is not None and not isinstance(message, Finished):
-            yield from message
+        # a unit whose worker died is read again from its start, and tells the same
+        if isinstance(message, _Batch) and message.number == told[message.unit]:
+            told[message.unit] += 1
+            yield from message.texts
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Some of a unit's texts; batches of a unit are numbered from 0."""
+
+    unit: int
+    number: int
+    texts: list[str]
 
 
 class SampleTask:
@@ -51,16 +65,16 @@ class SampleTask:
         self._config = config
         self._share = share
 
-    def __call__(self, unit: Unit, tell: Callable[[list[str]], None]) -> None:
+    def __call__(self, unit: Unit, tell: Callable[[_Batch], None]) -> None:
         batch: list[str] = []
-        characters = 0
+        number = characters = 0
         for text in _texts_of(self._config, unit, share=self._share):
             batch.append(text)
             characters += len(text)
             if characters >= _BATCH_CHARACTERS:
-                tell(batch)
-                batch, characters = [], 0
-        tell(batch)
+                tell(_Batch(unit.index, number, batch))
+                batch, number, characters = [], number + 1, 0
+        tell(_Batch(unit.index, number, batch))
 
 
 def _texts_of(config: PipelineConfig, unit: Unit, *, share: float) -> Iterator[str]:

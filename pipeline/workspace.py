@@ -1,6 +1,8 @@
 """The output folder while a run is at work, and the rule that only one run is.
 
-    DATASET/.lock                  held by the run; the kernel releases it when the process dies, however it dies
+    DATASET/.lock                  held by the run, or by all shards of one together (`array_job.py`); the kernel
+                                   releases it when the process dies, however it dies
+    DATASET/status.json            what the run is at (`status.py`); stays
     DATASET/.work/config.json      the fields that decide the bytes
     DATASET/.work/plan.json        the units, with the version of every input file
     DATASET/.work/tokenizer.json   once it is there
@@ -11,13 +13,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import logging
+import re
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,13 @@ from pydantic import ValidationError
 
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
+from pipeline.lock import LockedError, locked
 from pipeline.plan import Plan, changed_inputs, plan_to_json
 from pipeline.shards.format import MANIFEST_FILE, TOKENIZER_FILE, split_directory, write_durably
+from pipeline.status import STATUS_FILE
 from pipeline.unit import SPLITS, UnitRecord, unit_record_path
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -55,6 +60,10 @@ class Workspace:
             raise PipelineError(
                 f"output_dir={self.dataset} holds other files ({', '.join(foreign[:3])}); choose a new or empty folder"
             )
+
+    def has_begun(self) -> bool:
+        """Whether units may have been done: there is a plan and a tokenizer."""
+        return self._plan_path.is_file() and self.tokenizer_path.is_file()
 
     def begin(self, config: PipelineConfig, plan: Plan) -> None:
         """Record the config and the plan, or compare them with those that the run began with.
@@ -93,40 +102,60 @@ class Workspace:
                 continue
             except ValidationError:
                 raise PipelineError(f"{path} is damaged; remove it to do that unit again") from None
-            shards = [shard for shards in record.shards.values() for shard in shards]
-            if all(_has_size(self.dataset / shard.path, shard.size_bytes) for shard in shards):
+            if self.holds_shards_of(record):
                 records[unit.index] = record
         return records
+
+    def holds_shards_of(self, record: UnitRecord) -> bool:
+        """Whether all shards of a finished unit can be seen from here."""
+        shards = [shard for shards in record.shards.values() for shard in shards]
+        return all(_has_size(self.dataset / shard.path, shard.size_bytes) for shard in shards)
+
+    @contextmanager
+    def setting_up(self) -> Iterator[None]:
+        """Held while the config and the tokenizer are being written; the shards of a run wait for each other."""
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / "setup.lock"
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path))
+            except LockedError:
+                log.info("waiting for another shard of this run, which makes the tokenizer")
+                stack.enter_context(locked(path, wait=True))
+            yield
+
+    def remove_partials(self, *, of_units: Collection[int] | None = None) -> None:
+        """Remove what killed writers have left: all of it, or that of some units."""
+        for folder in (self.dataset, self.dataset / "validation", self.directory, self.units_directory):
+            for path in folder.glob(".*.partial"):
+                unit = _UNIT_OF_PARTIAL.match(path.name)
+                if of_units is None or (unit is not None and int(unit[1]) in of_units):
+                    path.unlink(missing_ok=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation"})
+_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation", STATUS_FILE})
+
+_UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 
 
 @contextmanager
-def only_run(dataset: Path) -> Iterator[None]:
-    """Make the folder and hold its lock.
+def only_run(dataset: Path, *, shared: bool = False) -> Iterator[None]:
+    """Make the folder and hold its lock; `shared` with others that share it, which each hold a lock of their own.
 
     Raises PipelineError if another run holds it, and OSError if the folder cannot be made or written.
     """
     dataset.mkdir(parents=True, exist_ok=True)
-    path = dataset / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "unknown"
+            stack.enter_context(locked(dataset / LOCK_FILE, shared=shared))
+        except LockedError as error:
             raise PipelineError(
-                f"another pipeline ({holder}) is writing {dataset}; wait for it, or choose another output_dir"
+                f"another pipeline ({error}) is writing {dataset}; wait for it, or choose another output_dir"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def is_finished(dataset: Path) -> bool:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Literal
 
@@ -154,13 +155,23 @@ def digest_file(path: Path) -> str:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    temporary = partial_path(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside a file for what is to become it. No other writer has the same, be it on another machine: one that
+    is thought dead may still be writing."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def sync_directory(directory: Path) -> None:

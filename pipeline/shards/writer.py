@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
-from pipeline.shards.format import SCHEMA, ShardRecord, Split, split_directory, sync_directory
+from pipeline.shards.format import SCHEMA, ShardRecord, Split, partial_path, split_directory, sync_directory
 
 # a batch is closed by the first document that takes it to so many ids
 BATCH_TOKENS = 1 << 20
@@ -82,7 +82,7 @@ class _OpenShard:
         self.documents = 0
         self.tokens = 0
         self.content_bytes = 0
-        self._temporary = path.with_name(f".{path.name}.partial")
+        self._temporary = partial_path(path)
         self._file = _DigestingFile(self._temporary)
         self._stream: Any = pa.ipc.new_stream(self._file, SCHEMA)
         self._ids: list[NDArray[np.uint16]] = []

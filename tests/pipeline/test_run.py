@@ -26,11 +26,11 @@ MakeJsonl = Callable[[Path, Sequence[str]], Path]
 
 
 def digests(dataset: Path) -> dict[str, str]:
-    """Of all that must not depend on how the run went: the report tells its seconds, the lock its process."""
+    """Of all that must not depend on how the run went: report and status tell its seconds, the lock its process."""
     return {
         file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(dataset.rglob("*"))
-        if file.is_file() and file.name not in ("report.json", "report.html", ".lock")
+        if file.is_file() and file.name not in ("report.json", "report.html", "status.json", ".lock")
     }
 
 
@@ -133,6 +133,7 @@ def test_no_validation_makes_no_folder_for_it(corpus: Path, make_config: MakeCon
         "report.html",
         "report.json",
         "state.json",
+        "status.json",
         "tokenizer.json",
     ]
 

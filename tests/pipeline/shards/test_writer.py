@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -82,7 +84,8 @@ def test_an_error_leaves_nothing_unfinished(tmp_path: Path) -> None:
     def write_half() -> None:
         with ShardWriter(tmp_path, split="train", unit=0, shard_size_bytes=1 << 20) as shards:
             shards.add("d", document(1))
-            assert [path.name for path in tmp_path.iterdir()] == [".data-00000-000.arrow.partial"]
+            (unfinished,) = tmp_path.iterdir()
+            assert re.fullmatch(r"\.data-00000-000\.arrow\.[0-9a-f]{8}\.partial", unfinished.name)
             raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError, match="stop"):
@@ -91,17 +94,18 @@ def test_an_error_leaves_nothing_unfinished(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names_at_sync: list[list[str]] = []
+    names_at_sync: list[str] = []
     fsync = os.fsync
 
     def spy(descriptor: int) -> None:
-        names_at_sync.append([path.name for path in tmp_path.iterdir()])
+        names_at_sync.extend(path.name for path in tmp_path.iterdir())
         fsync(descriptor)
 
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "01234567")
     monkeypatch.setattr(os, "fsync", spy)
     write(tmp_path, [document(1)])
     # first the file, still unnamed; then, for the rename, the folder
-    assert names_at_sync == [[".data-00007-000.arrow.partial"], ["data-00007-000.arrow"]]
+    assert names_at_sync == [".data-00007-000.arrow.01234567.partial", "data-00007-000.arrow"]
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +115,7 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error") as caught:
         write(tmp_path, [document(1)])
-    assert caught.value.filename == str(tmp_path / ".data-00007-000.arrow.partial")
+    assert re.search(r"/\.data-00007-000\.arrow\.[0-9a-f]{8}\.partial$", caught.value.filename)
 
 
 def test_writing_does_not_import_pandas(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""`status.json`: what a run is at, for other programs. Replaced at once every few seconds, and left behind at the end.
+
+A run that was killed outright leaves `state: running`; it has ended if `updated` is old and `pid` on `host` is gone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import socket
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from pipeline.shards.format import partial_path
+from pipeline.throughput import Snapshot
+
+log = logging.getLogger(__name__)
+
+STATUS_FILE = "status.json"
+STATUS_INTERVAL_S = 2.0
+
+Phase = Literal["plan", "tokenizer", "units", "assembly"]
+State = Literal["running", "finished", "failed", "interrupted"]
+
+
+class RunStatus:
+    """Keeps the file. A context manager: leaving it says how the run ended, an exception's first line included."""
+
+    def __init__(self, path: Path, *, name: str, executor: str) -> None:
+        self._path = path
+        self._written = -STATUS_INTERVAL_S
+        self._can_write = True
+        self._content: dict[str, Any] = {
+            "name": name,
+            "state": "running",
+            "phase": "plan",
+            "error": None,
+            "executor": executor,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": _now(),
+            "updated": _now(),
+        }
+
+    def __enter__(self) -> RunStatus:
+        self._write()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._content["state"] = _end_state(error)
+        self._content["error"] = (str(error) or type(error).__name__).splitlines()[0] if error else None
+        self._content["workers"] = []
+        self._write()
+
+    def enter_phase(self, phase: Phase) -> None:
+        self._content["phase"] = phase
+        self._write()
+
+    def update(self, snapshot: Snapshot) -> None:
+        """Take in where the units are; the file follows a few seconds later at most."""
+        self._content |= _rounded(dataclasses.asdict(snapshot))
+        if time.monotonic() - self._written >= STATUS_INTERVAL_S:
+            self._write()
+
+    def _write(self) -> None:
+        """Not synced to the disk: nothing depends on it. Nor does a run end because it cannot be written."""
+        self._written = time.monotonic()
+        self._content["updated"] = _now()
+        temporary = partial_path(self._path)
+        try:
+            temporary.write_text(json.dumps(self._content, indent=1) + "\n")
+            temporary.replace(self._path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if self._can_write:
+                log.warning("%s cannot be written (%s); the run goes on without it", self._path, error.strerror)
+            self._can_write = False
+
+
+def _end_state(error: BaseException | None) -> State:
+    if error is None:
+        return "finished"
+    return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def _rounded(content: dict[str, Any]) -> dict[str, Any]:
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in content.items()}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

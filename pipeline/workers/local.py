@@ -1,0 +1,155 @@
+"""Worker processes of this machine. What an item is, they do not know.
+
+Workers are not forked off the parent, which has threads (Arrow, the tokenizer's training), but begin as
+`worker_start.py` says. A worker dies with its parent, whatever kills that. One that dies itself is replaced, and its
+item done again after the others, when fewer workers share the memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from pipeline.worker_start import begin_as_worker, worker_context
+from pipeline.workers.memory import anonymous_memory_bytes
+from pipeline.workers.quarantine import Quarantine
+from pipeline.workers.task import Failed, Finished, Lost, Started, Task, failure
+
+MEMORY_POLL_S = 0.2
+
+
+def run_in_processes(
+    make_task: Callable[[], Task],
+    items: Sequence[Any],
+    *,
+    workers: int,
+    max_worker_memory_bytes: int | None = None,
+    poll_s: float = 0.5,
+) -> Iterator[Any]:
+    """Do every item; yields messages (`task.py`), results in the order of completion.
+
+    `make_task` is called in each worker and must be picklable. An exception of a task is raised here after all workers
+    are stopped. A worker with more than `max_worker_memory_bytes` is killed. Raises QuarantineError at the end if some
+    items killed three workers each, and WorkerError at once if no item can be done.
+    """
+    waiting = deque(items)
+    quarantine = Quarantine()
+    idle: list[_Worker] = []
+    busy: dict[Connection, _Worker] = {}
+    if max_worker_memory_bytes is not None:
+        poll_s = min(poll_s, MEMORY_POLL_S)
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                worker = idle.pop() if idle else _Worker(make_task)
+                busy[worker.connection] = worker
+                worker.begin(waiting.popleft())
+                yield Started(worker.item, worker=worker.name)
+            ready = wait(list(busy), timeout=poll_s)
+            if not ready:
+                yield None
+            for connection in ready:
+                assert isinstance(connection, Connection)
+                worker = busy[connection]
+                message = worker.receive()
+                if isinstance(message, Failed):
+                    raise message.error
+                if isinstance(message, Lost):
+                    busy.pop(connection).end()
+                    if quarantine.may_try_again(message.item, worker=worker.name, how=message.how):
+                        waiting.append(message.item)
+                elif isinstance(message, Finished):
+                    del busy[connection]
+                    quarantine.note_finish()
+                    if worker.killed_for is None:
+                        idle.append(worker)
+                    else:  # too late for this item, and none of the next one's business
+                        worker.end()
+                yield message
+            if max_worker_memory_bytes is not None:
+                _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
+        quarantine.check_empty()
+    finally:
+        for worker in [*idle, *busy.values()]:
+            worker.end()
+
+
+class _Worker:
+    """A process, our end of its pipe, and the item that it does."""
+
+    def __init__(self, make_task: Callable[[], Task]) -> None:
+        context = worker_context()
+        self.connection, theirs = context.Pipe()
+        self.item: Any = None
+        self.killed_for: str | None = None
+        self.process: BaseProcess = context.Process(
+            target=_work, args=(theirs, make_task, dict(os.environ)), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    @property
+    def name(self) -> str:
+        return f"pid {self.process.pid}"
+
+    def begin(self, item: Any) -> None:
+        self.item = item
+        # if it is dead, the next receive says of what
+        with contextlib.suppress(BrokenPipeError):
+            self.connection.send(item)
+
+    def receive(self) -> Any:
+        """Its next message, or Lost if there will be none."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):  # the end of the stream, at the beginning or in the middle of a message
+            self.process.join(timeout=10)
+            return Lost(self.item, how=self.killed_for or _how_it_ended(self.process.exitcode))
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with code {code}"
+    return f"was killed by {signal.Signals(-code).name}"
+
+
+def _kill_the_greedy(workers: Iterable[_Worker], *, max_worker_memory_bytes: int) -> None:
+    for worker in workers:
+        assert worker.process.pid is not None
+        used = anonymous_memory_bytes(worker.process.pid)
+        if used > max_worker_memory_bytes:
+            worker.killed_for = over_memory(used, max_worker_memory_bytes=max_worker_memory_bytes)
+            worker.process.kill()
+
+
+def over_memory(used_bytes: int, *, max_worker_memory_bytes: int) -> str:
+    """How a worker ended that was killed for its memory."""
+    limit = f"max_worker_memory_bytes={max_worker_memory_bytes:,}"
+    return f"was ended for holding {used_bytes:,} bytes of memory, above {limit}"
+
+
+def _work(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> None:
+    """The life of a worker process."""
+    begin_as_worker(environment)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    try:
+        task = make_task()
+        while True:
+            try:
+                item = connection.recv()
+            except EOFError:
+                return  # the parent needs no more
+            connection.send(Finished(task(item, connection.send)))
+    except BaseException as error:
+        connection.send(failure(error))

@@ -1,0 +1,196 @@
+"""Tasks on a Ray cluster: that at RAY_ADDRESS, or one of this machine that lives as long as the run.
+
+Ray core, not Ray Data. Results are files on a file system that all nodes share, so that neither a node nor the
+driver holds what cannot be done again, and both may be killed. What a node that was cut off still writes has names of
+its own (`shards.format.partial_path`) and the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import pickle
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from pipeline.workers.local import MEMORY_POLL_S, over_memory
+from pipeline.workers.memory import anonymous_memory_bytes
+from pipeline.workers.quarantine import Quarantine
+from pipeline.workers.task import Failed, Finished, Lost, Started, Task, WorkerError, failure
+
+log = logging.getLogger(__name__)
+
+# results are files; what passes through Ray is small
+_OBJECT_STORE_BYTES = 100 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _OverMemory:
+    how: str
+
+
+def run_on_ray(
+    make_task: Callable[[], Task],
+    items: Sequence[Any],
+    *,
+    workers: int | None = None,
+    max_worker_memory_bytes: int | None = None,
+    poll_s: float = 0.5,
+) -> Iterator[Any]:
+    """As `run_in_processes`; `workers` at once, None: as many as the cluster has CPUs, one each.
+
+    The task and the items must be importable on every node. Raises WorkerError if there is no Ray to be had.
+    """
+    if not items:
+        return
+    with _ray(workers) as ray:
+        do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
+        content, folder = pickle.dumps(make_task), str(Path.cwd())
+        waiting = deque(items)
+        quarantine = Quarantine()
+        busy: dict[Any, _RemoteItem] = {}
+        try:
+            while waiting or busy:
+                # asked anew each time: nodes come and go
+                limit = workers or max(1, int(ray.cluster_resources().get("CPU", 0)))
+                while waiting and len(busy) < limit:
+                    item = waiting.popleft()
+                    busy[do.remote(content, folder, item, max_worker_memory_bytes)] = _RemoteItem(item)
+                ready, _ = ray.wait(list(busy), num_returns=1, timeout=poll_s)
+                if not ready:
+                    yield None
+                for stream in ready:
+                    message = _receive(ray, stream, busy[stream])
+                    if isinstance(message, Failed):
+                        raise message.error
+                    if isinstance(message, _OverMemory):
+                        busy[stream].killed_for = message.how
+                        ray.cancel(stream, force=True)
+                        continue
+                    if isinstance(message, Started):
+                        busy[stream].worker = message.worker
+                    if isinstance(message, Lost):
+                        worker = busy.pop(stream).worker
+                        if quarantine.may_try_again(message.item, worker=worker, how=message.how):
+                            waiting.append(message.item)
+                    elif isinstance(message, Finished):
+                        del busy[stream]
+                        quarantine.note_finish()
+                    yield message
+            quarantine.check_empty()
+        finally:
+            for stream in busy:
+                with contextlib.suppress(Exception):  # the cluster may be gone
+                    ray.cancel(stream, force=True)
+
+
+@dataclass(slots=True)
+class _RemoteItem:
+    item: Any
+    worker: str = "Ray"
+    killed_for: str | None = None
+
+
+@contextmanager
+def _ray(workers: int | None) -> Iterator[Any]:
+    """The module, connected. Only a Ray that was started here is ended here."""
+    # one that is started for a run has nobody to tell of it
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise WorkerError("executor=ray needs Ray: pip install 'smollm2-pretraining[ray]', or executor=local") from None
+    address = os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": address}
+    if not address:
+        options = {
+            "address": "local",
+            "num_cpus": workers,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        reason = " ".join(str(error).split())[:300]
+        if address:
+            what = f"no Ray cluster answers at RAY_ADDRESS={address}"
+            fix = "start it with `ray start --head`, or unset RAY_ADDRESS to use this machine"
+        else:
+            what, fix = "Ray cannot be started here", "try executor=local"
+        raise WorkerError(f"{what} ({reason}); {fix}") from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _receive(ray: Any, stream: Any, remote: _RemoteItem) -> Any:
+    """The next message of a task, or Lost if there will be none."""
+    try:
+        return ray.get(next(stream))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ModuleNotFoundError):
+            raise WorkerError(
+                f"Ray's workers cannot import what the run needs ({error.cause}); install the same version of this "
+                "program on every node"
+            ) from None
+        raise
+    except (ray.exceptions.RayError, StopIteration) as error:
+        how = "was lost: " + " ".join(str(error).split())[:200].rstrip(".")
+        return Lost(remote.item, how=remote.killed_for or how)
+
+
+def _do(content: bytes, folder: str, item: Any, max_worker_memory_bytes: int | None) -> Iterator[Any]:
+    """Runs on a node: the task in a thread, its messages, and an eye on its memory."""
+    yield Started(item, worker=f"pid {os.getpid()} on {_node()}")
+    messages: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=_work, args=(content, folder, item, messages.put), daemon=True).start()
+    while True:
+        with contextlib.suppress(Empty):
+            message = messages.get(timeout=MEMORY_POLL_S)
+            yield message
+            if isinstance(message, Finished | Failed):
+                return
+        if max_worker_memory_bytes is not None:
+            used = anonymous_memory_bytes(os.getpid())
+            if used > max_worker_memory_bytes:
+                yield _OverMemory(over_memory(used, max_worker_memory_bytes=max_worker_memory_bytes))
+
+
+def _work(content: bytes, folder: str, item: Any, tell: Callable[[Any], None]) -> None:
+    try:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+        try:
+            os.chdir(folder)  # paths in a config are relative to where the command was started
+        except OSError:
+            raise WorkerError(
+                f"{folder} is not there on Ray's node {_node()}; start the run in a folder that all nodes share"
+            ) from None
+        tell(Finished(_task(content)(item, tell)))
+    except BaseException as error:
+        tell(failure(error))
+
+
+@functools.lru_cache(maxsize=1)
+def _task(content: bytes) -> Task:
+    """Made once in a worker process, which Ray keeps from one item to the next."""
+    make_task: Callable[[], Task] = pickle.loads(content)
+    return make_task()
+
+
+def _node() -> str:
+    import ray
+
+    return str(ray.util.get_node_ip_address())

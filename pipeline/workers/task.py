@@ -1,0 +1,60 @@
+"""What passes between a run and its workers, whatever they are: tasks, and messages of what became of an item.
+
+An executor yields `Started` when an item is begun, the task's own news as they are told, then `Finished`, or `Lost` if
+its worker died, after which the item is begun anew; and None when nothing has happened for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pipeline.document import PipelineError
+
+Result = TypeVar("Result")
+
+# does one item; whatever it hands to its second argument reaches the parent at once
+Task = Callable[[Any, Callable[[Any], None]], Any]
+
+
+class WorkerError(PipelineError):
+    """Workers died in the middle of their work, or there are none to be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An item is in the hands of a worker: `pid 71`, or `pid 71 on 10.0.0.3`."""
+
+    item: Any
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Result]):
+    """The result of an item, as against news of one that is being done."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The worker of an item died: `was killed by SIGKILL`. What it told of that item no longer counts."""
+
+    item: Any
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An exception of a task, on its way to the parent."""
+
+    error: BaseException
+
+
+def failure(error: BaseException) -> Failed:
+    """The exception that is being handled, with a note of where it came from: a traceback stays in its process."""
+    error.add_note(f"in worker {os.getpid()}:\n{traceback.format_exc()}")
+    return Failed(error)
