@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-gpu lint format bench bench-data clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -50,6 +50,9 @@ fuzz-encoding: $(READY)  ## random texts through both encoding engines, for FUZZ
 
 test-encoding: $(READY)  ## all ids of 100 MB of mixed text against tokenizers, some ten minutes
 	$(BIN)/python -m pytest -m campaign -s tests/pipeline/tokenizer/test_campaign.py -k 100_mb
+
+test-data-faults: $(READY)  ## over 100 random kills of data runs, over all executors: equal bytes each time
+	$(BIN)/python -m pytest -m campaign -s tests/pipeline/test_fault_campaign.py
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu

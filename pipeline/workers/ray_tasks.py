@@ -12,6 +12,8 @@ import functools
 import logging
 import os
 import pickle
+import socket
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 
 # results are files; what passes through Ray is small
 _OBJECT_STORE_BYTES = 100 << 20
+
+_CONNECT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +112,26 @@ def _ray(workers: int | None) -> Iterator[Any]:
         import ray
     except ModuleNotFoundError:
         raise WorkerError("executor=ray needs Ray: pip install 'smollm2-pretraining[ray]', or executor=local") from None
+    # Ray prints what became of its workers to stdout, which is ours
+    with contextlib.redirect_stdout(sys.stderr):
+        if ray.is_initialized():
+            yield ray
+            return
+        _connect(ray, workers)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any, workers: int | None) -> None:
     address = os.environ.get("RAY_ADDRESS")
-    if ray.is_initialized():
-        yield ray
-        return
     options: dict[str, Any] = {"address": address}
-    if not address:
+    if address:
+        what = f"no Ray cluster answers at RAY_ADDRESS={address}"
+        fix = "start it with `ray start --head`, or unset RAY_ADDRESS to use this machine"
+    else:
+        what, fix = "Ray cannot be started here", "try executor=local"
         options = {
             "address": "local",
             "num_cpus": workers,
@@ -121,19 +139,13 @@ def _ray(workers: int | None) -> Iterator[Any]:
             "include_dashboard": False,
         }
     try:
+        if address and (port := address.rpartition(":")[2]).isdecimal() and "//" not in address:
+            # Ray itself asks for minutes, and then ends the process
+            socket.create_connection((address.rpartition(":")[0].strip("[]"), int(port)), timeout=_CONNECT_S).close()
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        if address:
-            what = f"no Ray cluster answers at RAY_ADDRESS={address}"
-            fix = "start it with `ray start --head`, or unset RAY_ADDRESS to use this machine"
-        else:
-            what, fix = "Ray cannot be started here", "try executor=local"
         raise WorkerError(f"{what} ({reason}); {fix}") from None
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
 
 
 def _receive(ray: Any, stream: Any, remote: _RemoteItem) -> Any:

@@ -15,11 +15,12 @@ from pipeline import assembly
 from pipeline import run as run_module
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
+from pipeline.executors import WorkerError
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.shards.format import read_manifest, write_durably
 from pipeline.tokenizer.train import TokenizerError
-from pipeline.workspace import only_run
+from pipeline.workspace import Workspace, only_run
 
 MakeConfig = Callable[..., PipelineConfig]
 MakeJsonl = Callable[[Path, Sequence[str]], Path]
@@ -196,6 +197,17 @@ def test_going_on_with_changed_input_says_what_changed(stopped: PipelineConfig, 
     )
     with pytest.raises(PipelineError, match=expected):
         run(stopped)
+
+
+def test_shards_that_only_another_node_sees_stop_the_run(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Workspace, "holds_shards_of", lambda workspace, record: False)
+    expected = (
+        r"^unit 0 was done, but its shards are not in .*dataset: the nodes do not share it; choose"
+    )
+    with pytest.raises(WorkerError, match=expected):
+        run(make_config(executor="serial"))
 
 
 def test_going_on_with_the_same_input_cut_otherwise_is_refused(

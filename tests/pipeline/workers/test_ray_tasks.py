@@ -1,0 +1,112 @@
+"""Runs on Ray: real nodes on this machine, of which one is killed, and drivers that are killed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import dump
+from pipeline.config import PipelineConfig
+from pipeline.executors import ExecutorSettings, WorkerError, execute
+from pipeline.run import run
+
+ROOT = Path(__file__).resolve().parents[3]
+MakeConfig = Callable[..., PipelineConfig]
+
+
+def start(config_file: Path, *overrides: str, address: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipeline", "run", str(config_file), "executor=ray", *overrides],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digests(dataset: Path) -> dict[str, str]:
+    return {
+        file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(dataset.rglob("*"))
+        if file.is_file() and file.name not in ("report.json", "status.json", ".lock")
+    }
+
+
+def wait_for_units(dataset: Path, count: int, process: subprocess.Popen[str]) -> None:
+    while len(list(dataset.glob(".work/units/*.json"))) < count:
+        assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of one CPU each."""
+    pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    folder = tempfile.mkdtemp(prefix="ray")  # not pytest's: the names of sockets may be 107 characters long
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    node = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args=node | {"include_dashboard": False})
+    cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_node_and_a_driver_killed_in_the_middle_change_no_byte(
+    cluster: Any,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    make_texts: Callable[..., list[str]],
+    make_jsonl: Callable[[Path, Sequence[str]], Path],
+) -> None:
+    make_jsonl(tmp_path / "corpus" / "a.jsonl", make_texts(1000, seed=5, words=400))
+    config = make_config(unit_size_bytes=25_000, shard_size_bytes=20_000, workers=None)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    driver = start(file, address=cluster.address)
+    wait_for_units(config.output_dir, 3, driver)
+    driver.kill()
+    driver.communicate()
+    driver = start(file, address=cluster.address)
+    wait_for_units(config.output_dir, 8, driver)
+    assert driver.poll() is None
+    (other,) = cluster.worker_nodes
+    cluster.remove_node(other, allow_graceful=False)
+    stdout, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 0, stderr
+    assert "going on: " in stderr
+    assert stdout.startswith("test: 1,000 documents, ")
+    one = config.model_copy(update={"output_dir": tmp_path / "one", "executor": "serial"})
+    run(one)
+    assert digests(config.output_dir) == digests(one.output_dir)
+
+
+def test_an_address_where_nobody_answers_is_one_line(corpus: Path, tmp_path: Path, make_config: MakeConfig) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "config.yaml").write_text(dump(make_config()))
+    driver = start(tmp_path / "config.yaml", address="127.0.0.1:9")
+    stdout, stderr = driver.communicate(timeout=120)
+    assert driver.returncode == 2, stdout
+    assert "smollm2 pipeline: no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9 (" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    expected = r"^executor=ray needs Ray: pip install 'smollm2-pretraining\[ray\]', or executor=local$"
+    with pytest.raises(WorkerError, match=expected):
+        list(execute(ExecutorSettings("ray"), int, [1]))
