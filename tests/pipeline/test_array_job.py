@@ -192,3 +192,20 @@ def test_a_bad_shard_is_one_line_of_the_command(
     (tmp_path / "config.yaml").write_text(dump(config))
     assert main(["run", str(tmp_path / "config.yaml"), "--shard", "2/2"]) == 2
     assert capsys.readouterr().err == "smollm2 pipeline: --shard 2/2, wanted i/n with 0 ≤ i < n, such as 0/8\n"
+
+
+def test_the_slurm_array_example_runs_its_shard_and_commits_outside_an_array(tmp_path: Path) -> None:
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "smollm2").write_text(f'#!/bin/bash\nprintf "%s\\n" "$PWD" "$@" >> {tmp_path}/called\n')
+    (programs / "smollm2").chmod(0o755)
+    script = ["bash", str(ROOT / "configs" / "cluster" / "slurm_data.sh"), "c.yaml", "name=a b"]
+    environment = {"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path)}
+    array = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
+    for variables in (array, {}):
+        subprocess.run(script, env=environment | variables, cwd="/", check=True)
+    folder = str(tmp_path)
+    assert (tmp_path / "called").read_text().splitlines() == [
+        *(folder, "pipeline", "run", "c.yaml", "name=a b", "--shard", "3/8"),
+        *(folder, "pipeline", "commit", "c.yaml", "name=a b"),
+    ]

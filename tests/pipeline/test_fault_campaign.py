@@ -120,7 +120,7 @@ class Trial:
         shard = ["--shard", self.shard] if self.shard else []
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "pipeline", "run", str(self.config_file), *shard),
+                *(sys.executable, "-m", "pipeline", "run", *shard, str(self.config_file)),
                 *(f"output_dir={self.dataset}", *self.overrides),
             ],
             cwd=ROOT,

@@ -203,9 +203,7 @@ def test_shards_that_only_another_node_sees_stop_the_run(
     corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Workspace, "holds_shards_of", lambda workspace, record: False)
-    expected = (
-        r"^unit 0 was done, but its shards are not in .*dataset: the nodes do not share it; choose"
-    )
+    expected = r"^unit 0 was done, but its shards are not in .*dataset: the nodes do not share it; choose"
     with pytest.raises(WorkerError, match=expected):
         run(make_config(executor="serial"))
 
