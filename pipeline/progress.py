@@ -82,7 +82,7 @@ def table(snapshot: Snapshot) -> Any:
     from rich.table import Table
 
     bar = Table.grid(padding=(0, 2), expand=False)
-    left = "" if snapshot.seconds_left is None else f"{duration(snapshot.seconds_left)} left"
+    left = f"{duration(snapshot.seconds_left)} left" if snapshot.seconds_left else ""
     bar.add_row(
         ProgressBar(total=max(snapshot.input_bytes_total, 1), completed=snapshot.input_bytes_done, width=40),
         f"{_share(snapshot.input_bytes_done, snapshot.input_bytes_total)} of {_megabytes(snapshot)}",
@@ -99,7 +99,7 @@ def table(snapshot: Snapshot) -> Any:
     sums.add_row("tokens", f"{snapshot.tokens:,}")
     if snapshot.kept_fraction is not None:
         sums.add_row("kept", f"{snapshot.kept_fraction:.1%}", f"of {snapshot.documents_in:,} documents")
-    return Group(bar, sums, _worker_table(snapshot))
+    return Group(bar, sums, *([_worker_table(snapshot)] if snapshot.workers else []))
 
 
 def duration(seconds: float) -> str:

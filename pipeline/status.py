@@ -65,7 +65,7 @@ class RunStatus:
 
     def update(self, snapshot: Snapshot) -> None:
         """Take in where the units are; the file follows a few seconds later at most."""
-        self._content |= _rounded(dataclasses.asdict(snapshot))
+        self._content |= dataclasses.asdict(snapshot, dict_factory=_rounded)
         if time.monotonic() - self._written >= STATUS_INTERVAL_S:
             self._write()
 
@@ -90,8 +90,8 @@ def _end_state(error: BaseException | None) -> State:
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 
-def _rounded(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in content.items()}
+def _rounded(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in fields}
 
 
 def _now() -> str:

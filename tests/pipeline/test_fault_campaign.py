@@ -96,7 +96,7 @@ def config_file(
             "sources": [{"name": "corpus", "type": "jsonl", "files": [f"{folder}/corpus/*.jsonl"]}],
             "tokenizer": {"train": {"vocab_size": 400, "sample_bytes": 300_000}, "engine": "tokenizers"},
             "validation_fraction": 0.1,
-            "unit_size_bytes": 2_000_000,
+            "unit_size_bytes": 4_000_000,
             "shard_size_bytes": 200_000,
             "workers": None,
         }

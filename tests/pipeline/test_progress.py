@@ -100,6 +100,12 @@ def test_the_table_has_the_sums_and_a_row_for_each_worker() -> None:
     ]
 
 
+def test_the_last_table_promises_nothing_and_has_no_workers() -> None:
+    text = drawn(snapshot(input_bytes_done=8_000_000, units_done=8, seconds_left=0.0))
+    assert "left" not in text
+    assert "worker" not in text
+
+
 def test_a_thousand_workers_do_not_fill_the_screen() -> None:
     text = drawn(snapshot(workers=tuple(map(worker, range(1000)))))
     assert len(text.splitlines()) == 5 + 1 + MAX_WORKERS_SHOWN + 1
