@@ -28,6 +28,7 @@ __all__ = [
     "WorkerError",
     "available_cores",
     "execute",
+    "executor_settings",
     "run_in_processes",
     "workers_of_this_machine",
 ]
@@ -42,6 +43,10 @@ class ExecutorSettings:
     kind: ExecutorKind = "local"
     workers: int | None = None
     max_worker_memory_bytes: int | None = None
+
+
+def executor_settings(config: PipelineConfig) -> ExecutorSettings:
+    return ExecutorSettings(config.executor, config.workers, config.max_worker_memory_bytes)
 
 
 def execute(settings: ExecutorSettings, make_task: Callable[[], Task], items: Sequence[Any]) -> Iterator[Any]:

@@ -21,7 +21,7 @@ from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.executors import ExecutorSettings, Finished, WorkerError, execute, workers_of_this_machine
+from pipeline.executors import Finished, WorkerError, execute, executor_settings, workers_of_this_machine
 from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
@@ -199,13 +199,12 @@ def do_units(
     if records:
         log.info("going on: %d of %d units were done before", len(records), len(plan.units))
     items = [unit for unit in units if unit.index not in records]
-    settings = ExecutorSettings(config.executor, config.workers, config.max_worker_memory_bytes)
     throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
     engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes) if items else "tokenizers"
     make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
     status.enter_phase("units")
     with ProgressDisplay(throughput) as display:
-        for message in execute(settings, make_task, items):
+        for message in execute(executor_settings(config), make_task, items):
             throughput.note(message)
             if isinstance(message, Finished):
                 records[message.result.index] = message.result

@@ -44,6 +44,9 @@ SERIAL_KILLS, LOCAL_KILLS, RAY_KILLS, SHARD_KILLS = 16, 56, 32, 8
 # a kill comes so long after the start or the kill before it; the upper bound is about half of an undisturbed run
 DELAY_S = (0.0, 4.0)
 
+# of the starts, this share is left alone until it is doing units; the others may be hit while they begin
+SHARE_AT_WORK = 0.75
+
 
 @dataclass
 class Kills:
@@ -70,7 +73,7 @@ def digests(dataset: Path) -> dict[str, str]:
     return {
         file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(dataset.rglob("*"))
-        if file.is_file() and file.name not in ("report.json", "status.json", ".lock")
+        if file.is_file() and file.name not in ("report.json", "report.html", "status.json", ".lock")
     }
 
 
@@ -116,6 +119,12 @@ class Trial:
     environment: dict[str, str] = field(default_factory=dict)
     shard: str | None = None
 
+    @property
+    def status_file(self) -> Path:
+        if self.shard is None:
+            return self.dataset / "status.json"
+        return self.dataset / ".work" / "shards" / f"{self.shard.replace('/', '-of-')}.json"
+
     def start(self) -> subprocess.Popen[str]:
         shard = ["--shard", self.shard] if self.shard else []
         return subprocess.Popen(
@@ -158,8 +167,10 @@ def kill_driver(process: subprocess.Popen[str]) -> str | None:
 def kill_local_worker(process: subprocess.Popen[str], *, draw: random.Random) -> str | None:
     workers = [
         child
-        for child in psutil.Process(process.pid).children()
-        if any("multiprocessing.spawn" in argument for argument in child.cmdline())
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "multiprocessing" in (command := " ".join(child.cmdline()))
+        and "resource_tracker" not in command
+        and not child.children()
     ]
     return kill_one(workers, draw=draw)
 
@@ -179,6 +190,8 @@ def endure(trial: Trial, choose: Callable[[], Kill], kills: Kills, *, count: int
     done_before: dict[Path, int] = {}
     while True:
         process = trial.start()
+        if hits < count and draw.random() < SHARE_AT_WORK:
+            wait_for_work(process, trial.status_file)
         while hits < count:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(draw.uniform(*DELAY_S))
@@ -199,6 +212,16 @@ def endure(trial: Trial, choose: Callable[[], Kill], kills: Kills, *, count: int
         assert process.returncode == -signal.SIGKILL or "units that killed 3 workers each" in stderr, stderr
     for path, changed_ns in done_before.items():
         assert path.stat().st_mtime_ns == changed_ns, f"{path} was done again"
+
+
+def wait_for_work(process: subprocess.Popen[str], status_file: Path) -> None:
+    """Until the run has begun with its units, or has ended."""
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError):
+            status = json.loads(status_file.read_bytes())
+            if (status["pid"], status["phase"]) == (process.pid, "units"):
+                return
+        time.sleep(0.02)
 
 
 def finished_shards(dataset: Path) -> dict[Path, int]:

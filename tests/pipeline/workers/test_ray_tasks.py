@@ -39,7 +39,7 @@ def digests(dataset: Path) -> dict[str, str]:
     return {
         file.relative_to(dataset).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(dataset.rglob("*"))
-        if file.is_file() and file.name not in ("report.json", "status.json", ".lock")
+        if file.is_file() and file.name not in ("report.json", "report.html", "status.json", ".lock")
     }
 
 
