@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,10 @@ import pytest
 from pipeline import sample as sample_module
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
-from pipeline.plan import make_plan
+from pipeline.executors import Lost, Started
+from pipeline.plan import Unit, make_plan
 from pipeline.run import make_tokenizer
-from pipeline.sample import sample_in_processes, sample_texts
+from pipeline.sample import SampleTask, sample_in_processes, sample_texts
 from pipeline.unit import split_of
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -88,3 +89,24 @@ def test_a_wrong_field_is_named_before_the_size_of_the_vocabulary(corpus: Path, 
         "there is no text to train a tokenizer on: of source 'web' are dropped 40 missing_field, "
         f"the first {corpus / '0.jsonl'}@0"
     )
+
+
+def test_texts_that_a_dead_worker_told_are_not_taken_twice(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a unit is told in batches of a text each; its worker is lost after two, and another tells it from its start
+    monkeypatch.setattr(sample_module, "MIN_PARALLEL_BYTES", 1)
+    monkeypatch.setattr(sample_module, "_BATCH_CHARACTERS", 1)
+    config = make_config(unit_size_bytes=3000)
+    plan = make_plan(config)
+
+    def one_dies(make_task: Callable[[], SampleTask], units: Sequence[Unit], *, workers: int) -> Iterator[object]:
+        task = make_task()
+        for unit in units:
+            told: list[object] = []
+            task(unit, told.append)
+            yield from [Started(unit, "pid 1"), *told[:2], Lost(unit, "was killed"), Started(unit, "pid 2"), *told]
+
+    monkeypatch.setattr(sample_module, "run_in_processes", one_dies)
+    expected = list(sample_texts(config, plan, sample_bytes=9_000))
+    assert list(sample_in_processes(config, plan, sample_bytes=9_000, workers=2)) == expected
