@@ -117,3 +117,20 @@ def test_differences_name_the_keys(make_config: Callable[..., PipelineConfig]) -
     before = content_of(make_config())
     after = content_of(make_config(unit_size_bytes=99, filters={"length": {"min_characters": 5}}))
     assert differences(before, after) == ["filters.length.min_characters: 1 → 5", "unit_size_bytes: 134217728 → 99"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("workers=4", "executor=serial works alone; remove workers=4, or choose executor=local"),
+        ("max_worker_memory_bytes=1000000000", "executor=serial has no worker to end; remove max_worker_memory_bytes"),
+    ],
+)
+def test_what_serial_cannot_do_is_one_line(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(minimal, PipelineConfig, ["executor=serial", override])
+
+
+def test_the_executor_does_not_decide_the_bytes(minimal: Path) -> None:
+    overrides = ["executor=ray", "workers=9", "max_worker_memory_bytes=1000000000"]
+    assert config_digest(load(minimal, PipelineConfig, overrides)) == config_digest(load(minimal, PipelineConfig))

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.config import PipelineConfig
 from pipeline.document import SourceError
-from pipeline.plan import changed_inputs, group_pieces, make_plan, plan_to_json
+from pipeline.plan import Unit, changed_inputs, group_pieces, make_plan, plan_to_json
 from pipeline.sources.piece import Piece
 
 
@@ -64,3 +64,10 @@ def test_a_source_of_empty_files_is_an_error(tmp_path: Path, make_config: Callab
     (tmp_path / "corpus" / "a.jsonl").touch()
     with pytest.raises(SourceError, match="source 'corpus' is empty: none of its files holds a record"):
         make_plan(make_config())
+
+
+def test_a_unit_is_called_by_its_files_and_ranges() -> None:
+    few = Unit(3, "web", (Piece("a.jsonl", "1", 10, 20, 10), piece("b.jsonl", 7)))
+    assert str(few) == "unit 3 of web (a.jsonl 10-20, b.jsonl 0-7)"
+    many = Unit(3, "web", tuple(piece(name, 1) for name in "abcdefghijk"))
+    assert str(many).endswith("g 0-1, h 0-1, and 3 more)")

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.shards.format import DatasetError, read_manifest
+from pipeline.shards.format import DatasetError, partial_path, read_manifest, write_durably
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"", b"{", b"[]", b"{}", b'{"format_version": 1}'])
@@ -25,3 +27,23 @@ def test_a_folder_without_a_manifest_and_no_folder_are_told_apart(tmp_path: Path
         read_manifest(tmp_path)
     with pytest.raises(DatasetError, match=r"none does not exist; make it with"):
         read_manifest(tmp_path / "none")
+
+
+def test_no_two_writers_of_a_file_share_a_partial_one(tmp_path: Path) -> None:
+    paths = {partial_path(tmp_path / "a.json") for _ in range(100)}
+    assert len(paths) == 100
+    assert all(path.name.startswith(".a.json.") and path.name.endswith(".partial") for path in paths)
+
+
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_durably(tmp_path / "a.json", b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_durably(tmp_path / "a.json", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
