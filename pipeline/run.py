@@ -202,6 +202,7 @@ def do_units(
     throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
     engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes) if items else "tokenizers"
     make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
+    status.watch(throughput)
     status.enter_phase("units")
     with ProgressDisplay(throughput) as display:
         for message in execute(executor_settings(config), make_task, items):
@@ -212,7 +213,7 @@ def do_units(
                 limit.add(message.result)
                 stop_if_too_many_are_bad()
             display.show()
-            status.update(throughput.snapshot())
+            status.refresh()
     return records, throughput.tokens
 
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from pipeline.shards.format import partial_path
-from pipeline.throughput import Snapshot
+from pipeline.throughput import Throughput
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,7 @@ class RunStatus:
         self._path = path
         self._written = -STATUS_INTERVAL_S
         self._can_write = True
+        self._throughput: Throughput | None = None
         self._content: dict[str, Any] = {
             "name": name,
             "state": "running",
@@ -56,16 +57,18 @@ class RunStatus:
     ) -> None:
         self._content["state"] = _end_state(error)
         self._content["error"] = (str(error) or type(error).__name__).splitlines()[0] if error else None
-        self._content["workers"] = []
         self._write()
 
     def enter_phase(self, phase: Phase) -> None:
         self._content["phase"] = phase
         self._write()
 
-    def update(self, snapshot: Snapshot) -> None:
-        """Take in where the units are; the file follows a few seconds later at most."""
-        self._content |= dataclasses.asdict(snapshot, dict_factory=_rounded)
+    def watch(self, throughput: Throughput) -> None:
+        """From now on the file tells where the units are as well."""
+        self._throughput = throughput
+
+    def refresh(self) -> None:
+        """To be called as often as one likes; writes every few seconds."""
         if time.monotonic() - self._written >= STATUS_INTERVAL_S:
             self._write()
 
@@ -73,6 +76,10 @@ class RunStatus:
         """Not synced to the disk: nothing depends on it. Nor does a run end because it cannot be written."""
         self._written = time.monotonic()
         self._content["updated"] = _now()
+        if self._throughput is not None:
+            self._content |= dataclasses.asdict(self._throughput.snapshot(), dict_factory=_rounded)
+        if self._content["state"] != "running":
+            self._content["workers"] = []
         temporary = partial_path(self._path)
         try:
             temporary.write_text(json.dumps(self._content, indent=1) + "\n")

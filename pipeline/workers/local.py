@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -19,9 +20,12 @@ from typing import Any
 from pipeline.worker_start import begin_as_worker, worker_context
 from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
-from pipeline.workers.task import Failed, Finished, Lost, Started, Task, failure
+from pipeline.workers.task import Failed, Finished, Lost, Started, Task, WorkerError, failure
 
 MEMORY_POLL_S = 0.2
+
+MAX_STARTS = 10
+START_AGAIN_S = 0.2
 
 
 def run_in_processes(
@@ -84,15 +88,9 @@ class _Worker:
     """A process, our end of its pipe, and the item that it does."""
 
     def __init__(self, make_task: Callable[[], Task]) -> None:
-        context = worker_context()
-        self.connection, theirs = context.Pipe()
+        self.process, self.connection = _start(make_task)
         self.item: Any = None
         self.killed_for: str | None = None
-        self.process: BaseProcess = context.Process(
-            target=_work, args=(theirs, make_task, dict(os.environ)), daemon=True
-        )
-        self.process.start()
-        theirs.close()
 
     @property
     def name(self) -> str:
@@ -116,6 +114,29 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.join()
+
+
+def _start(make_task: Callable[[], Task]) -> tuple[BaseProcess, Connection]:
+    """A new worker, and our end of its pipe. Raises WorkerError."""
+    context = worker_context()
+    for _ in range(MAX_STARTS):
+        ours, theirs = context.Pipe()
+        process: BaseProcess = context.Process(target=_work, args=(theirs, make_task, dict(os.environ)), daemon=True)
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            # most likely the server that workers are forked off was killed, as by the kernel when memory is short;
+            # multiprocessing starts another once it has seen that
+            ours.close()
+            reason = str(error)
+            time.sleep(START_AGAIN_S)
+        else:
+            return process, ours
+        finally:
+            theirs.close()
+    raise WorkerError(
+        f"no worker process can be started ({reason}); free some memory and run the same command to go on"
+    )
 
 
 def _how_it_ended(code: int | None) -> str:

@@ -15,6 +15,7 @@ import pickle
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 << 20
 
 _CONNECT_S = 10.0
+_CLUSTER_POLL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +63,16 @@ def run_on_ray(
         waiting = deque(items)
         quarantine = Quarantine()
         busy: dict[Any, _RemoteItem] = {}
+        size = _ClusterSize(ray)
         try:
             while waiting or busy:
-                # asked anew each time: nodes come and go
-                limit = workers or max(1, int(ray.cluster_resources().get("CPU", 0)))
-                while waiting and len(busy) < limit:
+                while waiting and len(busy) < (workers or size.cpus()):
                     item = waiting.popleft()
                     busy[do.remote(content, folder, item, max_worker_memory_bytes)] = _RemoteItem(item)
                 ready, _ = ray.wait(list(busy), num_returns=1, timeout=poll_s)
-                if not ready:
+                if ready:  # and whatever else is
+                    ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
+                else:
                     yield None
                 for stream in ready:
                     message = _receive(ray, stream, busy[stream])
@@ -94,6 +97,21 @@ def run_on_ray(
             for stream in busy:
                 with contextlib.suppress(Exception):  # the cluster may be gone
                     ray.cancel(stream, force=True)
+
+
+class _ClusterSize:
+    """How many CPUs the cluster has, asked now and then: nodes come and go."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._asked = -_CLUSTER_POLL_S
+        self._cpus = 1
+
+    def cpus(self) -> int:
+        if time.monotonic() - self._asked >= _CLUSTER_POLL_S:
+            self._asked = time.monotonic()
+            self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 0)))
+        return self._cpus
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from pipeline.executors import (
     execute,
     run_in_processes,
 )
+from pipeline.worker_start import warm_up
 
 Tell = Callable[[Any], None]
 Execute = Callable[..., Iterator[Any]]
@@ -214,6 +216,26 @@ def test_workers_are_other_processes_with_one_thread_for_the_tokenizer() -> None
     done = results(run_in_processes(make(pid_and_environment), range(4), workers=2))
     assert len({pid for pid, _ in done} - {os.getpid()}) == 2
     assert {setting for _, setting in done} == {"false"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked off a server")
+def test_workers_begin_even_if_the_server_that_they_are_forked_off_is_killed() -> None:
+    warm_up()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    assert results(run_in_processes(make(square), [1, 2, 3], workers=2)) == [1, 4, 9]
+
+
+def test_a_worker_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(process: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", fail)
+    monkeypatch.setattr("pipeline.workers.local.START_AGAIN_S", 0)
+    expected = (
+        r"^no worker process can be started \(\[Errno 12\] Cannot allocate memory\); free some memory and run the"
+    )
+    with pytest.raises(WorkerError, match=expected):
+        list(run_in_processes(make(square), [1], workers=1))
 
 
 def test_how_a_local_worker_died_is_said(caplog: pytest.LogCaptureFixture) -> None:

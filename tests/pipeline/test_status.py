@@ -10,8 +10,12 @@ import pytest
 
 from pipeline import status as status_module
 from pipeline.document import PipelineError
+from pipeline.executors import Finished, Started
+from pipeline.plan import Unit
+from pipeline.report import Tally
 from pipeline.status import RunStatus
 from pipeline.throughput import Throughput
+from pipeline.unit import UnitRecord
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -35,15 +39,31 @@ def test_it_is_written_every_few_seconds_at_most(tmp_path: Path, monkeypatch: py
     now = 100.0
     monkeypatch.setattr(status_module.time, "monotonic", lambda: now)
     path = tmp_path / "status.json"
-    snapshot = Throughput([], [], clock=lambda: now).snapshot()
     with RunStatus(path, name="demo", executor="local") as status:
+        status.watch(Throughput([], [], clock=lambda: now))
         now = 101.9
-        status.update(snapshot)
+        status.refresh()
         assert "units_total" not in read(path)
         now = 102.0
-        status.update(snapshot)
+        status.refresh()
         assert read(path)["units_total"] == 0
         assert read(path)["seconds_left"] is None
+
+
+def test_the_last_word_is_not_older_than_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    throughput = Throughput([Unit(0, "web", ()), Unit(1, "web", ())], [])
+    with RunStatus(path, name="demo", executor="local") as status:
+        status.watch(throughput)
+        throughput.note(Started(Unit(0, "web", ()), worker="pid 7"))
+        status.enter_phase("units")
+        assert [worker["worker"] for worker in read(path)["workers"]] == ["pid 7"]
+        throughput.note(
+            Finished(UnitRecord(index=0, source="web", size_bytes=0, shards={}, tally=Tally(), seconds=1.0))
+        )
+        throughput.note(Started(Unit(1, "web", ()), worker="pid 7"))
+        status.refresh()
+    assert (read(path)["units_done"], read(path)["workers"]) == (1, [])
 
 
 @pytest.mark.parametrize(
