@@ -15,7 +15,7 @@ at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -131,18 +131,13 @@ class Encoder:
 
         Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
-        pieces: list[str] = []
         ends: list[int] = []
-        for text in texts:
-            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
-                pieces.extend(_cut(text))
-            else:
-                pieces.append(text)
-            ends.append(len(pieces))
-        parts = [self._encode_pieces(batch) for batch in _batches(pieces)]
+        # piece after piece: together they are a second copy of the texts
+        parts = [self._encode_pieces(batch) for batch in _batches(self._pieces_of(texts, ends))]
         counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
         stops = np.concatenate([[0], np.cumsum(counts)])[ends]
         ids = np.concatenate([np.empty(0, TOKEN_DTYPE), *(part.ids for part in parts)])
+        del parts
         if np.any(ids == self.record.eos_token_id):
             raise TokenizerError(
                 f"{self.origin} makes {self.eos_token!r} out of text; "
@@ -151,6 +146,19 @@ class Encoder:
         with_eos = np.insert(ids, stops, TOKEN_DTYPE.type(self.record.eos_token_id))
         bounds = [0, *(stops + np.arange(1, len(stops) + 1)).tolist()]
         return [with_eos[start:stop] for start, stop in pairwise(bounds)]
+
+    def _pieces_of(self, texts: Sequence[str], ends: list[int]) -> Iterator[str]:
+        """What is encoded at a time; after each text, how many pieces there were so far is added to `ends`."""
+        count = 0
+        for text in texts:
+            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
+                for piece in _cut(text):
+                    count += 1
+                    yield piece
+            else:
+                count += 1
+                yield text
+            ends.append(count)
 
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
@@ -211,7 +219,7 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _batches(pieces: Sequence[str]) -> Iterator[list[str]]:
+def _batches(pieces: Iterable[str]) -> Iterator[list[str]]:
     """An encoding in the making takes some 150 bytes a character, so only so many are made at a time."""
     batch: list[str] = []
     characters = 0
