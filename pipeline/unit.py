@@ -125,7 +125,10 @@ class UnitReader:
                     if judged is not record:
                         record, content = judged, judged.text.encode()
                 split = split_of(content, validation_fraction=self._config.validation_fraction)
-                yield KeptDocument(document=record, split=split, text_bytes=len(content))
+                kept = KeptDocument(document=record, split=split, text_bytes=len(content))
+                del content, record  # as large as the text; who takes the document says how long that lives
+                yield kept
+                del kept
             done_bytes += piece.size_bytes
             self.input_bytes = done_bytes
         if self._verdicts is not None:
@@ -225,5 +228,6 @@ def _batches(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
         if characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
+            del kept
     if batch:
         yield batch

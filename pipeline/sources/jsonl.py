@@ -34,10 +34,18 @@ def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
     name = readable(piece.path)
     stop = None if is_compressed(piece.path) else piece.stop
     with open_piece(piece) as file:
-        for offset, line in _lines(file, start=piece.start, stop=stop):
-            content = line.removeprefix(BOM_UTF8).strip()
-            if content:
-                yield json_record(config, content, location=f"{name}@{offset}", size_bytes=len(line))
+        lines = _Lines(file, start=piece.start, stop=stop)
+        while not lines.is_over:
+            # no name for either: a line is gone when its record is handed on, and that when the next line is read
+            yield from _next_record(config, lines, name)
+
+
+def _next_record(config: JsonlConfig, lines: _Lines, name: str) -> tuple[Record, ...]:
+    """The record of the next line; none if the line is blank, or was the last."""
+    offset, line = lines.read()
+    size_bytes = len(line)
+    line = line.removeprefix(BOM_UTF8).strip()
+    return (json_record(config, line, location=f"{name}@{offset}", size_bytes=size_bytes),) if line else ()
 
 
 def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, location: str, size_bytes: int) -> Record:
@@ -59,21 +67,28 @@ def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, locati
     )
 
 
-def _lines(file: BinaryIO, *, start: int, stop: int | None) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each line that begins in [start, stop), at most MAX_RECORD_BYTES + 1 of its bytes."""
-    offset = start
-    if start:
-        # from the byte before: if that ends a line, the first line of the range begins at `start`
-        file.seek(start - 1)
-        offset = start - 1 + _skip_line(file)
-    while stop is None or offset < stop:
-        line = file.readline(MAX_RECORD_BYTES + 1)
-        if not line:
-            return
-        yield offset, line
-        offset += len(line)
+class _Lines:
+    """The lines that begin in [start, stop)."""
+
+    def __init__(self, file: BinaryIO, *, start: int, stop: int | None) -> None:
+        self._file = file
+        self._offset = start
+        self._stop = stop
+        if start:
+            # from the byte before: if that ends a line, the first line of the range begins at `start`
+            file.seek(start - 1)
+            self._offset = start - 1 + _skip_line(file)
+        self.is_over = stop is not None and self._offset >= stop
+
+    def read(self) -> tuple[int, bytes]:
+        """Offset and bytes of the next line, at most MAX_RECORD_BYTES + 1 of them; none after the last."""
+        offset = self._offset
+        line = self._file.readline(MAX_RECORD_BYTES + 1)
+        self._offset += len(line)
         if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            offset += _skip_line(file)
+            self._offset += _skip_line(self._file)
+        self.is_over = not line or (self._stop is not None and self._offset >= self._stop)
+        return offset, line
 
 
 def _skip_line(file: BinaryIO) -> int:

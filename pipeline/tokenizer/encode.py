@@ -3,8 +3,8 @@ makes them.
 
 Literals of special tokens in a text are text: no text can make an EOS. The ids of a document are those of encoding it
 whole, though a long one is encoded in pieces: a piece ends before a space or newline that follows a non-space, where
-no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer;
-for any other tokenizer documents are encoded whole.
+no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer,
+where the reference also remembers words (`words.py`); for any other tokenizer documents are encoded whole.
 
 A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it, or
 CHECK_CHARACTERS of a longer one, is encoded by the reference too, and the first difference raises
@@ -15,7 +15,7 @@ at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from pipeline.tokenizer.engine import (
 from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
 from pipeline.tokenizer.train import TokenizerError
+from pipeline.tokenizer.words import WordEngine
 
 PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
@@ -85,6 +86,7 @@ class Encoder:
         self._reference: Engine = TokenizersEngine(
             self.tokenizer if literal is None else Tokenizer.from_str(orjson.dumps(literal).decode())
         )
+        self._slow: Engine = WordEngine(self._reference) if self._splits_exactly else self._reference
         self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if self._splits_exactly else b""
         self._guard = Guard(self._missing_bytes)
         self._fast: Engine | None = None
@@ -112,7 +114,7 @@ class Encoder:
 
     def begin_unit(self, *, after: EngineDifferenceError | None = None) -> None:
         """Count afresh. `after` a difference the unit is done by the reference."""
-        self._engine = self._reference if self._fast is None or after else self._fast
+        self._engine = self._slow if self._fast is None or after else self._fast
         self._difference = None if after is None else str(after)
         self._pieces = self._checked = self._guarded = 0
 
@@ -131,18 +133,13 @@ class Encoder:
 
         Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
-        pieces: list[str] = []
         ends: list[int] = []
-        for text in texts:
-            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
-                pieces.extend(_cut(text))
-            else:
-                pieces.append(text)
-            ends.append(len(pieces))
-        parts = [self._encode_pieces(batch) for batch in _batches(pieces)]
+        # piece after piece: together they are a second copy of the texts
+        parts = [self._encode_pieces(batch) for batch in _batches(self._pieces_of(texts, ends))]
         counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
         stops = np.concatenate([[0], np.cumsum(counts)])[ends]
         ids = np.concatenate([np.empty(0, TOKEN_DTYPE), *(part.ids for part in parts)])
+        del parts
         if np.any(ids == self.record.eos_token_id):
             raise TokenizerError(
                 f"{self.origin} makes {self.eos_token!r} out of text; "
@@ -152,6 +149,19 @@ class Encoder:
         bounds = [0, *(stops + np.arange(1, len(stops) + 1)).tolist()]
         return [with_eos[start:stop] for start, stop in pairwise(bounds)]
 
+    def _pieces_of(self, texts: Sequence[str], ends: list[int]) -> Iterator[str]:
+        """What is encoded at a time; after each text, how many pieces there were so far is added to `ends`."""
+        count = 0
+        for text in texts:
+            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
+                for piece in _cut(text):
+                    count += 1
+                    yield piece
+            else:
+                count += 1
+                yield text
+            ends.append(count)
+
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
         return len(self._missing_bytes)
@@ -159,8 +169,8 @@ class Encoder:
     def _encode_pieces(self, pieces: list[str]) -> FlatIds:
         first = self._pieces
         self._pieces += len(pieces)
-        if self._engine is self._reference:
-            return self._reference.encode(pieces)
+        if self._engine is not self._fast:
+            return self._engine.encode(pieces)
         stopped = [self._guard.stops(piece) for piece in pieces]
         if any(stopped):
             self._guarded += sum(stopped)
@@ -211,7 +221,7 @@ def _cut(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _batches(pieces: Sequence[str]) -> Iterator[list[str]]:
+def _batches(pieces: Iterable[str]) -> Iterator[list[str]]:
     """An encoding in the making takes some 150 bytes a character, so only so many are made at a time."""
     batch: list[str] = []
     characters = 0
