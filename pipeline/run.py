@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.append import NOTHING, open_base, refuse_unfinished_append, require_finished, write_units
 from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
@@ -46,32 +47,48 @@ class RunResult:
     seconds: float
 
 
-def run(config: PipelineConfig) -> RunResult:
+def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
     """Make the dataset `config.output_dir`, or as much of it as an earlier attempt has left.
+
+    `append` makes the next version of a finished dataset, of input files that it does not hold yet.
 
     Raises PipelineError (a SourceError, TokenizerError or WorkerError among them) and OSError; what is done by then
     is kept, and the same call goes on from there.
     """
     started = time.perf_counter()
+    if append:
+        require_finished(config.output_dir)
     warm_up()
     with only_run(config.output_dir), _naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
-        if is_finished(config.output_dir):
-            manifest = _check_finished(config)
+        if is_finished(config.output_dir) and not append:
+            manifest = _check_finished(config, workspace)
             workspace.remove()
             return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
-        workspace.check_config(config)
-        plan = make_plan(config)
+        if append:
+            base = open_base(config, workspace)
+        else:
+            base = NOTHING
+            workspace.check_config(config)
+        plan = base.plan_of_new_files(make_plan(config), config)
+        if base.manifest is not None and not plan.units:
+            workspace.remove()
+            return RunResult(base.manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
         workspace.begin(config, plan)
+        base.lend_tokenizer(workspace)
         encoder, content = _tokenizer(config, plan, workspace)
         records, tokens = _do_units(config, plan, workspace, encoder, started=started)
         seconds = time.perf_counter() - started
+        done = [records[unit.index] for unit in plan.units]
+        write_units(config.output_dir, base, plan, done)
         manifest = assemble(
             config,
-            [records[unit.index] for unit in plan.units],
+            [*base.records, *done],
             tokenizer=encoder.record,
             tokenizer_content=content,
             seconds=seconds,
+            version=base.version + 1,
+            previous=base.digest,
         )
         workspace.remove()
         return RunResult(manifest, was_finished=False, tokens=tokens, seconds=seconds)
@@ -121,9 +138,14 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
     return content
 
 
-def _check_finished(config: PipelineConfig) -> DatasetManifest:
-    require_same_config(config.output_dir / CONFIG_FILE, config)
+def _check_finished(config: PipelineConfig, workspace: Workspace) -> DatasetManifest:
     manifest = read_manifest(config.output_dir)
+    if manifest.origin is not None:
+        raise PipelineError(
+            f"output_dir={config.output_dir} was made by `smollm2 pipeline {manifest.origin.verb}`; choose another"
+        )
+    refuse_unfinished_append(config.output_dir, manifest, workspace)
+    require_same_config(config.output_dir / CONFIG_FILE, config)
     path = config.tokenizer.path
     if path is not None and path.is_file() and digest_bytes(path.read_bytes()) != manifest.tokenizer.digest:
         raise PipelineError(

@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ TOKEN_DTYPE = np.dtype(np.uint16)
 SCHEMA = pa.schema([pa.field("input_ids", pa.list_(pa.uint16())), pa.field("document_id", pa.string())])
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class DatasetError(ValueError):
@@ -54,6 +56,9 @@ class ShardRecord(_Record):
     tokens: int = Field(ge=1)
     size_bytes: int = Field(ge=1)
     digest: str
+    source: str | None = Field(
+        default=None, description="the source of all its documents; None: not of one, or unknown"
+    )
 
 
 class SplitRecord(_Record):
@@ -89,8 +94,29 @@ class EncodingRecord(_Record):
     difference: str | None = Field(default=None, description="why units were done again by the reference: the first")
 
 
+class SourceRecord(_Record):
+    """What a source gave to all splits together."""
+
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    text_bytes: int = Field(ge=0)
+
+
+class OriginRecord(_Record):
+    """The verb that made a dataset of others, what it was told, and the digests of those others in their order."""
+
+    verb: Literal["merge", "split", "sample", "shuffle"]
+    options: dict[str, int | float | str] = Field(default_factory=dict)
+    datasets: tuple[str, ...] = Field(min_length=1)
+
+
 class DatasetManifest(_Record):
-    """All that a reader needs to know of a dataset without opening a shard."""
+    """All that a reader needs to know of a dataset without opening a shard.
+
+    `version` counts what `run --append` added; `previous` is the digest of the version before. `text_bytes_kept` and
+    the bytes of `sources` are estimates, in proportion to the tokens, where `origin` took a part of a dataset.
+    `sources` is empty where shares are not known.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -101,6 +127,18 @@ class DatasetManifest(_Record):
     dropped: dict[str, DroppedRecord] = Field(default_factory=dict)
     config_digest: str
     encoding: tuple[EncodingRecord, ...] = ()
+    sources: dict[str, SourceRecord] = Field(default_factory=dict)
+    version: int = Field(default=1, ge=1)
+    previous: str | None = None
+    origin: OriginRecord | None = None
+
+    @property
+    def documents(self) -> int:
+        return sum(split.documents for split in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(split.tokens for split in self.splits.values())
 
     def digest(self) -> str:
         """The identity of the contents: equal for equal ids in equal order, whatever made them."""
@@ -109,6 +147,16 @@ class DatasetManifest(_Record):
             "splits": {name: [shard.digest for shard in split.shards] for name, split in sorted(self.splits.items())},
         }
         return digest_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def split_record(shards: Iterable[ShardRecord]) -> SplitRecord:
+    """Shards in stream order, with their sums."""
+    shards = tuple(shards)
+    return SplitRecord(
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+    )
 
 
 def split_directory(dataset: Path, split: Split) -> Path:

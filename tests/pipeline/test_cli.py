@@ -12,8 +12,9 @@ import pytest
 from configs.load import dump
 from pipeline.cli import main
 from pipeline.config import PipelineConfig
+from pipeline.lengths import Bucket, measure_lengths
 from pipeline.shards.format import read_manifest
-from pipeline.summary import Bucket, length_histogram, sample_documents
+from pipeline.summary import sample_documents
 from pipeline.tokenizer.train import train_tokenizer
 
 
@@ -95,7 +96,7 @@ def test_inspect_prints_counts_lengths_and_decoded_samples(dataset: Path, capsys
 
 def test_the_histogram_counts_every_document_in_powers_of_two(dataset: Path) -> None:
     train = read_manifest(dataset).splits["train"]
-    buckets = length_histogram(dataset, train)
+    buckets = measure_lengths(dataset, train).powers_of_two()
     assert sum(bucket.documents for bucket in buckets) == train.documents
     lengths = [len(ids) for _, ids in sample_documents(dataset, train, count=train.documents)]
     assert len(lengths) == train.documents
@@ -144,9 +145,13 @@ def test_train_tokenizer_wants_a_config_that_trains(dataset: Path, capsys: pytes
     )
 
 
-@pytest.mark.parametrize(
-    "verb", [[], ["run"], ["train-tokenizer"], ["fertility"], ["mixture"], ["verify"], ["inspect"]]
+VERBS = (
+    *("run", "train-tokenizer", "fertility", "mixture", "verify", "inspect"),
+    *("merge", "split", "sample", "shuffle", "export"),
 )
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
 def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([*verb, "--help"])

@@ -1,0 +1,142 @@
+"""A dataset of the same documents in a random order, by a seed, in memory that does not grow with the dataset.
+
+Each document draws a number, and the new order is that of the numbers. Documents are first laid into buckets by ranges
+of the numbers, then each bucket is sorted in memory; so the bytes do not depend on the size of the buckets, and the
+reference is one line: `sorted(range(documents), key=numbers.__getitem__)`. Needs room for the documents twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.derived.draw import Draw
+from pipeline.derived.new_dataset import SHARD_SIZE_BYTES, NewDataset, read_tokenizer_of
+from pipeline.derived.new_directory import new_directory
+from pipeline.shards.format import (
+    SCHEMA,
+    DatasetManifest,
+    OriginRecord,
+    SplitRecord,
+    digest_bytes,
+    read_manifest,
+)
+from pipeline.shards.reader import Rows, read_rows, rows_of
+
+BUCKET_SIZE_BYTES = 128 << 20
+# laid into the buckets together: with thousands of buckets each still gets pieces of some kilobytes
+_SCATTER_BYTES = 64 << 20
+
+_BUCKET_SCHEMA = SCHEMA.append(pa.field("number", pa.uint64()))
+
+
+def shuffle(
+    dataset: Path,
+    output: Path,
+    *,
+    seed: int,
+    bucket_size_bytes: int = BUCKET_SIZE_BYTES,
+    shard_size_bytes: int = SHARD_SIZE_BYTES,
+) -> DatasetManifest:
+    """Make the dataset `output`; a document stays in its split.
+
+    Raises PipelineError if `output` exists, DatasetError if the dataset is damaged.
+    """
+    manifest = read_manifest(dataset)
+    source = next(iter(manifest.sources)) if len(manifest.sources) == 1 else None
+    with new_directory(output) as directory, NewDataset(directory, shard_size_bytes=shard_size_bytes) as new:
+        tokenizer_content = read_tokenizer_of(dataset, manifest)
+        for name, record in manifest.splits.items():
+            buckets = _Buckets(directory / ".buckets", record, bucket_size_bytes=bucket_size_bytes)
+            _scatter(dataset, record, buckets, Draw(seed, purpose="shuffle", split=name))
+            for rows, order in buckets.sorted():
+                new.add(name, rows, order, source=source)
+        return new.finish(_manifest(manifest, name=output.name, seed=seed), tokenizer_content)
+
+
+def _scatter(dataset: Path, record: SplitRecord, buckets: _Buckets, draw: Draw) -> None:
+    held: list[Rows] = []
+    for shard in record.shards:
+        for rows in read_rows(dataset, shard):
+            held.append(rows)
+            if sum(rows.ids.nbytes for rows in held) >= _SCATTER_BYTES:
+                buckets.lay(held, draw)
+                held = []
+    if held:
+        buckets.lay(held, draw)
+
+
+class _Buckets:
+    """Files of documents whose numbers are in one range each. A file is a row of Arrow streams, one for each `lay`."""
+
+    def __init__(self, directory: Path, record: SplitRecord, *, bucket_size_bytes: int) -> None:
+        size_bytes = sum(shard.size_bytes for shard in record.shards)
+        self._directory = directory
+        self._count = max(1, -(-size_bytes // bucket_size_bytes))
+        # numbers of bucket k are below the k-th of these; the last bucket takes what is left
+        self._limits = np.array([(k << 64) // self._count for k in range(1, self._count)], dtype=np.uint64)
+        directory.mkdir(exist_ok=True)
+
+    def lay(self, held: list[Rows], draw: Draw) -> None:
+        """Append documents to their buckets, in their order."""
+        numbers = np.concatenate([draw.take(len(rows)) for rows in held])
+        table = pa.concat_tables([_table(rows) for rows in held]).append_column(
+            _BUCKET_SCHEMA.field("number"), pa.array(numbers)
+        )
+        buckets = np.searchsorted(self._limits, numbers, side="right")
+        order = np.argsort(buckets, kind="stable")
+        table = table.take(pa.array(order)).combine_chunks()
+        bounds = np.searchsorted(buckets[order], np.arange(self._count + 1))
+        for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+            piece = table.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket])
+            with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, _BUCKET_SCHEMA) as stream:
+                stream.write_table(piece)
+
+    def sorted(self) -> Iterator[tuple[Rows, list[int]]]:
+        """The documents of one bucket after the other, and their order. A bucket is removed when it is done."""
+        for bucket in range(self._count):
+            path = self._path(bucket)
+            if not path.exists():
+                continue
+            table = _read_streams(path)
+            path.unlink()
+            # equal numbers stay in the order of the stream
+            order = np.argsort(table["number"].to_numpy(), kind="stable")
+            yield rows_of(table.combine_chunks().to_batches()[0]), order.tolist()
+        self._directory.rmdir()
+
+    def _path(self, bucket: int) -> Path:
+        return self._directory / f"{bucket:06d}.arrow"
+
+
+def _table(rows: Rows) -> pa.Table:
+    input_ids = pa.ListArray.from_arrays(pa.array(rows.bounds.astype(np.int32)), pa.array(rows.ids))
+    return pa.Table.from_arrays([input_ids, rows.names], schema=SCHEMA)
+
+
+def _read_streams(path: Path) -> pa.Table:
+    tables = []
+    with pa.OSFile(str(path)) as file:
+        while file.tell() < file.size():
+            with pa.ipc.open_stream(file) as stream:
+                tables.append(stream.read_all())
+    return pa.concat_tables(tables)
+
+
+def _manifest(whole: DatasetManifest, *, name: str, seed: int) -> DatasetManifest:
+    origin = OriginRecord(verb="shuffle", options={"seed": seed}, datasets=(whole.digest(),))
+    return DatasetManifest(
+        name=name,
+        tokenizer=whole.tokenizer,
+        splits={},
+        documents_in=whole.documents_in,
+        text_bytes_kept=whole.text_bytes_kept,
+        dropped=whole.dropped,
+        config_digest=digest_bytes(origin.model_dump_json().encode()),
+        encoding=whole.encoding,
+        sources=whole.sources,
+        origin=origin,
+    )
