@@ -75,7 +75,7 @@ def _add_shuffle(verbs: argparse._SubParsersAction[Any]) -> None:
         "shuffle",
         help="the same documents in a random order",
         description="Make OUT of the documents of DATASET in a random order, by a seed. Needs disk for them twice, and "
-        "memory for about three buckets, whatever the size of the dataset.",
+        "memory for about two buckets, whatever the size of the dataset.",
         epilog="example: smollm2 pipeline shuffle data/all data/shuffled --seed 1",
     )
     shuffle.add_argument("dataset", type=Path, metavar="DATASET")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.derived.draw import Draw
 from pipeline.derived.new_dataset import SHARD_SIZE_BYTES, NewDataset, read_tokenizer_of
@@ -27,9 +28,6 @@ from pipeline.shards.format import (
 from pipeline.shards.reader import Rows, read_rows, rows_of
 
 BUCKET_SIZE_BYTES = 128 << 20
-# laid into the buckets together: with thousands of buckets each still gets pieces of some kilobytes
-_SCATTER_BYTES = 64 << 20
-
 _BUCKET_SCHEMA = SCHEMA.append(pa.field("number", pa.uint64()))
 
 
@@ -51,18 +49,26 @@ def shuffle(
         tokenizer_content = read_tokenizer_of(dataset, manifest)
         for name, record in manifest.splits.items():
             buckets = _Buckets(directory / ".buckets", record, bucket_size_bytes=bucket_size_bytes)
-            _scatter(dataset, record, buckets, Draw(seed, purpose="shuffle", split=name))
+            _scatter(
+                dataset,
+                record,
+                buckets,
+                Draw(seed, purpose="shuffle", split=name),
+                # laid together: with hundreds of buckets each still gets pieces of many kilobytes
+                scatter_size_bytes=bucket_size_bytes // 2,
+            )
             for rows, order in buckets.sorted():
                 new.add(name, rows, order, source=source)
+                del rows, order  # before the next bucket is read
         return new.finish(_manifest(manifest, name=output.name, seed=seed), tokenizer_content)
 
 
-def _scatter(dataset: Path, record: SplitRecord, buckets: _Buckets, draw: Draw) -> None:
+def _scatter(dataset: Path, record: SplitRecord, buckets: _Buckets, draw: Draw, *, scatter_size_bytes: int) -> None:
     held: list[Rows] = []
     for shard in record.shards:
         for rows in read_rows(dataset, shard):
             held.append(rows)
-            if sum(rows.ids.nbytes for rows in held) >= _SCATTER_BYTES:
+            if sum(rows.ids.nbytes for rows in held) >= scatter_size_bytes:
                 buckets.lay(held, draw)
                 held = []
     if held:
@@ -82,18 +88,19 @@ class _Buckets:
 
     def lay(self, held: list[Rows], draw: Draw) -> None:
         """Append documents to their buckets, in their order."""
-        numbers = np.concatenate([draw.take(len(rows)) for rows in held])
-        table = pa.concat_tables([_table(rows) for rows in held]).append_column(
-            _BUCKET_SCHEMA.field("number"), pa.array(numbers)
-        )
-        buckets = np.searchsorted(self._limits, numbers, side="right")
-        order = np.argsort(buckets, kind="stable")
-        table = table.take(pa.array(order)).combine_chunks()
-        bounds = np.searchsorted(buckets[order], np.arange(self._count + 1))
-        for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-            piece = table.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket])
+        pieces: dict[int, list[pa.RecordBatch]] = {}
+        for rows in held:
+            numbers = draw.take(len(rows))
+            buckets = np.searchsorted(self._limits, numbers, side="right")
+            order = np.argsort(buckets, kind="stable")
+            batch = _batch(rows, numbers).take(pa.array(order))
+            bounds = np.searchsorted(buckets[order], np.arange(self._count + 1))
+            for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+                pieces.setdefault(bucket, []).append(batch.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
+        for bucket, batches in pieces.items():
             with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, _BUCKET_SCHEMA) as stream:
-                stream.write_table(piece)
+                for batch in batches:
+                    stream.write_batch(batch)
 
     def sorted(self) -> Iterator[tuple[Rows, list[int]]]:
         """The documents of one bucket after the other, and their order. A bucket is removed when it is done."""
@@ -101,29 +108,32 @@ class _Buckets:
             path = self._path(bucket)
             if not path.exists():
                 continue
-            table = _read_streams(path)
+            batch = _read_streams(path)
             path.unlink()
             # equal numbers stay in the order of the stream
-            order = np.argsort(table["number"].to_numpy(), kind="stable")
-            yield rows_of(table.combine_chunks().to_batches()[0]), order.tolist()
+            order = np.argsort(batch["number"].to_numpy(), kind="stable").tolist()
+            yield rows_of(batch), order
+            del batch, order
         self._directory.rmdir()
 
     def _path(self, bucket: int) -> Path:
         return self._directory / f"{bucket:06d}.arrow"
 
 
-def _table(rows: Rows) -> pa.Table:
+def _batch(rows: Rows, numbers: NDArray[np.uint64]) -> pa.RecordBatch:
     input_ids = pa.ListArray.from_arrays(pa.array(rows.bounds.astype(np.int32)), pa.array(rows.ids))
-    return pa.Table.from_arrays([input_ids, rows.names], schema=SCHEMA)
+    return pa.RecordBatch.from_arrays([input_ids, rows.names, pa.array(numbers)], schema=_BUCKET_SCHEMA)
 
 
-def _read_streams(path: Path) -> pa.Table:
+def _read_streams(path: Path) -> pa.RecordBatch:
+    """A file of Arrow streams as one batch, the only copy in memory."""
     tables = []
-    with pa.OSFile(str(path)) as file:
+    with pa.memory_map(str(path)) as file:
         while file.tell() < file.size():
             with pa.ipc.open_stream(file) as stream:
                 tables.append(stream.read_all())
-    return pa.concat_tables(tables)
+    (batch,) = pa.concat_tables(tables).combine_chunks().to_batches()
+    return batch
 
 
 def _manifest(whole: DatasetManifest, *, name: str, seed: int) -> DatasetManifest:

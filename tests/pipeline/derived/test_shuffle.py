@@ -6,11 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.derived import shuffle as shuffle_module
 from pipeline.derived.shuffle import shuffle
 from pipeline.shards.format import Split, read_manifest
 from pipeline.shards.verify import verify_dataset
@@ -30,22 +28,19 @@ def in_order_of_numbers(documents: list[Document], *, seed: int, split: Split) -
 @given(
     shards=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     seed=st.integers(0, 2**64 - 1),
-    bucket_size_bytes=st.sampled_from((50, 500, 1 << 20)),
-    scatter_bytes=st.sampled_from((1, 100, 1 << 20)),
+    bucket_size_bytes=st.sampled_from((1, 50, 200, 500, 1 << 20)),
 )
 def test_the_order_is_that_of_the_reference_whatever_the_buckets(
     shards: list[int],
     seed: int,
     bucket_size_bytes: int,
-    scatter_bytes: int,
     make_dataset: Callable[..., Path],
     make_documents: Callable[..., list[Document]],
     read_documents: Read,
 ) -> None:
     groups = [make_documents(size, seed=index) for index, size in enumerate(shards)]
     held = [make_documents(5, seed=99)]
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shuffle_module, "_SCATTER_BYTES", scatter_bytes)
+    with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder) / "dataset", groups, held)
         output = Path(folder) / "shuffled"
         shuffle(dataset, output, seed=seed, bucket_size_bytes=bucket_size_bytes)
@@ -103,9 +98,7 @@ def test_memory_is_bounded_by_the_buckets(
         watched = pa.proxy_memory_pool(pool)
         pa.set_memory_pool(watched)
         try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(shuffle_module, "_SCATTER_BYTES", 1 << 18)
-                shuffle(dataset, tmp_path / str(bucket_size_bytes), seed=1, bucket_size_bytes=bucket_size_bytes)
+            shuffle(dataset, tmp_path / str(bucket_size_bytes), seed=1, bucket_size_bytes=bucket_size_bytes)
         finally:
             pa.set_memory_pool(pool)
         peaks[bucket_size_bytes] = watched.max_memory()
