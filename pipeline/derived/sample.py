@@ -10,6 +10,7 @@ not grow with the dataset.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,8 @@ def sample(
 def _limits(dataset: Path, manifest: DatasetManifest, size: SampleSize, *, seed: int) -> dict[Split, np.uint64 | None]:
     """The largest number that is taken of each split; None: no document."""
     train = manifest.splits["train"]
+    if size.unit == "fraction" and not 0 < size.amount < math.inf:
+        raise PipelineError(f"--fraction {size.amount} of {dataset}: wanted a number above 0, up to 1")
     wanted = round(size.amount * train.documents) if size.unit == "fraction" else int(size.amount)
     there = train.tokens if size.unit == "tokens" else train.documents
     if not 0 < wanted <= there:
