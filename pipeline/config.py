@@ -17,7 +17,9 @@ from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
 # may differ between the attempts of one run: they change when, where and how fast bytes are written, not which
-FREE_FIELDS = frozenset({"output_dir", "workers", "max_bad_record_fraction", "tokenizer.engine"})
+FREE_FIELDS = frozenset(
+    {"output_dir", "workers", "max_bad_record_fraction", "tokenizer.engine", "shuffle_bucket_bytes"}
+)
 
 
 class TrainTokenizerConfig(Section):
@@ -82,6 +84,10 @@ class PipelineConfig(Section):
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
     unit_size_bytes: int = Field(default=128 << 20, ge=1)
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
+    shuffle_seed: int | None = Field(
+        default=None, ge=0, lt=1 << 64, description="None: documents stay in the order of the sources"
+    )
+    shuffle_bucket_bytes: int = Field(default=128 << 20, ge=1, description="a shuffle takes memory for about two")
     workers: int | None = Field(default=None, ge=1, description="processes; None: one for each core")
 
     @model_validator(mode="after")

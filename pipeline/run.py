@@ -27,6 +27,7 @@ from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
+from pipeline.shuffled_run import run_shuffled
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.engine import EngineName
 from pipeline.tokenizer.train import train_tokenizer
@@ -55,6 +56,8 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
     Raises PipelineError (a SourceError, TokenizerError or WorkerError among them) and OSError; what is done by then
     is kept, and the same call goes on from there.
     """
+    if config.shuffle_seed is not None:
+        return run_shuffled(config, run, append=append)
     started = time.perf_counter()
     if append:
         require_finished(config.output_dir)

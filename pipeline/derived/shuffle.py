@@ -44,23 +44,30 @@ def shuffle(
     Raises PipelineError if `output` exists, DatasetError if the dataset is damaged.
     """
     manifest = read_manifest(dataset)
-    source = next(iter(manifest.sources)) if len(manifest.sources) == 1 else None
     with new_directory(output) as directory, NewDataset(directory, shard_size_bytes=shard_size_bytes) as new:
         tokenizer_content = read_tokenizer_of(dataset, manifest)
-        for name, record in manifest.splits.items():
-            buckets = _Buckets(directory / ".buckets", record, bucket_size_bytes=bucket_size_bytes)
-            _scatter(
-                dataset,
-                record,
-                buckets,
-                Draw(seed, purpose="shuffle", split=name),
-                # laid together: with hundreds of buckets each still gets pieces of many kilobytes
-                scatter_size_bytes=bucket_size_bytes // 2,
-            )
-            for rows, order in buckets.sorted():
-                new.add(name, rows, order, source=source)
-                del rows, order  # before the next bucket is read
+        add_shuffled(new, dataset, manifest, scratch=directory, seed=seed, bucket_size_bytes=bucket_size_bytes)
         return new.finish(_manifest(manifest, name=output.name, seed=seed), tokenizer_content)
+
+
+def add_shuffled(
+    new: NewDataset, dataset: Path, manifest: DatasetManifest, *, scratch: Path, seed: int, bucket_size_bytes: int
+) -> None:
+    """Add all documents to `new` in the order of their numbers. The buckets lie in `scratch` for a while."""
+    source = next(iter(manifest.sources)) if len(manifest.sources) == 1 else None
+    for name, record in manifest.splits.items():
+        buckets = _Buckets(scratch / ".buckets", record, bucket_size_bytes=bucket_size_bytes)
+        _scatter(
+            dataset,
+            record,
+            buckets,
+            Draw(seed, purpose="shuffle", split=name),
+            # laid together: with hundreds of buckets each still gets pieces of many kilobytes
+            scatter_size_bytes=bucket_size_bytes // 2,
+        )
+        for rows, order in buckets.sorted():
+            new.add(name, rows, order, source=source)
+            del rows, order  # before the next bucket is read
 
 
 def _scatter(dataset: Path, record: SplitRecord, buckets: _Buckets, draw: Draw, *, scatter_size_bytes: int) -> None:
