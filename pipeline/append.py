@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.plan import Plan, Unit, group_pieces
-from pipeline.report import MAX_EXAMPLES, Tally
+from pipeline.report import examples_per_unit
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
 from pipeline.shards.reader import check_size
 from pipeline.unit import UnitRecord
@@ -93,8 +93,11 @@ class Base:
                 for piece in unit.pieces
                 if (source, piece.path) not in before
             ]
-            for group in group_pieces(pieces, unit_size_bytes=config.unit_size_bytes):
-                units.append(Unit(index=len(self.units) + len(units), source=source, pieces=group))
+            groups = list(group_pieces(pieces, unit_size_bytes=config.unit_size_bytes))
+            for group in groups:
+                index = len(self.units) + len(units)
+                max_examples = examples_per_unit(len(groups))
+                units.append(Unit(index=index, source=source, pieces=group, max_examples=max_examples))
         return Plan(tuple(units))
 
 
@@ -156,8 +159,9 @@ def write_units(dataset: Path, base: Base, plan: Plan, records: Sequence[UnitRec
     kept = [
         *base.units,
         *(
-            KeptUnit(version=base.version + 1, unit=unit, record=record)
-            for unit, record in zip(plan.units, _with_few_examples(records), strict=True)
+            # without its time, which varies
+            KeptUnit(version=base.version + 1, unit=unit, record=record.model_copy(update={"seconds": 0.0}))
+            for unit, record in zip(plan.units, records, strict=True)
         ),
     ]
     write_durably(dataset / UNITS_FILE, b"".join(f"{unit.model_dump_json()}\n".encode() for unit in kept))
@@ -214,15 +218,3 @@ def _check_config(config: PipelineConfig) -> None:
 
 def _versions(units: Iterable[Unit]) -> dict[tuple[str, str], str]:
     return {(unit.source, piece.path): piece.version for unit in units for piece in unit.pieces}
-
-
-def _with_few_examples(records: Iterable[UnitRecord]) -> Iterable[UnitRecord]:
-    """Records of the same sums, with the examples that a report takes of them; without the times, which vary."""
-    left: dict[tuple[str, str], int] = {}
-    for record in records:
-        tally: Tally = record.tally.model_copy(deep=True)
-        for reason, dropped in tally.dropped.items():
-            room = left.setdefault((record.source, reason), MAX_EXAMPLES)
-            dropped.examples = dropped.examples[:room]
-            left[record.source, reason] -= len(dropped.examples)
-        yield record.model_copy(update={"tally": tally, "seconds": 0.0})

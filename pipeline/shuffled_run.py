@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from pipeline.assembly import REPORT_FILE
+from pipeline.assembly import REPORT_FILE, REPORT_PAGE_FILE
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.derived.new_dataset import NewDataset, read_tokenizer_of
 from pipeline.derived.new_directory import new_directory, refuse_existing
@@ -72,7 +72,8 @@ def _shuffle(config: PipelineConfig, dataset: Path, whole: DatasetManifest) -> D
             seed=config.shuffle_seed,
             bucket_size_bytes=config.shuffle_bucket_bytes,
         )
-        write_durably(directory / REPORT_FILE, (dataset / REPORT_FILE).read_bytes())
+        for report in (REPORT_FILE, REPORT_PAGE_FILE):
+            write_durably(directory / report, (dataset / report).read_bytes())
         content = json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n"
         write_durably(directory / CONFIG_FILE, content.encode())
         manifest = whole.model_copy(update={"config_digest": config_digest(config)})

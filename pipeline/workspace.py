@@ -26,12 +26,18 @@ from pydantic import ValidationError
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.plan import Plan, changed_inputs, plan_to_json
-from pipeline.shards.format import MANIFEST_FILE, SPLITS, TOKENIZER_FILE, split_directory, write_durably
+from pipeline.shards.format import (
+    MANIFEST_FILE,
+    SPLITS,
+    TOKENIZER_FILE,
+    WORK_DIRECTORY,
+    split_directory,
+    write_durably,
+)
 from pipeline.unit import UnitRecord, unit_record_path
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-WORK_DIRECTORY = ".work"
 
 MAX_DIFFERENCES = 5
 

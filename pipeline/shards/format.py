@@ -31,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+# beside a manifest: a run adds to the dataset, or was interrupted while it did
+WORK_DIRECTORY = ".work"
 MAX_VOCAB_SIZE = 1 << 16
 
 TOKEN_DTYPE = np.dtype(np.uint16)

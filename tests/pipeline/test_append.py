@@ -62,7 +62,7 @@ def files_of(dataset: Path) -> dict[str, bytes]:
     return {
         path.relative_to(dataset).as_posix(): path.read_bytes()
         for path in sorted(dataset.rglob("*"))
-        if path.is_file() and path.name not in ("report.json", ".lock")
+        if path.is_file() and path.name not in ("report.json", "report.html", ".lock")
     }
 
 
@@ -294,9 +294,9 @@ def test_an_append_stopped_at_any_write_leaves_a_version_and_goes_on(
     shutil.copytree(config.output_dir, tmp_path / "whole")
     add_files("z")
     run(make_config(output_dir=tmp_path / "whole", **SMALL_UNITS), append=True)
-    # the tokenizer lent (at the first attempt), then the units, the report, info and state of two splits, the
-    # tokenizer, the config, and the manifest: nine; the last attempt gets as far as the tidying up
-    for done in range(10):
+    # the tokenizer lent (at the first attempt), then the units, two reports, info and state of two splits,
+    # the tokenizer, the config, and the manifest: ten; the last attempt gets as far as the tidying up
+    for done in range(11):
         left = iter(range(done))
 
         def or_stop(write: Callable[..., None], left: Iterator[int] = left) -> Callable[..., None]:
@@ -311,11 +311,11 @@ def test_an_append_stopped_at_any_write_leaves_a_version_and_goes_on(
             for module in (append, assembly, hugging_face):
                 patch.setattr(module, "write_durably", or_stop(write_durably))
             patch.setattr(assembly, "write_manifest", or_stop(write_manifest))
-            patch.setattr("pipeline.run.Workspace.remove", stop if done == 9 else keep)
+            patch.setattr("pipeline.run.Workspace.remove", stop if done == 10 else keep)
             with pytest.raises(KeyboardInterrupt):
                 run(config, append=True)
         assert verify_dataset(config.output_dir, threads=1) == []
-        if done < 9:
+        if done < 10:
             assert read_manifest(config.output_dir) == old
             with pytest.raises(PipelineError, match=r"a run --append to .* was interrupted; run it again with"):
                 run(config)

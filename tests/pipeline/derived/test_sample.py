@@ -33,7 +33,7 @@ def smallest(
     return set(taken)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     shards=st.lists(st.integers(1, 6), min_size=1, max_size=4),
     unit=st.sampled_from(("fraction", "documents", "tokens")),

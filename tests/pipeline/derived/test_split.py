@@ -33,7 +33,7 @@ def cut_by_tokens(documents: list[Document], sizes: list[int]) -> list[list[Docu
     return [*parts, left] if left else None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     shards=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
