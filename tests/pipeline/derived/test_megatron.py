@@ -66,7 +66,7 @@ def test_the_index_byte_for_byte(tmp_path: Path, make_dataset: Callable[..., Pat
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(shards=st.lists(st.integers(1, 6), min_size=1, max_size=4), index_sequences=st.integers(1, 9))
 def test_the_documents_come_back(
     shards: list[int],

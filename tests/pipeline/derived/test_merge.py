@@ -19,7 +19,7 @@ MakeDocuments = Callable[..., list[tuple[str, tuple[int, ...]]]]
 Read = Callable[..., list[tuple[str, tuple[int, ...]]]]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes=st.lists(st.lists(st.integers(1, 4), min_size=1, max_size=3), min_size=1, max_size=4))
 def test_the_documents_are_those_of_all_in_their_order(
     sizes: list[list[int]], make_dataset: MakeDataset, make_documents: MakeDocuments, read_documents: Read

@@ -58,7 +58,7 @@ def test_a_sample_is_that_of_the_reference(
     with tempfile.TemporaryDirectory() as folder:
         dataset = make_dataset(Path(folder) / "dataset", groups, [held])
         output = Path(folder) / "sample"
-        if round(share * len(train)) == 0 and unit != "tokens":
+        if round(share * (tokens if unit == "tokens" else len(train))) == 0:
             with pytest.raises(PipelineError, match="asks for 0 of"):
                 sample(dataset, output, size=size, seed=seed)
             return

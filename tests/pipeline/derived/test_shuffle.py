@@ -24,7 +24,7 @@ def in_order_of_numbers(documents: list[Document], *, seed: int, split: Split) -
     return [documents[index] for index in sorted(range(len(documents)), key=numbers.__getitem__)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     shards=st.lists(st.integers(1, 8), min_size=1, max_size=4),
     seed=st.integers(0, 2**64 - 1),

@@ -33,7 +33,7 @@ def cut_by_tokens(documents: list[Document], sizes: list[int]) -> list[list[Docu
     return [*parts, left] if left else None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shards=st.lists(st.integers(1, 5), min_size=1, max_size=4),
     sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3),
@@ -59,7 +59,7 @@ def test_parts_by_tokens_are_those_of_the_reference(
         assert [read_documents(output) for output in outputs] == expected
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     shards=st.lists(st.integers(1, 5), min_size=2, max_size=5),
     held=st.lists(st.integers(1, 5), max_size=2),
