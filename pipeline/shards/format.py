@@ -6,7 +6,8 @@ A dataset directory is a Hugging Face dataset with a manifest beside it:
     DATASET/dataset_info.json, state.json      what `datasets.load_from_disk` wants
     DATASET/validation/…             the same for the validation split
     DATASET/tokenizer.json           the tokenizer that made the ids
-    DATASET/manifest.json            written last: a dataset exists when its manifest does
+    DATASET/manifest.json            written last: a dataset, or its next version, exists when its manifest does
+    DATASET/units.jsonl              of a run's dataset: what it was made of, for `run --append` alone
 
 Rows: `input_ids: list<uint16>`, ending in the end-of-sequence id and containing it nowhere else, so that the stream
 of ids alone tells where documents end; `document_id: string`. A record batch holds at least about a million ids, so
