@@ -15,12 +15,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.assembly import assemble
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.lock import LockedError, locked
-from pipeline.plan import Unit
-from pipeline.run import RunResult, check_finished, do_units, naming_full_disk, prepare
+from pipeline.plan import Unit, make_plan
+from pipeline.run import RunResult, check_finished, do_units, naming_full_disk, prepare, publish
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.workspace import Workspace, is_finished, only_run
 
@@ -58,10 +57,11 @@ class ShardResult:
 def run_shard(config: PipelineConfig, shard: RunShard) -> ShardResult:
     """Do the units of one shard, or what an earlier attempt has left of them. Raises what `run` raises."""
     started = time.perf_counter()
+    _refuse_shuffle(config)
     with only_run(config.output_dir, shared=True), naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):
-            check_finished(config)
+            check_finished(config, workspace)
             return ShardResult(units=0, tokens=0, seconds=time.perf_counter() - started)
         workspace.check_config(config)
         folder = workspace.directory / "shards"
@@ -71,7 +71,8 @@ def run_shard(config: PipelineConfig, shard: RunShard) -> ShardResult:
             _only_shard(folder, shard),
             RunStatus(status_file, name=config.name, executor=config.executor) as status,
         ):
-            plan, encoder, _ = prepare(config, workspace, status)
+            plan = make_plan(config)
+            encoder, _ = prepare(config, plan, workspace, status)
             units = shard.units(plan.units)
             workspace.remove_partials(of_units={unit.index for unit in units})
             _, tokens = do_units(config, plan, units, workspace, encoder, status, started=started)
@@ -84,10 +85,11 @@ def commit(config: PipelineConfig) -> RunResult:
     Raises PipelineError, saying which shards are missing, if some are not, or while a shard is at work.
     """
     started = time.perf_counter()
+    _refuse_shuffle(config)
     with only_run(config.output_dir), naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):
-            manifest = check_finished(config)
+            manifest = check_finished(config, workspace)
             workspace.remove()
             return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
         if not workspace.has_begun():
@@ -97,22 +99,26 @@ def commit(config: PipelineConfig) -> RunResult:
             )
         workspace.check_config(config)
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor="commit") as status:
-            plan, encoder, content = prepare(config, workspace, status)
+            plan = make_plan(config)
+            encoder, content = prepare(config, plan, workspace, status)
             records = workspace.finished_units(plan)
             missing = [unit for unit in plan.units if unit.index not in records]
             if missing:
                 raise PipelineError(_describe_missing(workspace.directory / "shards", missing, total=len(plan.units)))
             status.enter_phase("assembly")
-            manifest = assemble(
-                config,
-                [records[unit.index] for unit in plan.units],
-                tokenizer=encoder.record,
-                tokenizer_content=content,
-                seconds=time.perf_counter() - started,
-            )
+            seconds = time.perf_counter() - started
+            manifest = publish(config, plan, records, encoder=encoder, tokenizer_content=content, seconds=seconds)
             workspace.remove_partials()
         workspace.remove()
         return RunResult(manifest, was_finished=False, tokens=0, seconds=time.perf_counter() - started)
+
+
+def _refuse_shuffle(config: PipelineConfig) -> None:
+    if config.shuffle_seed is not None:
+        raise PipelineError(
+            f"shuffle_seed={config.shuffle_seed} does not go with --shard and commit; remove it, and shuffle what they "
+            "made with `smollm2 pipeline shuffle DATASET OUT`"
+        )
 
 
 @contextmanager

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.report import Tally, add_up, add_up_encoding, report_tree
 from pipeline.report_page import report_page
 from pipeline.shards.format import (
+    SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
     DroppedRecord,
+    ShardRecord,
+    SourceRecord,
     Split,
     SplitRecord,
     TokenizerRecord,
     split_directory,
+    split_record,
     write_durably,
     write_manifest,
 )
-from pipeline.unit import SPLITS, UnitRecord
+from pipeline.shards.hugging_face import write_hugging_face_files
+from pipeline.unit import UnitRecord
 from pipeline.workspace import CONFIG_FILE
 
 REPORT_FILE = "report.json"
@@ -37,18 +39,20 @@ def assemble(
     tokenizer: TokenizerRecord,
     tokenizer_content: bytes,
     seconds: float,
+    version: int = 1,
+    previous: str | None = None,
 ) -> DatasetManifest:
-    """`records` in the order of their units. From the return on the dataset exists.
+    """`records` in the order of their units. From the return on the dataset, or its new version, exists.
 
     Raises PipelineError if the sums do not agree, if too many records are bad, or if nothing was kept.
     """
     dataset = config.output_dir
-    splits = {split: _split_record(records, split) for split in SPLITS}
+    splits = {split: split_record(_shards(records, split)) for split in SPLITS}
     total = report_and_check(config, records, seconds=seconds)
     _check_not_empty(config, total, splits)
 
     for split, record in splits.items():
-        _write_hugging_face_files(split_directory(dataset, split), record)
+        write_hugging_face_files(split_directory(dataset, split), record)
     write_durably(dataset / TOKENIZER_FILE, tokenizer_content)
     write_durably(dataset / CONFIG_FILE, (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode())
     manifest = DatasetManifest(
@@ -63,6 +67,9 @@ def assemble(
         },
         config_digest=config_digest(config),
         encoding=add_up_encoding(record.encoding for record in records),
+        sources=_source_records(records),
+        version=version,
+        previous=previous,
     )
     write_manifest(dataset, manifest)
     return manifest
@@ -81,7 +88,7 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
     report = report_tree(
         config.name,
         by_source,
-        tokens_by_split={split: _split_record(records, split).tokens for split in SPLITS},
+        tokens_by_split={split: split_record(_shards(records, split)).tokens for split in SPLITS},
         seconds=seconds,
         worker_seconds_by_source={
             source.name: sum(record.seconds for record in records if record.source == source.name)
@@ -96,13 +103,23 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
     return total
 
 
-def _split_record(records: Sequence[UnitRecord], split: Split) -> SplitRecord:
-    shards = tuple(shard for record in records for shard in record.shards[split])
-    return SplitRecord(
-        documents=sum(shard.documents for shard in shards),
-        tokens=sum(shard.tokens for shard in shards),
-        shards=shards,
-    )
+def _shards(records: Sequence[UnitRecord], split: Split) -> Iterator[ShardRecord]:
+    return (shard for record in records for shard in record.shards[split])
+
+
+def _source_records(records: Sequence[UnitRecord]) -> dict[str, SourceRecord]:
+    """By name, in the order of their first units."""
+    grouped: dict[str, list[UnitRecord]] = {}
+    for record in records:
+        grouped.setdefault(record.source, []).append(record)
+    return {
+        source: SourceRecord(
+            documents=sum(record.tally.documents_kept for record in group),
+            tokens=sum(record.tokens for record in group),
+            text_bytes=sum(record.tally.text_bytes_kept for record in group),
+        )
+        for source, group in grouped.items()
+    }
 
 
 def _check_balance(records: Sequence[UnitRecord]) -> None:
@@ -140,27 +157,3 @@ def _check_not_empty(config: PipelineConfig, total: Tally, splits: dict[Split, S
         f"nothing to train on: {total.documents_in:,} documents in, dropped: {dropped}, "
         f"validation: {splits['validation'].documents:,}; give more text, or loosen filters and validation_fraction"
     )
-
-
-def _write_hugging_face_files(directory: Path, record: SplitRecord) -> None:
-    """What `datasets.load_from_disk` wants beside the Arrow files; it cannot open a split without documents."""
-    if not record.shards:
-        directory.rmdir()
-        return
-    info: dict[str, Any] = {
-        "features": {
-            "input_ids": {"feature": {"dtype": "uint16", "_type": "Value"}, "_type": "List"},
-            "document_id": {"dtype": "string", "_type": "Value"},
-        }
-    }
-    state: dict[str, Any] = {
-        "_data_files": [{"filename": Path(shard.path).name} for shard in record.shards],
-        "_fingerprint": hashlib.sha256("".join(shard.digest for shard in record.shards).encode()).hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
-        "_split": None,
-    }
-    write_durably(directory / "dataset_info.json", (json.dumps(info, indent=1) + "\n").encode())
-    write_durably(directory / "state.json", (json.dumps(state, indent=1) + "\n").encode())

@@ -1,4 +1,4 @@
-"""The verbs of `smollm2 pipeline`: run, commit, train-tokenizer, fertility, mixture, verify, inspect."""
+"""The verbs of `smollm2 pipeline`: run, commit, train-tokenizer, verify, inspect; and those of the other `…_cli`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from configs.command import CommandParser, run_room
 from configs.load import load
-from pipeline import fertility_cli, mixture_cli
+from pipeline import derived_cli, fertility_cli, mixture_cli
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
@@ -46,6 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--shard", metavar="i/n", help="only the units whose index is i modulo n, for array jobs; then: commit"
     )
     _add_config(run)
+    run.add_argument(
+        "--append",
+        action="store_true",
+        help="add input files that the finished dataset does not hold yet, as its next version",
+    )
     run.set_defaults(run=_run)
 
     commit = verbs.add_parser(
@@ -81,13 +86,15 @@ def build_parser() -> argparse.ArgumentParser:
 
     inspect = verbs.add_parser(
         "inspect",
-        help="counts, document lengths, decoded samples",
-        description="Print a dataset's counts, the lengths of its documents, and decoded samples.",
+        help="counts by split and source, document lengths, decoded samples",
+        description="Print a dataset's counts, its sources, the lengths of its documents, and decoded samples.",
         epilog="example: smollm2 pipeline inspect data/demo --samples 5",
     )
     inspect.add_argument("dataset", type=Path, metavar="DATASET")
     inspect.add_argument("--samples", type=int, default=3, help="documents to decode (default: 3)")
+    inspect.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths of its documents as well")
     inspect.set_defaults(run=_inspect)
+    derived_cli.add_verbs(verbs)
     return parser
 
 
@@ -99,6 +106,8 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     config = load(arguments.config, PipelineConfig, arguments.overrides)
     if arguments.shard is not None:
+        if arguments.append:
+            raise PipelineError("--append does not go with --shard; run it without")
         from pipeline.array_job import RunShard, run_shard
 
         done = run_shard(config, RunShard.parse(arguments.shard))
@@ -109,7 +118,7 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     from pipeline.run import run
 
-    _print_result(config, run(config))
+    _print_result(config, run(config, append=arguments.append))
 
 
 def _commit(arguments: argparse.Namespace) -> None:
@@ -120,8 +129,7 @@ def _commit(arguments: argparse.Namespace) -> None:
 
 
 def _print_result(config: PipelineConfig, result: RunResult) -> None:
-    documents = sum(split.documents for split in result.manifest.splits.values())
-    tokens = sum(split.tokens for split in result.manifest.splits.values())
+    documents, tokens = result.manifest.documents, result.manifest.tokens
     if result.was_finished:
         print(f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir}")
         return
@@ -160,7 +168,11 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _inspect(arguments: argparse.Namespace) -> None:
     manifest = read_manifest(arguments.dataset)
+    from pipeline.lengths import draw_lengths, measure_lengths
     from pipeline.summary import summary
 
-    for line in summary(arguments.dataset, manifest, samples=arguments.samples):
+    lengths = measure_lengths(arguments.dataset, manifest.splits["train"])
+    for line in summary(arguments.dataset, manifest, lengths, samples=arguments.samples):
         print(line)
+    if arguments.plot is not None:
+        draw_lengths(lengths, manifest, arguments.plot)

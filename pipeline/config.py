@@ -27,6 +27,7 @@ FREE_FIELDS = frozenset(
         "max_worker_memory_bytes",
         "max_bad_record_fraction",
         "tokenizer.engine",
+        "shuffle_bucket_bytes",
     }
 )
 
@@ -73,6 +74,10 @@ class PipelineConfig(Section):
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
     unit_size_bytes: int = Field(default=128 << 20, ge=1)
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
+    shuffle_seed: int | None = Field(
+        default=None, ge=0, lt=1 << 64, description="None: documents stay in the order of the sources"
+    )
+    shuffle_bucket_bytes: int = Field(default=128 << 20, ge=1, description="a shuffle takes memory for about two")
     executor: Literal["serial", "local", "ray"] = "local"
     workers: int | None = Field(default=None, ge=1, description="None: one for each core, or CPU of the cluster")
     max_worker_memory_bytes: int | None = Field(

@@ -12,11 +12,12 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.append import NOTHING, Base, open_base, refuse_unfinished_append, require_finished, write_units
 from pipeline.assembly import assemble, report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
@@ -28,6 +29,7 @@ from pipeline.plan import Plan, Unit, make_plan
 from pipeline.progress import ProgressDisplay
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
+from pipeline.shuffled_run import run_shuffled
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.throughput import Throughput
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
@@ -50,55 +52,67 @@ class RunResult:
     seconds: float
 
 
-def run(config: PipelineConfig) -> RunResult:
+def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
     """Make the dataset `config.output_dir`, or as much of it as an earlier attempt has left.
+
+    `append` makes the next version of a finished dataset, of input files that it does not hold yet.
 
     Raises PipelineError (a SourceError, TokenizerError or WorkerError among them) and OSError; what is done by then
     is kept, and the same call goes on from there.
     """
+    if config.shuffle_seed is not None:
+        return run_shuffled(config, run, append=append)
     started = time.perf_counter()
+    if append:
+        require_finished(config.output_dir)
     if config.executor == "local":
         warm_up()
     with only_run(config.output_dir), naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
-        if is_finished(config.output_dir):
-            manifest = check_finished(config)
+        if is_finished(config.output_dir) and not append:
+            manifest = check_finished(config, workspace)
             workspace.remove()
             return RunResult(manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
-        workspace.check_config(config)
+        if append:
+            base = open_base(config, workspace)
+        else:
+            base = NOTHING
+            workspace.check_config(config)
+        plan = base.plan_of_new_files(make_plan(config), config)
+        if base.manifest is not None and not plan.units:
+            workspace.remove()
+            return RunResult(base.manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor=config.executor) as status:
             workspace.remove_partials()
-            plan, encoder, content = prepare(config, workspace, status)
+            encoder, content = prepare(config, plan, workspace, status, base=base)
             records, tokens = do_units(config, plan, plan.units, workspace, encoder, status, started=started)
             status.enter_phase("assembly")
             seconds = time.perf_counter() - started
-            manifest = assemble(
-                config,
-                [records[unit.index] for unit in plan.units],
-                tokenizer=encoder.record,
-                tokenizer_content=content,
-                seconds=seconds,
+            manifest = publish(
+                config, plan, records, encoder=encoder, tokenizer_content=content, base=base, seconds=seconds
             )
             workspace.remove_partials()
         workspace.remove()
         return RunResult(manifest, was_finished=False, tokens=tokens, seconds=seconds)
 
 
-def prepare(config: PipelineConfig, workspace: Workspace, status: RunStatus) -> tuple[Plan, Encoder, bytes]:
-    """The plan, and the tokenizer with its content; both are recorded, or compared with what is.
+def prepare(
+    config: PipelineConfig, plan: Plan, workspace: Workspace, status: RunStatus, *, base: Base = NOTHING
+) -> tuple[Encoder, bytes]:
+    """Record the plan, or compare it with that of an earlier attempt, and do what is done before all units.
 
-    What needs all of the input is done here, deduplication too.
+    Gives the tokenizer and its content.
     """
     chain.prepare(config.filters)
-    plan = make_plan(config)
     with workspace.setting_up():
         workspace.begin(config, plan)
+        base.lend_tokenizer(workspace)
         status.enter_phase("tokenizer")
         encoder, content = _tokenizer(config, plan, workspace)
         if config.deduplication.is_on:
             status.enter_phase("deduplication")
             deduplicate(config, plan)
-    return plan, encoder, content
+    return encoder, content
 
 
 @contextmanager
@@ -145,9 +159,39 @@ def make_tokenizer(config: PipelineConfig, plan: Plan) -> bytes:
     return content
 
 
-def check_finished(config: PipelineConfig) -> DatasetManifest:
-    require_same_config(config.output_dir / CONFIG_FILE, config)
+def publish(
+    config: PipelineConfig,
+    plan: Plan,
+    records: Mapping[int, UnitRecord],
+    *,
+    encoder: Encoder,
+    tokenizer_content: bytes,
+    seconds: float,
+    base: Base = NOTHING,
+) -> DatasetManifest:
+    """Make the dataset, or its next version, of the records of all units of the plan."""
+    done = [records[unit.index] for unit in plan.units]
+    write_units(config.output_dir, base, plan, done)
+    return assemble(
+        config,
+        [*base.records, *done],
+        tokenizer=encoder.record,
+        tokenizer_content=tokenizer_content,
+        seconds=seconds,
+        version=base.version + 1,
+        previous=base.digest,
+    )
+
+
+def check_finished(config: PipelineConfig, workspace: Workspace) -> DatasetManifest:
+    """The manifest of a run that finds its dataset finished. Raises PipelineError if it is another's, or unfinished."""
     manifest = read_manifest(config.output_dir)
+    if manifest.origin is not None:
+        raise PipelineError(
+            f"output_dir={config.output_dir} was made by `smollm2 pipeline {manifest.origin.verb}`; choose another"
+        )
+    refuse_unfinished_append(config.output_dir, manifest, workspace)
+    require_same_config(config.output_dir / CONFIG_FILE, config)
     path = config.tokenizer.path
     if path is not None and path.is_file() and digest_bytes(path.read_bytes()) != manifest.tokenizer.digest:
         raise PipelineError(

@@ -22,13 +22,11 @@ from pipeline.filters.chain import rejection
 from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
 from pipeline.report import Tally
-from pipeline.shards.format import EncodingRecord, ShardRecord, Split, split_directory, write_durably
+from pipeline.shards.format import SPLITS, EncodingRecord, ShardRecord, Split, split_directory, write_durably
 from pipeline.shards.writer import ShardWriter
 from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
 from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenceError
-
-SPLITS: tuple[Split, ...] = ("train", "validation")
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -183,7 +181,13 @@ def _make_shards(
     with ExitStack() as stack:
         writers = {
             split: stack.enter_context(
-                ShardWriter(config.output_dir, split=split, unit=unit.index, shard_size_bytes=config.shard_size_bytes)
+                ShardWriter(
+                    config.output_dir,
+                    split=split,
+                    unit=unit.index,
+                    shard_size_bytes=config.shard_size_bytes,
+                    source=unit.source,
+                )
             )
             for split in SPLITS
         }

@@ -29,15 +29,21 @@ from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Plan, changed_inputs, plan_to_json
-from pipeline.shards.format import MANIFEST_FILE, TOKENIZER_FILE, split_directory, write_durably
+from pipeline.shards.format import (
+    MANIFEST_FILE,
+    SPLITS,
+    TOKENIZER_FILE,
+    WORK_DIRECTORY,
+    split_directory,
+    write_durably,
+)
 from pipeline.status import STATUS_FILE
-from pipeline.unit import SPLITS, UnitRecord, unit_record_path
+from pipeline.unit import UnitRecord, unit_record_path
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
-WORK_DIRECTORY = ".work"
 
 MAX_DIFFERENCES = 5
 
@@ -52,6 +58,20 @@ class Workspace:
         self.tokenizer_path = self.directory / TOKENIZER_FILE
         self._config_path = self.directory / CONFIG_FILE
         self._plan_path = self.directory / "plan.json"
+
+    @property
+    def way_out(self) -> str:
+        """What a message tells to remove: all, or only this where a finished dataset is being added to."""
+        if is_finished(self.dataset):
+            return f"remove {self.directory} to leave the finished dataset as it is"
+        return f"remove {self.dataset} to start over"
+
+    def last_planned_unit(self) -> int | None:
+        """The index of the last unit of the run that is at work here, or was; None if it has planned none."""
+        if not self._plan_path.is_file():
+            return None
+        units: list[dict[str, Any]] = json.loads(self._plan_path.read_bytes())
+        return int(units[-1]["index"]) if units else None
 
     def check_config(self, config: PipelineConfig) -> None:
         """Raises PipelineError if the folder belongs to another config, or is not ours at all."""
@@ -80,14 +100,14 @@ class Workspace:
             stored = self._plan_path.read_bytes()
             if changes := changed_inputs(stored, plan):
                 raise PipelineError(
-                    f"the input has changed since the run in {self.dataset} began: {_some(changes)}; "
-                    f"restore it, or remove {self.dataset} to start over"
+                    f"the input has changed since the run in {self.dataset} began: {some_of(changes)}; "
+                    f"restore it, or {self.way_out}"
                 )
             if stored != plan_to_json(plan):
                 raise PipelineError(
                     f"the plan differs from that which the run in {self.dataset} began with, though its input is the "
                     "same: another version of this program or of a library cuts it otherwise; "
-                    f"go on with the versions that began it, or remove {self.dataset} to start over"
+                    f"go on with the versions that began it, or {self.way_out}"
                 )
         else:
             write_durably(self._plan_path, plan_to_json(plan))
@@ -171,13 +191,17 @@ def require_same_config(path: Path, config: PipelineConfig) -> None:
         before = {}
     changes = differences(before, content_of(config))
     if changes:
+        way_out = "remove the folder to start over"
+        if path.parent.name == WORK_DIRECTORY and is_finished(config.output_dir):
+            way_out = Workspace(config.output_dir).way_out
         raise PipelineError(
-            f"output_dir={config.output_dir} was made with another config ({_some(changes)}); "
-            "choose another output_dir, restore the config, or remove the folder to start over"
+            f"output_dir={config.output_dir} was made with another config ({some_of(changes)}); "
+            f"choose another output_dir, restore the config, or {way_out}"
         )
 
 
-def _some(lines: list[str]) -> str:
+def some_of(lines: list[str]) -> str:
+    """The first few, in one line."""
     more = len(lines) - MAX_DIFFERENCES
     return "; ".join(lines[:MAX_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 

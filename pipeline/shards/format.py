@@ -6,7 +6,8 @@ A dataset directory is a Hugging Face dataset with a manifest beside it:
     DATASET/dataset_info.json, state.json      what `datasets.load_from_disk` wants
     DATASET/validation/…             the same for the validation split
     DATASET/tokenizer.json           the tokenizer that made the ids
-    DATASET/manifest.json            written last: a dataset exists when its manifest does
+    DATASET/manifest.json            written last: a dataset, or its next version, exists when its manifest does
+    DATASET/units.jsonl              of a run's dataset: what it was made of, for `run --append` alone
 
 Rows: `input_ids: list<uint16>`, ending in the end-of-sequence id and containing it nowhere else, so that the stream
 of ids alone tells where documents end; `document_id: string`. A record batch holds at least about a million ids, so
@@ -21,6 +22,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -31,12 +33,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
+# beside a manifest: a run adds to the dataset, or was interrupted while it did
+WORK_DIRECTORY = ".work"
 MAX_VOCAB_SIZE = 1 << 16
 
 TOKEN_DTYPE = np.dtype(np.uint16)
 SCHEMA = pa.schema([pa.field("input_ids", pa.list_(pa.uint16())), pa.field("document_id", pa.string())])
 
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class DatasetError(ValueError):
@@ -55,6 +60,9 @@ class ShardRecord(_Record):
     tokens: int = Field(ge=1)
     size_bytes: int = Field(ge=1)
     digest: str
+    source: str | None = Field(
+        default=None, description="the source of all its documents; None: not of one, or unknown"
+    )
 
 
 class SplitRecord(_Record):
@@ -90,8 +98,29 @@ class EncodingRecord(_Record):
     difference: str | None = Field(default=None, description="why units were done again by the reference: the first")
 
 
+class SourceRecord(_Record):
+    """What a source gave to all splits together."""
+
+    documents: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    text_bytes: int = Field(ge=0)
+
+
+class OriginRecord(_Record):
+    """The verb that made a dataset of others, what it was told, and the digests of those others in their order."""
+
+    verb: Literal["merge", "split", "sample", "shuffle"]
+    options: dict[str, int | float | str] = Field(default_factory=dict)
+    datasets: tuple[str, ...] = Field(min_length=1)
+
+
 class DatasetManifest(_Record):
-    """All that a reader needs to know of a dataset without opening a shard."""
+    """All that a reader needs to know of a dataset without opening a shard.
+
+    `version` counts what `run --append` added; `previous` is the digest of the version before. `text_bytes_kept` and
+    the bytes of `sources` are estimates, in proportion to the tokens, where `origin` took a part of a dataset.
+    `sources` is empty where shares are not known.
+    """
 
     format_version: int = FORMAT_VERSION
     name: str
@@ -102,6 +131,18 @@ class DatasetManifest(_Record):
     dropped: dict[str, DroppedRecord] = Field(default_factory=dict)
     config_digest: str
     encoding: tuple[EncodingRecord, ...] = ()
+    sources: dict[str, SourceRecord] = Field(default_factory=dict)
+    version: int = Field(default=1, ge=1)
+    previous: str | None = None
+    origin: OriginRecord | None = None
+
+    @property
+    def documents(self) -> int:
+        return sum(split.documents for split in self.splits.values())
+
+    @property
+    def tokens(self) -> int:
+        return sum(split.tokens for split in self.splits.values())
 
     def digest(self) -> str:
         """The identity of the contents: equal for equal ids in equal order, whatever made them."""
@@ -110,6 +151,16 @@ class DatasetManifest(_Record):
             "splits": {name: [shard.digest for shard in split.shards] for name, split in sorted(self.splits.items())},
         }
         return digest_bytes(json.dumps(content, sort_keys=True).encode())
+
+
+def split_record(shards: Iterable[ShardRecord]) -> SplitRecord:
+    """Shards in stream order, with their sums."""
+    shards = tuple(shards)
+    return SplitRecord(
+        documents=sum(shard.documents for shard in shards),
+        tokens=sum(shard.tokens for shard in shards),
+        shards=shards,
+    )
 
 
 def split_directory(dataset: Path, split: Split) -> Path:

@@ -27,11 +27,14 @@ BATCH_TOKENS = 1 << 20
 class ShardWriter:
     """Use as a context: leaving it by an error removes what is unfinished; `finish` gives the records."""
 
-    def __init__(self, dataset: Path, *, split: Split, unit: int, shard_size_bytes: int) -> None:
+    def __init__(
+        self, dataset: Path, *, split: Split, unit: int, shard_size_bytes: int, source: str | None = None
+    ) -> None:
         self._dataset = dataset
         self._directory = split_directory(dataset, split)
         self._unit = unit
         self._shard_size_bytes = shard_size_bytes
+        self._source = source
         self._shard: _OpenShard | None = None
         self._records: list[ShardRecord] = []
 
@@ -72,6 +75,7 @@ class ShardWriter:
                 tokens=shard.tokens,
                 size_bytes=size_bytes,
                 digest=digest,
+                source=self._source,
             )
         )
 
@@ -83,7 +87,7 @@ class _OpenShard:
         self.tokens = 0
         self.content_bytes = 0
         self._temporary = partial_path(path)
-        self._file = _DigestingFile(self._temporary)
+        self._file = DigestingFile(self._temporary)
         self._stream: Any = pa.ipc.new_stream(self._file, SCHEMA)
         self._ids: list[NDArray[np.uint16]] = []
         self._document_ids: list[str] = []
@@ -132,7 +136,7 @@ def _offsets(parts: Sequence[Sized]) -> pa.Buffer:
     return pa.py_buffer(offsets)
 
 
-class _DigestingFile:
+class DigestingFile:
     """A binary file that hashes what is written, so that no shard is read back for its digest.
 
     Unbuffered: Arrow writes a batch in a few large pieces, and nothing is left to be written when it is closed.

@@ -12,8 +12,9 @@ import pytest
 from configs.load import dump
 from pipeline.cli import main
 from pipeline.config import PipelineConfig
+from pipeline.lengths import Bucket, measure_lengths
 from pipeline.shards.format import read_manifest
-from pipeline.summary import Bucket, length_histogram, sample_documents
+from pipeline.summary import sample_documents
 from pipeline.tokenizer.train import train_tokenizer
 
 
@@ -93,9 +94,57 @@ def test_inspect_prints_counts_lengths_and_decoded_samples(dataset: Path, capsys
     assert repr(first[:20])[1:-1] in out  # the sample is the first training document, decoded
 
 
+def test_inspect_has_a_row_for_each_source_and_names_the_longest(
+    dataset: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(dataset), "--samples", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    manifest = read_manifest(dataset)
+    (row,) = [line.split() for line in lines if line.startswith("  files ")]
+    bytes_a_token = f"{manifest.text_bytes_kept / manifest.tokens:.2f}"
+    assert row == ["files", "30", f"{manifest.tokens:,}", "100.0%", bytes_a_token]
+    train = manifest.splits["train"]
+    documents = list(sample_documents(dataset, train, count=train.documents))
+    name, ids = max(documents, key=lambda document: len(document[1]))
+    assert f"  longest {len(ids)}: {name}" in lines
+
+
+def test_inspect_draws_the_lengths(dataset: Path, tmp_path: Path) -> None:
+    assert main(["inspect", str(dataset), "--plot", str(tmp_path / "lengths.png")]) == 0
+    assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_says_where_a_plot_cannot_be_written(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(dataset), "--plot", str(tmp_path / "none" / "lengths.png")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"smollm2 pipeline: {tmp_path}/none/.lengths.png.partial: No such file or directory"
+
+
+def test_run_append_says_what_the_new_version_holds(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    folder = tmp_path / "folder"
+    shutil.copytree(dataset.parent, folder)
+    config = [str(folder / "config.yaml"), f"output_dir={folder}/dataset"]
+    assert main(["run", *config, "--append"]) == 0
+    assert capsys.readouterr().out.startswith("cli: already finished, 30 documents, ")
+    (dataset.parent / "zz.txt").write_text("one more")
+    try:
+        assert main(["run", *config, "--append"]) == 0
+    finally:
+        (dataset.parent / "zz.txt").unlink()
+    assert capsys.readouterr().out.startswith("cli: 31 documents, ")
+    assert main(["inspect", str(folder / "dataset")]) == 0
+    assert f"  version 2, after {read_manifest(dataset).digest()[:19]}…\n" in capsys.readouterr().out
+
+
 def test_the_histogram_counts_every_document_in_powers_of_two(dataset: Path) -> None:
     train = read_manifest(dataset).splits["train"]
-    buckets = length_histogram(dataset, train)
+    buckets = measure_lengths(dataset, train).powers_of_two()
     assert sum(bucket.documents for bucket in buckets) == train.documents
     lengths = [len(ids) for _, ids in sample_documents(dataset, train, count=train.documents)]
     assert len(lengths) == train.documents
@@ -144,9 +193,13 @@ def test_train_tokenizer_wants_a_config_that_trains(dataset: Path, capsys: pytes
     )
 
 
-@pytest.mark.parametrize(
-    "verb", [[], ["run"], ["commit"], ["train-tokenizer"], ["fertility"], ["mixture"], ["verify"], ["inspect"]]
+VERBS = (
+    *("run", "commit", "train-tokenizer", "fertility", "mixture", "verify", "inspect"),
+    *("merge", "split", "sample", "shuffle", "export"),
 )
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in VERBS)])
 def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([*verb, "--help"])

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -152,28 +152,6 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(config_file: Path, tmp_path: Pat
     assert "Traceback" not in stderr
 
 
-@pytest.fixture
-def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a tmpfs with options; skips where that is not allowed."""
-    folder = tmp_path / "mount"
-    folder.mkdir()
-    mounted = False
-
-    def mount(options: str) -> Path:
-        nonlocal mounted
-        if os.geteuid() != 0:
-            pytest.skip("mounting a tmpfs needs root")
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-        mounted = True
-        return folder
-
-    yield mount
-    if mounted:
-        subprocess.run(["umount", folder], check=True)
-
-
 def test_a_full_disk_is_one_line_and_nothing_is_lost(
     config_file: Path, tmp_path: Path, mount_tmpfs: Callable[[str], Path]
 ) -> None:
@@ -184,7 +162,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(
     assert last.startswith(f"smollm2 pipeline: {folder}/dataset")
     assert last.endswith(": no space left on the disk; free some and run the same command to go on")
     assert "Traceback" not in stderr
-    subprocess.run(["mount", "-o", "remount,size=20m", folder], check=True)
+    mount_tmpfs("remount,size=20m")
     code, _, stderr = finish(config_file, f"output_dir={folder}/dataset")
     assert code == 0
     assert "going on: " in stderr

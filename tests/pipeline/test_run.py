@@ -18,6 +18,7 @@ from pipeline.document import PipelineError, SourceError
 from pipeline.executors import WorkerError
 from pipeline.plan import make_plan
 from pipeline.run import run
+from pipeline.shards import hugging_face
 from pipeline.shards.format import read_manifest, write_durably
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.workspace import Workspace, only_run
@@ -68,7 +69,9 @@ def test_shards_do_not_depend_on_the_engine(
         assert [record["engine"] for record in report["encoding"]] == [record.engine for record in manifest.encoding]
         assert manifest.encoding[0].engine.startswith("tokenizers " if engine == "tokenizers" else "splintr ")
         assert manifest.encoding[0].pieces == 120
-        shards.append({name: digest for name, digest in digests(config.output_dir).items() if name != "manifest.json"})
+        files = digests(config.output_dir)
+        # the manifest and the units tell the engine's name
+        shards.append({name: files[name] for name in files if name not in ("manifest.json", "units.jsonl")})
     assert shards[0] == shards[1] == shards[2]
 
 
@@ -136,6 +139,7 @@ def test_no_validation_makes_no_folder_for_it(corpus: Path, make_config: MakeCon
         "state.json",
         "status.json",
         "tokenizer.json",
+        "units.jsonl",
     ]
 
 
@@ -329,6 +333,7 @@ def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(
 
         with monkeypatch.context() as patch:
             patch.setattr(assembly, "write_durably", write_or_die)
+            patch.setattr(hugging_face, "write_durably", write_or_die)
             patch.setattr(assembly, "write_manifest", stop)
             with pytest.raises(KeyboardInterrupt if writes < 8 else RuntimeError):
                 run(stopped)

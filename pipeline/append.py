@@ -1,0 +1,225 @@
+"""New input files for a finished dataset: `run --append` makes its next version, and rewrites no shard.
+
+`DATASET/units.jsonl` keeps what each unit was made of and what it gave, a line a unit, with the version that it came
+with. The files of those units must be there unchanged; files that are new make units with the next indices. Until the
+new manifest replaces the old one, the dataset is its old version: lines of units.jsonl with a version above the
+manifest's do not count, and shards that the manifest does not name are not read. A dataset that a run has made is
+known by the file; of datasets that other verbs made nothing says which input they hold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.config import PipelineConfig, content_of, differences
+from pipeline.document import PipelineError
+from pipeline.plan import Plan, Unit, group_pieces
+from pipeline.report import examples_per_unit
+from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
+from pipeline.shards.reader import check_size
+from pipeline.unit import UnitRecord
+from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, some_of
+
+UNITS_FILE = "units.jsonl"
+
+
+class KeptUnit(BaseModel):
+    """A unit of a finished dataset, the record of it, and the version of the dataset that it came with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int
+    unit: Unit
+    record: UnitRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """What a run adds to: nothing, or the last version of a dataset."""
+
+    manifest: DatasetManifest | None = None
+    units: tuple[KeptUnit, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """0 for nothing."""
+        return 0 if self.manifest is None else self.manifest.version
+
+    @property
+    def digest(self) -> str | None:
+        return None if self.manifest is None else self.manifest.digest()
+
+    @property
+    def records(self) -> list[UnitRecord]:
+        return [kept.record for kept in self.units]
+
+    def lend_tokenizer(self, workspace: Workspace) -> None:
+        """Give a run the tokenizer of what is there, so that none is trained anew."""
+        if self.manifest is not None and not workspace.tokenizer_path.is_file():
+            write_durably(workspace.tokenizer_path, (workspace.dataset / TOKENIZER_FILE).read_bytes())
+
+    def plan_of_new_files(self, plan: Plan, config: PipelineConfig) -> Plan:
+        """Units of what the plan of all files has beyond these, with the indices that follow; all of it for nothing.
+
+        Raises PipelineError if a file of these is gone or has changed.
+        """
+        if self.manifest is None:
+            return plan
+        before = _versions(kept.unit for kept in self.units)
+        after = _versions(plan.units)
+        changes = [f"{path} is gone" for source, path in before if (source, path) not in after]
+        changes += [
+            f"{path} has changed ({version} → {after[source, path]})"
+            for (source, path), version in before.items()
+            if after.get((source, path), version) != version
+        ]
+        if changes:
+            raise PipelineError(
+                f"--append adds files to those of {config.output_dir}, but of those: {some_of(sorted(changes))}; "
+                "restore them, or make a dataset of the new files alone and merge the two"
+            )
+        units: list[Unit] = []
+        for source in dict.fromkeys(unit.source for unit in plan.units):
+            pieces = [
+                piece
+                for unit in plan.units
+                if unit.source == source
+                for piece in unit.pieces
+                if (source, piece.path) not in before
+            ]
+            groups = list(group_pieces(pieces, unit_size_bytes=config.unit_size_bytes))
+            for group in groups:
+                index = len(self.units) + len(units)
+                max_examples = examples_per_unit(len(groups))
+                units.append(Unit(index=index, source=source, pieces=group, max_examples=max_examples))
+        return Plan(tuple(units))
+
+
+NOTHING = Base()
+
+
+def open_base(config: PipelineConfig, workspace: Workspace) -> Base:
+    """The version that `run --append` adds to.
+
+    Raises PipelineError if the dataset is not finished, was not made by a run or was deduplicated, or if the config
+    differs in more than its files and further sources; DatasetError if a shard is missing.
+    """
+    require_finished(config.output_dir)
+    if config.deduplication.is_on:
+        raise PipelineError(
+            "--append would compare the new documents with each other only, not with those of the dataset; "
+            "with deduplication, make a new dataset of all files"
+        )
+    manifest = read_manifest(config.output_dir)
+    base = Base(manifest, read_units(config.output_dir, manifest))
+    if has_unfinished_append(workspace, base):
+        workspace.check_config(config)
+    else:
+        workspace.remove()
+        _check_config(config)
+    path = config.tokenizer.path
+    for tokenizer in (config.output_dir / TOKENIZER_FILE, *([] if path is None else [path])):
+        if not tokenizer.is_file() or digest_file(tokenizer) != manifest.tokenizer.digest:
+            raise PipelineError(
+                f"{tokenizer} is not what made version {manifest.version} of {config.output_dir} "
+                f"({manifest.tokenizer.digest[:19]}…); restore it"
+            )
+    for record in manifest.splits.values():
+        for shard in record.shards:
+            check_size(config.output_dir, shard)
+    return base
+
+
+def require_finished(dataset: Path) -> None:
+    """Raises PipelineError if there is no version to append to."""
+    if not is_finished(dataset):
+        raise PipelineError(f"--append adds to a finished dataset, and {dataset} is none; run without --append first")
+
+
+def refuse_unfinished_append(dataset: Path, manifest: DatasetManifest, workspace: Workspace) -> None:
+    """Raises PipelineError if an append was interrupted: a run without it would take its work away."""
+    if workspace.last_planned_unit() is None or not (dataset / UNITS_FILE).is_file():
+        return
+    if has_unfinished_append(workspace, Base(manifest, read_units(dataset, manifest))):
+        raise PipelineError(
+            f"a run --append to {dataset} was interrupted; run it again with --append to finish it, "
+            f"or {workspace.way_out}"
+        )
+
+
+def has_unfinished_append(workspace: Workspace, base: Base) -> bool:
+    """Whether the workspace plans units that the dataset does not have yet."""
+    last = workspace.last_planned_unit()
+    return last is not None and last >= len(base.units)
+
+
+def write_units(dataset: Path, base: Base, plan: Plan, records: Sequence[UnitRecord]) -> None:
+    """Keep the base's units and these, which make its next version. To be called before the manifest is written."""
+    kept = [
+        *base.units,
+        *(
+            # without its time, which varies
+            KeptUnit(version=base.version + 1, unit=unit, record=record.model_copy(update={"seconds": 0.0}))
+            for unit, record in zip(plan.units, records, strict=True)
+        ),
+    ]
+    write_durably(dataset / UNITS_FILE, b"".join(f"{unit.model_dump_json()}\n".encode() for unit in kept))
+
+
+def read_units(dataset: Path, manifest: DatasetManifest) -> tuple[KeptUnit, ...]:
+    """The units of the manifest's version. Raises PipelineError if the file is missing or damaged."""
+    path = dataset / UNITS_FILE
+    if manifest.origin is not None:
+        raise PipelineError(
+            f"{dataset} was made by `smollm2 pipeline {manifest.origin.verb}`, not by a run; make a dataset of the new "
+            "files and merge the two"
+        )
+    try:
+        with path.open("rb") as file:
+            units = [KeptUnit.model_validate_json(line) for line in file]
+    except FileNotFoundError:
+        raise PipelineError(
+            f"{path} is missing, and with it what {dataset} was made of; make a dataset of the new files and merge "
+            "the two"
+        ) from None
+    except ValidationError as error:
+        raise PipelineError(
+            f"{path} is damaged ({error.errors()[0]['msg']}); make a dataset of the new files and merge the two"
+        ) from None
+    return tuple(unit for unit in units if unit.version <= manifest.version)
+
+
+def _check_config(config: PipelineConfig) -> None:
+    path = config.output_dir / CONFIG_FILE
+    try:
+        before: Any = json.loads(path.read_bytes())
+        sources_before = {source["name"]: source for source in before.pop("sources")}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise PipelineError(f"{path} is missing or damaged; restore it") from None
+    after = content_of(config)
+    sources_after = {source["name"]: source for source in after.pop("sources")}
+    changes = differences(before, after)
+    for name, source in sources_before.items():
+        if name not in sources_after:
+            changes.append(f"source {name!r} is gone")
+            continue
+        changes += differences(
+            {key: value for key, value in source.items() if key != "files"},
+            {key: value for key, value in sources_after[name].items() if key != "files"},
+            path=f"source {name!r}",
+        )
+    if changes:
+        raise PipelineError(
+            f"--append may add files and sources only, but the config differs from that of {config.output_dir} in more "
+            f"({some_of(changes)}); restore the config, or choose another output_dir"
+        )
+
+
+def _versions(units: Iterable[Unit]) -> dict[tuple[str, str], str]:
+    return {(unit.source, piece.path): piece.version for unit in units for piece in unit.pieces}

@@ -1,0 +1,1 @@
+"""Datasets, and exports, that are made of finished datasets."""
