@@ -15,14 +15,16 @@ exact and MinHash; a fifth are copies of an earlier one, and a fifth differ from
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
-import resource
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -179,33 +181,60 @@ def bounded_memory(count: int) -> None:
                 "workers": 2,
             }
         )
-        cpu = _cpu_seconds()
-        started = time.perf_counter()
         config.output_dir.mkdir()
-        deduplicate(config, make_plan(config))
-        seconds, cpu = time.perf_counter() - started, _cpu_seconds() - cpu
+        started = time.perf_counter()
+        before = time.process_time()  # this process has made the texts too
+        with ProcessWatch() as watch:
+            deduplicate(config, make_plan(config))
+        seconds, cpu = time.perf_counter() - started, watch.cpu_seconds - before
+        peaks_kb = watch.peak_kb
         report: dict[str, Any] = json.loads((config.output_dir / "deduplication.json").read_bytes())
         spilled = sum(path.stat().st_size for path in Folder(config.output_dir).signatures.glob("*.arrow"))
         print(
             f"{count:,} documents of 40 words ({corpus.stat().st_size / 1e6:,.0f} MB), exact and MinHash, two workers"
         )
         print(f"  {count / cpu:,.0f} documents/s a core (CPU), {count / seconds:,.0f} documents/s (wall)")
-        print(f"  peak memory: parent {_peak_mb(resource.RUSAGE_SELF):,.0f} MB, ", end="")
-        print(
-            f"largest worker {_peak_mb(resource.RUSAGE_CHILDREN):,.0f} MB; signatures on disk {spilled / 1e6:,.0f} MB"
-        )
+        parent_mb, worker_mb = peaks_kb.pop(os.getpid()) / 1e3, max(peaks_kb.values()) / 1e3
+        print(f"  peak memory: parent {parent_mb:,.0f} MB, largest worker {worker_mb:,.0f} MB; ", end="")
+        print(f"signatures on disk {spilled / 1e6:,.0f} MB")
         print(
             f"  planted: {planted}; dropped: {report['dropped']}; largest cluster: {max(map(int, report['clusters']))}"
         )
 
 
-def _peak_mb(who: int) -> float:
-    return resource.getrusage(who).ru_maxrss / 1e3
+class ProcessWatch:
+    """Peak memory and CPU seconds of this process and all below it, from /proc: workers are forked off a server."""
 
+    def __init__(self) -> None:
+        self.peak_kb: dict[int, int] = {}
+        self._ticks: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-def _cpu_seconds() -> float:
-    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+    def __enter__(self) -> ProcessWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def cpu_seconds(self) -> float:
+        return sum(self._ticks.values()) / os.sysconf("SC_CLK_TCK")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            waiting = [os.getpid()]
+            while waiting:
+                pid = waiting.pop()
+                with contextlib.suppress(OSError, StopIteration):  # it has ended
+                    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+                    self.peak_kb[pid] = int(next(line for line in status if line.startswith("VmHWM")).split()[1])
+                    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                    self._ticks[pid] = int(fields[11]) + int(fields[12])
+                    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+                        waiting += map(int, children.read_text().split())
 
 
 def main() -> None:
