@@ -17,9 +17,10 @@ from pathlib import Path
 
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
+from pipeline.encoding_pass import do_units
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit, make_plan
-from pipeline.run import RunResult, check_finished, do_units, naming_full_disk, prepare, publish
+from pipeline.run import RunResult, check_finished, naming_full_disk, prepare, publish
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.workspace import Workspace, is_finished, only_run
 

@@ -1,41 +1,36 @@
 """A pipeline run from sources to manifest, which goes on where an earlier attempt stopped.
 
-Bytes of the output depend on the config and the input only: not on the number of workers, nor on how often, when or
-how hard the run was interrupted.
+Bytes of the shards depend on the config and the input only: not on the number of workers, nor on how often, when or
+how hard the run was interrupted. The manifest tells besides which engine made the ids.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import logging
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.append import NOTHING, Base, open_base, refuse_unfinished_append, require_finished, write_units
-from pipeline.assembly import assemble, report_and_check
-from pipeline.bad_records import BadRecordLimit
+from pipeline.assembly import assemble
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
-from pipeline.executors import Finished, WorkerError, execute, executor_settings, workers_of_this_machine
+from pipeline.encoding_pass import do_units
+from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
-from pipeline.plan import Plan, Unit, make_plan
-from pipeline.progress import ProgressDisplay
+from pipeline.plan import Plan, make_plan
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.shuffled_run import run_shuffled
 from pipeline.status import STATUS_FILE, RunStatus
-from pipeline.throughput import Throughput
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
-from pipeline.tokenizer.engine import EngineName
 from pipeline.tokenizer.train import train_tokenizer
-from pipeline.unit import Progress, UnitRecord, process_unit
+from pipeline.unit import UnitRecord
 from pipeline.worker_start import warm_up
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
 
@@ -220,75 +215,3 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
         if missing := encoder.missing_byte_tokens():
             log.info("tokenizer: %s has no token for %d of the 256 bytes; it drops those silently", path, missing)
     return encoder, content
-
-
-def do_units(
-    config: PipelineConfig,
-    plan: Plan,
-    units: Sequence[Unit],
-    workspace: Workspace,
-    encoder: Encoder,
-    status: RunStatus,
-    *,
-    started: float,
-) -> tuple[dict[int, UnitRecord], int]:
-    """Do these units of the plan; gives the records of all that are done, and the tokens that were made now.
-
-    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
-    """
-    records = workspace.finished_units(plan)
-    limit = BadRecordLimit(
-        max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
-    )
-
-    def stop_if_too_many_are_bad() -> None:
-        if limit.is_out_of_reach():
-            done = [records[index] for index in sorted(records)]
-            report_and_check(config, done, seconds=time.perf_counter() - started)
-
-    for record in records.values():
-        limit.add(record)
-    stop_if_too_many_are_bad()
-    if records:
-        log.info("going on: %d of %d units were done before", len(records), len(plan.units))
-    items = [unit for unit in units if unit.index not in records]
-    throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
-    engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes) if items else "tokenizers"
-    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
-    status.watch(throughput)
-    status.enter_phase("units")
-    with ProgressDisplay(throughput) as display:
-        for message in execute(executor_settings(config), make_task, items):
-            throughput.note(message)
-            if isinstance(message, Finished):
-                records[message.result.index] = message.result
-                _check_is_here(message.result, workspace)
-                limit.add(message.result)
-                stop_if_too_many_are_bad()
-            display.show()
-            status.refresh()
-    return records, throughput.tokens
-
-
-def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:
-    """A node that does not share the output folder would write a shard that nobody finds."""
-    if not workspace.holds_shards_of(record):
-        raise WorkerError(
-            f"unit {record.index} was done, but its shards are not in {workspace.dataset}: the nodes do not share it; "
-            "choose an output_dir on a file system that all of them share"
-        )
-
-
-class UnitTask:
-    """A worker's task: it loads the tokenizer once and does unit after unit."""
-
-    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: EngineName) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        os.environ["RAYON_NUM_THREADS"] = "1"  # splintr's threads: one process a core already
-        self._config = config
-        self._units_directory = units_directory
-        self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)
-        self._encoder.use(engine)
-
-    def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
-        return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)

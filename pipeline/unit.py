@@ -30,6 +30,9 @@ from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenc
 
 PROGRESS_INTERVAL_S = 0.5
 
+# beside the folder of the units' records, once a fast engine was caught in a difference; holds which
+DISTRUST_FILE = "engine_difference.txt"
+
 
 class UnitRecord(BaseModel):
     """What a finished unit made."""
@@ -43,6 +46,11 @@ class UnitRecord(BaseModel):
     tally: Tally
     seconds: float
     encoding: EncodingRecord | None = None
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a fast engine made its ids: once one is caught in a difference, so is what it made unnoticed."""
+        return self.encoding is not None and not self.encoding.engine.startswith("tokenizers ")
 
     @property
     def tokens(self) -> int:
@@ -148,14 +156,19 @@ def process_unit(
 ) -> UnitRecord:
     """Make the unit's shards below `config.output_dir`, then its record.
 
-    Where the fast engine is caught in a difference, the unit is done again by the reference. Raises SourceError,
-    TokenizerError, and OSError with the name of the file that could not be written.
+    Where the fast engine is caught in a difference, the unit is done again by the reference, and so are all units that
+    any worker begins from then on. Raises SourceError, TokenizerError, and OSError with the name of the file that could
+    not be written.
     """
     started = time.perf_counter()
+    distrust = units_directory.with_name(DISTRUST_FILE)
+    if distrust.is_file():
+        encoder.use("tokenizers")
     encoder.begin_unit()
     try:
         tally, shards = _make_shards(config, unit, encoder, tell)
     except EngineDifferenceError as difference:
+        write_durably(distrust, str(difference).encode())
         encoder.begin_unit(after=difference)
         tally, shards = _make_shards(config, unit, encoder, tell)
     record = UnitRecord(

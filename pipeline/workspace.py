@@ -38,7 +38,7 @@ from pipeline.shards.format import (
     write_durably,
 )
 from pipeline.status import STATUS_FILE
-from pipeline.unit import UnitRecord, unit_record_path
+from pipeline.unit import DISTRUST_FILE, UnitRecord, unit_record_path
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Workspace:
         self.tokenizer_path = self.directory / TOKENIZER_FILE
         self._config_path = self.directory / CONFIG_FILE
         self._plan_path = self.directory / "plan.json"
+        self._distrust_path = self.directory / DISTRUST_FILE
 
     @property
     def way_out(self) -> str:
@@ -113,7 +114,8 @@ class Workspace:
             write_durably(self._plan_path, plan_to_json(plan))
 
     def finished_units(self, plan: Plan) -> dict[int, UnitRecord]:
-        """The records of units whose shards are all there."""
+        """The records of units whose shards are all there, and whose ids are not doubted."""
+        distrusts_engine = self.distrusts_engine()
         records: dict[int, UnitRecord] = {}
         for unit in plan.units:
             path = unit_record_path(self.units_directory, unit.index)
@@ -123,9 +125,16 @@ class Workspace:
                 continue
             except ValidationError:
                 raise PipelineError(f"{path} is damaged; remove it to do that unit again") from None
-            if self.holds_shards_of(record):
+            if self.holds_shards_of(record) and not (distrusts_engine and record.is_doubtful):
                 records[unit.index] = record
         return records
+
+    def distrusts_engine(self) -> bool:
+        """Whether a worker has caught the fast engine in a difference."""
+        return self._distrust_path.is_file()
+
+    def engine_difference(self) -> str:
+        return self._distrust_path.read_text()
 
     def holds_shards_of(self, record: UnitRecord) -> bool:
         """Whether all shards of a finished unit can be seen from here."""

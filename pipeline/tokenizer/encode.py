@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import orjson
@@ -107,6 +108,7 @@ class Encoder:
     def use(self, engine: Engine | EngineName) -> None:
         """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
+            assert engine in get_args(EngineName), engine
             self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
         else:
             self._fast = engine

@@ -62,7 +62,7 @@ def files_of(dataset: Path) -> dict[str, bytes]:
     return {
         path.relative_to(dataset).as_posix(): path.read_bytes()
         for path in sorted(dataset.rglob("*"))
-        if path.is_file() and path.name not in ("report.json", "report.html", ".lock")
+        if path.is_file() and path.name not in ("report.json", "report.html", "status.json", ".lock")
     }
 
 

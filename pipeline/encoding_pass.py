@@ -1,0 +1,121 @@
+"""The encoding pass: every unit of a run to its shards, by whatever executor.
+
+A fast engine that is caught in a difference is not trusted with anything: its unit is done again by the reference at
+once, the units after it by the reference, and what it has done before again, by this attempt or the next.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline.assembly import report_and_check
+from pipeline.bad_records import BadRecordLimit
+from pipeline.config import PipelineConfig
+from pipeline.executors import Finished, WorkerError, execute, executor_settings
+from pipeline.plan import Plan, Unit
+from pipeline.progress import ProgressDisplay
+from pipeline.status import RunStatus
+from pipeline.throughput import Throughput
+from pipeline.tokenizer.encode import Encoder
+from pipeline.tokenizer.engine import EngineName
+from pipeline.unit import Progress, UnitRecord, process_unit
+from pipeline.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def do_units(
+    config: PipelineConfig,
+    plan: Plan,
+    units: Sequence[Unit],
+    workspace: Workspace,
+    encoder: Encoder,
+    status: RunStatus,
+    *,
+    started: float,
+) -> tuple[dict[int, UnitRecord], int]:
+    """Do these units of the plan; gives the records of all that are done, and the tokens that were made now.
+
+    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
+    """
+    records, tokens = _do_once(config, plan, units, workspace, encoder, status, started=started)
+    if not workspace.distrusts_engine():
+        return records, tokens
+    log.warning("%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference())
+    records, more_tokens = _do_once(config, plan, units, workspace, encoder, status, started=started)
+    return records, tokens + more_tokens
+
+
+def _do_once(
+    config: PipelineConfig,
+    plan: Plan,
+    units: Sequence[Unit],
+    workspace: Workspace,
+    encoder: Encoder,
+    status: RunStatus,
+    *,
+    started: float,
+) -> tuple[dict[int, UnitRecord], int]:
+    records = workspace.finished_units(plan)
+    limit = BadRecordLimit(
+        max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
+    )
+
+    def stop_if_too_many_are_bad() -> None:
+        if limit.is_out_of_reach():
+            done = [records[index] for index in sorted(records)]
+            report_and_check(config, done, seconds=time.perf_counter() - started)
+
+    for record in records.values():
+        limit.add(record)
+    stop_if_too_many_are_bad()
+    if records:
+        log.info("going on: %d of %d units were done before", len(records), len(plan.units))
+    items = [unit for unit in units if unit.index not in records]
+    throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
+    engine: EngineName = "tokenizers"
+    if items and not workspace.distrusts_engine():
+        engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes)
+    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
+    status.watch(throughput)
+    status.enter_phase("units")
+    with ProgressDisplay(throughput) as display:
+        for message in execute(executor_settings(config), make_task, items):
+            throughput.note(message)
+            if isinstance(message, Finished):
+                records[message.result.index] = message.result
+                _check_is_here(message.result, workspace)
+                limit.add(message.result)
+                stop_if_too_many_are_bad()
+            display.show()
+            status.refresh()
+    return records, throughput.tokens
+
+
+def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:
+    """A node that does not share the output folder would write a shard that nobody finds."""
+    if not workspace.holds_shards_of(record):
+        raise WorkerError(
+            f"unit {record.index} was done, but its shards are not in {workspace.dataset}: the nodes do not share it; "
+            "choose an output_dir on a file system that all of them share"
+        )
+
+
+class UnitTask:
+    """A worker's task: it loads the tokenizer once and does unit after unit."""
+
+    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: EngineName) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ["RAYON_NUM_THREADS"] = "1"  # splintr's threads: one process a core already
+        self._config = config
+        self._units_directory = units_directory
+        self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)
+        self._encoder.use(engine)
+
+    def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
+        return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)
