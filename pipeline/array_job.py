@@ -20,7 +20,7 @@ from pipeline.document import PipelineError
 from pipeline.encoding_pass import do_units
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit, make_plan
-from pipeline.run import RunResult, check_finished, naming_full_disk, prepare, publish
+from pipeline.run import RunResult, check_files, check_finished, naming_full_disk, prepare, publish
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.workspace import Workspace, is_finished, only_run
 
@@ -72,6 +72,7 @@ def run_shard(config: PipelineConfig, shard: RunShard) -> ShardResult:
             _only_shard(folder, shard),
             RunStatus(status_file, name=config.name, executor=config.executor) as status,
         ):
+            check_files(config)
             plan = make_plan(config)
             encoder, _ = prepare(config, plan, workspace, status)
             units = shard.units(plan.units)
@@ -100,6 +101,7 @@ def commit(config: PipelineConfig) -> RunResult:
             )
         workspace.check_config(config)
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor="commit") as status:
+            check_files(config)
             plan = make_plan(config)
             encoder, content = prepare(config, plan, workspace, status)
             records = workspace.finished_units(plan)

@@ -26,10 +26,7 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.hugging_face import write_hugging_face_files
 from pipeline.unit import UnitRecord
-from pipeline.workspace import CONFIG_FILE
-
-REPORT_FILE = "report.json"
-REPORT_PAGE_FILE = "report.html"
+from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE
 
 
 def assemble(

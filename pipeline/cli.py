@@ -131,7 +131,10 @@ def _commit(arguments: argparse.Namespace) -> None:
 def _print_result(config: PipelineConfig, result: RunResult) -> None:
     documents, tokens = result.manifest.documents, result.manifest.tokens
     if result.was_finished:
-        print(f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir}")
+        print(
+            f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir} "
+            "(the sources are not looked at again; --append adds new files)"
+        )
         return
     print(
         f"{config.name}: {documents:,} documents, {tokens:,} tokens in {result.seconds:.1f} s "

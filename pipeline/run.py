@@ -72,7 +72,9 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
             base = open_base(config, workspace)
         else:
             base = NOTHING
+            workspace.forget_other_config(config)
             workspace.check_config(config)
+        check_files(config)
         plan = base.plan_of_new_files(make_plan(config), config)
         if base.manifest is not None and not plan.units:
             workspace.remove()
@@ -98,7 +100,6 @@ def prepare(
 
     Gives the tokenizer and its content.
     """
-    chain.prepare(config.filters)
     with workspace.setting_up():
         workspace.begin(config, plan)
         base.lend_tokenizer(workspace)
@@ -108,6 +109,14 @@ def prepare(
             status.enter_phase("deduplication")
             deduplicate(config, plan)
     return encoder, content
+
+
+def check_files(config: PipelineConfig) -> None:
+    """Raises PipelineError for a file of a filter or a tokenizer that is missing: known at once, where listing the
+    sources may take minutes."""
+    chain.prepare(config.filters)
+    if config.tokenizer.path is not None:
+        read_tokenizer(config.tokenizer.path)
 
 
 @contextmanager

@@ -16,14 +16,13 @@ from pathlib import Path
 from shutil import rmtree
 from typing import TYPE_CHECKING
 
-from pipeline.assembly import REPORT_FILE, REPORT_PAGE_FILE
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.derived.new_dataset import NewDataset, read_tokenizer_of
 from pipeline.derived.new_directory import new_directory, refuse_existing
 from pipeline.derived.shuffle import add_shuffled
 from pipeline.document import PipelineError
 from pipeline.shards.format import DatasetManifest, read_manifest, write_durably
-from pipeline.workspace import CONFIG_FILE, is_finished, require_same_config
+from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, is_finished, require_same_config
 
 if TYPE_CHECKING:
     from pipeline.run import RunResult

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+REPORT_FILE = "report.json"
+REPORT_PAGE_FILE = "report.html"
 
 MAX_DIFFERENCES = 5
 
@@ -82,6 +84,19 @@ class Workspace:
             raise PipelineError(
                 f"output_dir={self.dataset} holds other files ({', '.join(foreign[:3])}); choose a new or empty folder"
             )
+
+    def forget_other_config(self, config: PipelineConfig) -> None:
+        """Remove what a start by another config has left, where that was refused or stopped before it wrote a shard.
+
+        Only for who holds the folder alone.
+        """
+        has_shards = any(any(split_directory(self.dataset, split).glob("data-*.arrow")) for split in SPLITS)
+        if has_shards or not self._config_path.is_file():
+            return
+        try:
+            require_same_config(self._config_path, config)
+        except PipelineError:
+            self.remove()
 
     def has_begun(self) -> bool:
         """Whether units may have been done: there is a plan and a tokenizer."""
@@ -166,7 +181,8 @@ class Workspace:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation", STATUS_FILE})
+# what a run that was refused may leave
+_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation", STATUS_FILE, REPORT_FILE, REPORT_PAGE_FILE})
 
 _UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 

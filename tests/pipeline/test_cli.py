@@ -45,7 +45,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, make_texts: Callable[..., 
 def test_run_again_says_that_it_is_finished(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(dataset.parent / "config.yaml")]) == 0
     tokens = sum(split.tokens for split in read_manifest(dataset).splits.values())
-    assert capsys.readouterr().out == f"cli: already finished, 30 documents, {tokens:,} tokens: {dataset}\n"
+    assert capsys.readouterr().out == (
+        f"cli: already finished, 30 documents, {tokens:,} tokens: {dataset} "
+        "(the sources are not looked at again; --append adds new files)\n"
+    )
 
 
 def test_run_with_another_config_is_one_line(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:

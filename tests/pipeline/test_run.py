@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -262,6 +263,24 @@ def test_a_finished_dataset_of_another_config_says_what_differs(corpus: Path, ma
     run(make_config())
     with pytest.raises(PipelineError, match=r"was made with another config \(name: \"test\" → \"other\"\)"):
         run(make_config(name="other"))
+
+
+@pytest.mark.parametrize("tokenizer", [{}, {"tokenizer": {"train": {"vocab_size": 300}}}], ids=["given", "trained"])
+def test_a_start_that_wrote_no_shard_does_not_hold_the_folder(
+    corpus: Path, make_config: MakeConfig, tokenizer: dict[str, Any]
+) -> None:
+    source = {"name": "corpus", "type": "jsonl", "files": [str(corpus / "*.jsonl")]}
+    with pytest.raises(PipelineError, match="missing_field"):
+        run(make_config(sources=[source | {"text_field": "txt"}], **tokenizer))
+    assert run(make_config(sources=[source], **tokenizer)).manifest.documents_in == 120
+
+
+def test_a_missing_tokenizer_is_told_before_the_sources_are_listed(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run_module, "make_plan", lambda config: pytest.fail("listed"))
+    with pytest.raises(PipelineError, match=r"none\.json"):
+        run(make_config(tokenizer={"path": tmp_path / "none.json"}))
 
 
 def test_a_folder_of_other_files_is_refused(corpus: Path, make_config: MakeConfig) -> None:
