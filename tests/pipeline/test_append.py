@@ -401,3 +401,10 @@ def test_a_full_disk_leaves_the_old_version_and_goes_on(
     assert main(["run", str(config_file), "--append"]) == 0
     assert read_manifest(config.output_dir).documents == 3120
     assert verify_dataset(config.output_dir, threads=1) == []
+
+
+def test_a_deduplicated_dataset_is_not_appended_to(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config(deduplication={"exact": {}}, **SMALL_UNITS)
+    run(config)
+    with pytest.raises(PipelineError, match="with deduplication, make a new dataset of all files"):
+        run(config, append=True)

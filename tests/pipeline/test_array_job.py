@@ -43,6 +43,29 @@ def config(corpus: Path, make_config: MakeConfig) -> PipelineConfig:
     return make_config(unit_size_bytes=3000, executor="serial")
 
 
+def test_shards_deduplicate_over_all_of_the_input(
+    corpus: Path, make_config: MakeConfig, make_jsonl: Callable[[Path, Sequence[str]], Path], tmp_path: Path
+) -> None:
+    twice = json.loads((corpus / "0.jsonl").read_text().splitlines()[0])["text"]
+    make_jsonl(corpus / "9.jsonl", [twice])
+    one, many = (
+        make_config(unit_size_bytes=3000, executor="serial", deduplication={"exact": {}}, output_dir=tmp_path / name)
+        for name in ("one", "many")
+    )
+    run(one)
+    for index in (1, 0):
+        run_shard(many, RunShard(index, 2))
+    assert commit(many).manifest.dropped["exact_duplicate"].documents >= 1
+    assert digests(many.output_dir) == digests(one.output_dir)
+
+
+def test_a_shuffle_is_refused_with_the_way_out(config: PipelineConfig) -> None:
+    shuffled = config.model_copy(update={"shuffle_seed": 1})
+    for deed in (lambda: run_shard(shuffled, RunShard(0, 2)), lambda: commit(shuffled)):
+        with pytest.raises(PipelineError, match=r"shuffle_seed=1 does not go with --shard and commit; remove it, and"):
+            deed()
+
+
 def test_every_unit_is_of_one_shard() -> None:
     units = [Unit(index, "a", ()) for index in range(10)]
     shares = [[unit.index for unit in RunShard(index, 4).units(units)] for index in range(4)]

@@ -57,6 +57,11 @@ def test_run_with_another_config_is_one_line(dataset: Path, capsys: pytest.Captu
     assert line.startswith(f"smollm2 pipeline: output_dir={dataset} was made with another config (filters.0.min")
 
 
+def test_a_shard_does_not_append(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--shard", "0/2", "--append", str(dataset.parent / "config.yaml")]) == 2
+    assert capsys.readouterr().err == "smollm2 pipeline: --append does not go with --shard; run it without\n"
+
+
 def test_verify_says_whole(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(dataset)]) == 0
     assert capsys.readouterr().out == f"{dataset}: whole, 2 shards, problems: 0\n"
