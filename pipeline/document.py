@@ -43,11 +43,16 @@ class SourceError(PipelineError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text of a corpus, and where it came from."""
+    """One text of a corpus, and where it came from.
+
+    `header` stands before the text when it is encoded: special tokens, each with the text that follows it. Filters,
+    deduplication and the split by hash do not see it.
+    """
 
     document_id: str
     text: str
     url: str | None = None
+    header: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,20 +131,31 @@ class WarcConfig(Files):
     type: Literal["warc"]
 
 
-class SourceTreeConfig(Source):
+class SourceCode(Source):
+    """Files of one repository.
+
+    `special_tokens`: documents begin with the name of the repository and the path, as StarCoder 2 was trained
+    (arXiv:2402.19173): `<repo_name>NAME<file_sep>PATH`, a line end, the file. The name is
+    `repository`, or that of the root's folder.
+    """
+
+    root: str
+    special_tokens: bool = False
+    repository: str | None = None
+
+
+class SourceTreeConfig(SourceCode):
     """A tree of source code, each file one document. `root: python:stdlib` is the running interpreter's library."""
 
     type: Literal["source_tree"]
-    root: str
     include: tuple[str, ...] = Field(default=("**/*.py",), min_length=1)
     exclude: tuple[str, ...] = ()
 
 
-class GitConfig(Source):
+class GitConfig(SourceCode):
     """A checkout, each file that git does not ignore one document; `languages` as in `sources/languages.py`."""
 
     type: Literal["git"]
-    root: str
     languages: tuple[str, ...] | None = Field(default=None, min_length=1)
     include: tuple[str, ...] = Field(default=("**",), min_length=1)
     exclude: tuple[str, ...] = ()

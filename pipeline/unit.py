@@ -26,6 +26,7 @@ from pipeline.shards.format import SPLITS, EncodingRecord, ShardRecord, Split, s
 from pipeline.shards.writer import ShardWriter
 from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
+from pipeline.tokenizer.document_ids import encode_documents
 from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenceError
 
 PROGRESS_INTERVAL_S = 0.5
@@ -206,7 +207,7 @@ def _make_shards(
         }
         for batch in _batches(reader):
             lengths, sizes = [], []
-            for kept, ids in zip(batch, encoder.encode([kept.document.text for kept in batch]), strict=True):
+            for kept, ids in zip(batch, encode_documents(encoder, [kept.document for kept in batch]), strict=True):
                 if len(ids) == 1:
                     # only an EOS: the tokenizer has no token for any byte of the text
                     reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.document import Record, SourceError, one_line
 from pipeline.source_config import GitConfig
+from pipeline.sources.code_header import with_header
 from pipeline.sources.languages import LANGUAGE_SUFFIXES
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.source_tree import is_chosen
@@ -42,7 +43,8 @@ def find_pieces(config: GitConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
 
 
 def read_piece(config: GitConfig, piece: Piece) -> Iterator[Record]:
-    yield read_document(piece, document_id=readable(Path(piece.path).relative_to(config.root)))
+    document_id = readable(Path(piece.path).relative_to(config.root))
+    yield with_header(read_document(piece, document_id=document_id), config)
 
 
 def _suffixes(config: GitConfig) -> tuple[str, ...] | None:

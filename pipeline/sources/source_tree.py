@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pipeline.document import Record, SourceError
 from pipeline.source_config import SourceTreeConfig
+from pipeline.sources.code_header import with_header
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import readable, stored_file
 from pipeline.sources.text import read_document
@@ -38,7 +39,7 @@ def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[P
 
 def read_piece(config: SourceTreeConfig, piece: Piece) -> Iterator[Record]:
     document_id = readable(Path(piece.path).relative_to(_root(config)))
-    yield read_document(piece, document_id=document_id)
+    yield with_header(read_document(piece, document_id=document_id), config)
 
 
 def is_chosen(path: str, *, include: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -130,6 +130,16 @@ class Encoder:
             difference=self._difference,
         )
 
+    def special_id(self, token: str) -> int:
+        """The id of a special token. Raises TokenizerError if there is none."""
+        number = self.tokenizer.token_to_id(token)
+        if number is None:
+            raise TokenizerError(
+                f"{self.origin} has no token {token!r}, which a source's special_tokens need; "
+                "remove special_tokens, or take a tokenizer that has it"
+            )
+        return int(number)
+
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """The ids of each text, ending in EOS and holding it nowhere else: views of one array.
 

@@ -90,3 +90,10 @@ def test_a_machine_without_git_is_told(checkout: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SourceError, match=r"there is no git on this machine; install it"):
         read(checkout)
+
+
+def test_special_tokens_name_the_checkout_and_the_file(checkout: Path) -> None:
+    config = GitConfig(type="git", name="code", root=str(checkout), include=("a.py",), special_tokens=True)
+    (piece,) = git.find_pieces(config, unit_size_bytes=1)
+    header = (("<repo_name>", "checkout"), ("<file_sep>", "a.py\n"))
+    assert list(git.read_piece(config, piece)) == [Document("a.py", "a = 1\n", header=header)]

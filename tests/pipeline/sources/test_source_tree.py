@@ -103,3 +103,14 @@ def test_a_missing_root_is_named(tmp_path: Path) -> None:
 def test_no_file_left_says_what_was_asked_for(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"no file below .* is included; include is \*\.c, exclude is b\*"):
         list(source_tree.find_pieces(config_of(tmp_path, include=("*.c",), exclude=("b*",)), unit_size_bytes=1))
+
+
+@pytest.mark.parametrize(("fields", "name"), [({}, "tree"), ({"repository": "team/project"}, "team/project")])
+def test_special_tokens_name_the_repository_and_the_file(tmp_path: Path, fields: dict[str, str], name: str) -> None:
+    file = tmp_path / "tree" / "a" / "b.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("x = 1\n")
+    config = config_of(tmp_path / "tree", special_tokens=True, **fields)
+    (piece,) = source_tree.find_pieces(config, unit_size_bytes=1)
+    header = (("<repo_name>", name), ("<file_sep>", "a/b.py\n"))
+    assert list(source_tree.read_piece(config, piece)) == [Document("a/b.py", "x = 1\n", header=header)]
