@@ -188,7 +188,6 @@ def process_unit(
 def _make_shards(
     config: PipelineConfig, unit: Unit, encoder: Encoder, tell: Callable[[Progress], None]
 ) -> tuple[Tally, dict[Split, tuple[ShardRecord, ...]]]:
-    _remove_shards(config, unit)
     told = time.perf_counter()
     tokens = 0
     reader = UnitReader(config, unit, verdicts=unit_verdicts(config, unit.index))
@@ -208,8 +207,8 @@ def _make_shards(
         for batch in _batches(reader):
             lengths, sizes = [], []
             for kept, ids in zip(batch, encode_documents(encoder, [kept.document for kept in batch]), strict=True):
-                if len(ids) == 1:
-                    # only an EOS: the tokenizer has no token for any byte of the text
+                if len(ids) == 1 or not kept.document.text:
+                    # only an EOS, or a header and an EOS: there is no token for any byte of the text
                     reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)
                     continue
                 writers[kept.split].add(kept.document.document_id, ids)
@@ -221,16 +220,21 @@ def _make_shards(
                 told = time.perf_counter()
                 tell(Progress(unit=unit.index, input_bytes=reader.input_bytes, tokens=tokens))
         shards = {split: writer.finish() for split, writer in writers.items()}
+    _remove_other_shards(config, unit, shards)
     reader.tally.documents_in = reader.records_read
     return reader.tally, shards
 
 
-def _remove_shards(config: PipelineConfig, unit: Unit) -> None:
-    """Those of an earlier attempt, which may have made more of them: by another engine, or another library."""
+def _remove_other_shards(config: PipelineConfig, unit: Unit, shards: dict[Split, tuple[ShardRecord, ...]]) -> None:
+    """Those of an earlier attempt that made more of them: by another engine, or another library.
+
+    Only now, and only those: another attempt, thought dead, may be at this unit as well and write the same files.
+    """
+    made = {shard.path for records in shards.values() for shard in records}
     for split in SPLITS:
-        for name in (f"data-{unit.index:05d}-*.arrow", f".data-{unit.index:05d}-*.arrow.partial"):
-            for path in split_directory(config.output_dir, split).glob(name):
-                path.unlink()
+        for path in split_directory(config.output_dir, split).glob(f"data-{unit.index:05d}-*.arrow"):
+            if path.relative_to(config.output_dir).as_posix() not in made:
+                path.unlink(missing_ok=True)
 
 
 def unit_record_path(units_directory: Path, index: int) -> Path:

@@ -80,23 +80,29 @@ class Workspace:
         """Raises PipelineError if the folder belongs to another config, or is not ours at all."""
         if self._config_path.is_file():
             require_same_config(self._config_path, config)
-        elif foreign := sorted(entry.name for entry in self.dataset.iterdir() if entry.name not in _OURS):
+        elif foreign := sorted(entry.name for entry in self.dataset.iterdir() if not _is_ours(entry.name)):
             raise PipelineError(
                 f"output_dir={self.dataset} holds other files ({', '.join(foreign[:3])}); choose a new or empty folder"
             )
 
     def forget_other_config(self, config: PipelineConfig) -> None:
-        """Remove what a start by another config has left, where that was refused or stopped before it wrote a shard.
+        """Remove what a start by another config has left, where that was refused or stopped before it cost anything.
 
         Only for who holds the folder alone.
         """
-        has_shards = any(any(split_directory(self.dataset, split).glob("data-*.arrow")) for split in SPLITS)
-        if has_shards or not self._config_path.is_file():
-            return
         try:
-            require_same_config(self._config_path, config)
-        except PipelineError:
-            self.remove()
+            before: Any = json.loads(self._config_path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return
+        has_shards = any(any(split_directory(self.dataset, split).glob("data-*.arrow")) for split in SPLITS)
+        has_trained = self.tokenizer_path.is_file() and before["tokenizer"]["path"] is None
+        if has_shards or has_trained or (self.directory / "deduplication").is_dir() or before == content_of(config):
+            return
+        log.info("%s: what a start by another config left is removed; it had made no shard", self.dataset)
+        self.remove_partials()
+        self.remove()
+        for name in _REFUSED_LEAVES:
+            (self.dataset / name).unlink(missing_ok=True)
 
     def has_begun(self) -> bool:
         """Whether units may have been done: there is a plan and a tokenizer."""
@@ -181,8 +187,18 @@ class Workspace:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-# what a run that was refused may leave
-_OURS = frozenset({LOCK_FILE, WORK_DIRECTORY, "validation", STATUS_FILE, REPORT_FILE, REPORT_PAGE_FILE})
+# of a run that found nothing to train on, or too many bad records
+_REFUSED_LEAVES = (
+    *(REPORT_FILE, REPORT_PAGE_FILE, STATUS_FILE),
+    *("units.jsonl", "deduplication.json", "contaminated.jsonl"),
+)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run without a dataset may have left it."""
+    is_partial = name.startswith(".") and name.endswith(".partial")
+    return is_partial or name in (LOCK_FILE, WORK_DIRECTORY, "validation", *_REFUSED_LEAVES)
+
 
 _UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 

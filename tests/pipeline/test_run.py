@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -273,6 +274,34 @@ def test_a_start_that_wrote_no_shard_does_not_hold_the_folder(
     with pytest.raises(PipelineError, match="missing_field"):
         run(make_config(sources=[source | {"text_field": "txt"}], **tokenizer))
     assert run(make_config(sources=[source], **tokenizer)).manifest.documents_in == 120
+
+
+def test_the_advice_when_nothing_is_left_can_be_followed(corpus: Path, make_config: MakeConfig) -> None:
+    with pytest.raises(PipelineError, match="nothing to train on"):
+        run(make_config(filters=[{"type": "length", "min_characters": 10_000}], deduplication={"exact": {}}))
+    # the passes of deduplication are not thrown away for a config of another name
+    with pytest.raises(PipelineError, match="was made with another config"):
+        run(make_config(name="typo", deduplication={"exact": {}}))
+
+
+def test_what_a_killed_and_then_refused_start_left_is_let_go(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with pytest.raises(PipelineError, match="nothing to train on"):
+        run(make_config(filters=[{"type": "length", "min_characters": 10_000}]))
+    partial = make_config().output_dir / ".data-00000-000.arrow.07503de9.partial"
+    partial.touch()
+    assert run(make_config()).manifest.documents_in == 120
+    assert not partial.exists()
+    assert any(line.endswith("left is removed; it had made no shard") for line in caplog.messages)
+
+
+def test_a_status_that_was_being_written_does_not_block_the_folder(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    config.output_dir.mkdir()
+    (config.output_dir / ".status.json.07503de9.partial").touch()
+    assert run(config).manifest.documents_in == 120
 
 
 def test_a_missing_tokenizer_is_told_before_the_sources_are_listed(

@@ -187,12 +187,8 @@ def test_shards_of_an_earlier_attempt_that_made_more_are_removed(
     config = make_config()
     (config.output_dir / "validation").mkdir(parents=True)
     (unit,) = make_plan(config).units
-    stale = [
-        config.output_dir / "data-00000-007.arrow",
-        config.output_dir / ".data-00000-008.arrow.partial",
-        config.output_dir / "validation" / "data-00000-007.arrow",
-    ]
-    others = [config.output_dir / "data-00001-000.arrow", config.output_dir / ".data-00001-001.arrow.partial"]
+    stale = [config.output_dir / "data-00000-007.arrow", config.output_dir / "validation" / "data-00000-007.arrow"]
+    others = [config.output_dir / "data-00001-000.arrow", config.output_dir / "data-000000-000.arrow"]
     for path in stale + others:
         path.touch()
     encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
@@ -244,3 +240,35 @@ def test_a_unit_whose_engine_differs_is_done_again_by_the_reference(
     assert record.encoding.difference is not None
     assert record.encoding.difference.startswith("splintr 0.0 differs from tokenizers ")
     assert not stale.exists()
+
+
+def test_an_attempt_that_begins_late_leaves_the_shards_of_the_first(
+    corpus: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord], tokenizer_file: Path
+) -> None:
+    """A node that was thought dead begins the unit again when it is done already, and is cut off."""
+    config = make_config()
+    record = process(config)
+
+    def cut_off(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    (unit,) = make_plan(config).units
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unit_module, "PROGRESS_INTERVAL_S", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            process_unit(config, unit, encoder, units_directory=config.output_dir / "units", tell=cut_off)
+    for shards in record.shards.values():
+        for shard in shards:
+            assert digest_file(config.output_dir / shard.path) == shard.digest
+
+
+def test_a_header_alone_is_no_document(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a.py").write_text("return 1\n")
+    (tmp_path / "tree" / "b.py").write_text("")
+    source = {"name": "code", "type": "source_tree", "root": str(tmp_path / "tree"), "special_tokens": True}
+    tally = process(make_config(sources=[source], filters=[], validation_fraction=0)).tally
+    assert (tally.documents_kept, tally.dropped["no_tokens"].documents) == (1, 1)
