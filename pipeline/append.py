@@ -3,8 +3,9 @@
 `DATASET/units.jsonl` keeps what each unit was made of and what it gave, a line a unit, with the version that it came
 with. The files of those units must be there unchanged; files that are new make units with the next indices. Until the
 new manifest replaces the old one, the dataset is its old version: lines of units.jsonl with a version above the
-manifest's do not count, and shards that the manifest does not name are not read. A dataset that a run has made is
-known by the file; of datasets that other verbs made nothing says which input they hold.
+manifest's do not count, shards that the manifest does not name are not read, and the other files wait beside
+(`next_version.py`). A dataset that a run has made is known by the file; of datasets that other verbs made nothing says
+which input they hold.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
+from pipeline.next_version import take_next
 from pipeline.plan import Plan, Unit, group_pieces
 from pipeline.report import examples_per_unit
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
@@ -121,6 +123,7 @@ def open_base(config: PipelineConfig, workspace: Workspace) -> Base:
     if has_unfinished_append(workspace, base):
         workspace.check_config(config)
     else:
+        take_next(config.output_dir)
         workspace.remove()
         _check_config(config)
     path = config.tokenizer.path

@@ -1,12 +1,17 @@
-"""Makes a dataset of finished units: checks the sums, and writes what stands beside the shards, the manifest last."""
+"""Makes a dataset of finished units: checks the sums, writes what stands beside the shards, then the manifest.
+
+What stands beside the shards of a finished version stays until the manifest of the next is there (`next_version.py`).
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
+from pipeline.next_version import place_of_next, take_next
 from pipeline.report import Tally, add_up, add_up_encoding, report_tree
 from pipeline.report_page import report_page
 from pipeline.shards.format import (
@@ -26,7 +31,7 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.hugging_face import write_hugging_face_files
 from pipeline.unit import UnitRecord
-from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE
+from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, Workspace
 
 
 def assemble(
@@ -41,17 +46,19 @@ def assemble(
 ) -> DatasetManifest:
     """`records` in the order of their units. From the return on the dataset, or its new version, exists.
 
-    Raises PipelineError if the sums do not agree, if too many records are bad, or if nothing was kept.
+    Raises PipelineError if the sums do not agree, if too many records are bad, or if nothing was kept; what the folder
+    held of an earlier version is whole then.
     """
     dataset = config.output_dir
+    place = place_of_next(dataset)
     splits = {split: split_record(_shards(records, split)) for split in SPLITS}
     total = report_and_check(config, records, seconds=seconds)
     _check_not_empty(config, total, splits)
 
     for split, record in splits.items():
-        write_hugging_face_files(split_directory(dataset, split), record)
-    write_durably(dataset / TOKENIZER_FILE, tokenizer_content)
-    write_durably(dataset / CONFIG_FILE, (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode())
+        write_hugging_face_files(split_directory(place, split), record)
+    write_durably(place / TOKENIZER_FILE, tokenizer_content)
+    write_durably(place / CONFIG_FILE, (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode())
     manifest = DatasetManifest(
         name=config.name,
         tokenizer=tokenizer,
@@ -69,13 +76,15 @@ def assemble(
         previous=previous,
     )
     write_manifest(dataset, manifest)
+    take_next(dataset)
     return manifest
 
 
 def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, seconds: float) -> Tally:
     """Write the report of all units, or of those that are done, and return its sum.
 
-    Raises PipelineError if the sums do not agree or if too many records are bad.
+    A report of a finished version is left alone: this one waits for its manifest. Raises PipelineError if the sums do
+    not agree or if too many records are bad.
     """
     _check_balance(records)
     by_source = {
@@ -93,10 +102,11 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
         },
         encoding=add_up_encoding(record.encoding for record in records),
     )
-    write_durably(config.output_dir / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    write_durably(config.output_dir / REPORT_PAGE_FILE, report_page(report).encode())
+    place = place_of_next(config.output_dir)
+    write_durably(place / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    write_durably(place / REPORT_PAGE_FILE, report_page(report).encode())
     total = add_up(by_source.values())
-    _check_bad_records(config, total)
+    _check_bad_records(config, total, report=place / REPORT_FILE)
     return total
 
 
@@ -131,7 +141,7 @@ def _check_balance(records: Sequence[UnitRecord]) -> None:
             )
 
 
-def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
+def _check_bad_records(config: PipelineConfig, total: Tally, *, report: Path) -> None:
     share = total.documents_bad / max(1, total.documents_in)
     if share <= config.max_bad_record_fraction:
         return
@@ -141,8 +151,8 @@ def _check_bad_records(config: PipelineConfig, total: Tally) -> None:
     raise PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read are bad ({counts}), more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} allows; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; see {config.output_dir / REPORT_FILE}, then raise the limit, or mend "
-        f"the source or its config and remove {config.output_dir}, and run again"
+        f"{reasons[worst].examples[0].location}; see {report}, then raise the limit and run again, or mend the source "
+        f"or its config and {Workspace(config.output_dir).way_out}"
     )
 
 

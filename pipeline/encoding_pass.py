@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -38,16 +39,19 @@ def do_units(
     status: RunStatus,
     *,
     started: float,
+    earlier: Sequence[UnitRecord] = (),
 ) -> tuple[dict[int, UnitRecord], int]:
     """Do these units of the plan; gives the records of all that are done, and the tokens that were made now.
 
+    `earlier` are the records of the version that these units are added to: they count for the limit and the report.
+
     Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
     """
-    records, tokens = _do_once(config, plan, units, workspace, encoder, status, started=started)
+    records, tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
     if not workspace.distrusts_engine():
         return records, tokens
     log.warning("%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference())
-    records, more_tokens = _do_once(config, plan, units, workspace, encoder, status, started=started)
+    records, more_tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
     return records, tokens + more_tokens
 
 
@@ -60,18 +64,20 @@ def _do_once(
     status: RunStatus,
     *,
     started: float,
+    earlier: Sequence[UnitRecord],
 ) -> tuple[dict[int, UnitRecord], int]:
     records = workspace.finished_units(plan)
-    limit = BadRecordLimit(
-        max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
-    )
+    bytes_by_source = Counter(plan.size_bytes_by_source)
+    for record in earlier:
+        bytes_by_source[record.source] += record.size_bytes
+    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=bytes_by_source)
 
     def stop_if_too_many_are_bad() -> None:
         if limit.is_out_of_reach():
-            done = [records[index] for index in sorted(records)]
+            done = [*earlier, *(records[index] for index in sorted(records))]
             report_and_check(config, done, seconds=time.perf_counter() - started)
 
-    for record in records.values():
+    for record in (*earlier, *records.values()):
         limit.add(record)
     stop_if_too_many_are_bad()
     if records:

@@ -23,6 +23,7 @@ from pipeline.document import PipelineError
 from pipeline.encoding_pass import do_units
 from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
+from pipeline.next_version import take_next
 from pipeline.plan import Plan, make_plan
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
@@ -82,7 +83,9 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor=config.executor) as status:
             workspace.remove_partials()
             encoder, content = prepare(config, plan, workspace, status, base=base)
-            records, tokens = do_units(config, plan, plan.units, workspace, encoder, status, started=started)
+            records, tokens = do_units(
+                config, plan, plan.units, workspace, encoder, status, started=started, earlier=base.records
+            )
             status.enter_phase("assembly")
             seconds = time.perf_counter() - started
             manifest = publish(
@@ -195,6 +198,7 @@ def check_finished(config: PipelineConfig, workspace: Workspace) -> DatasetManif
             f"output_dir={config.output_dir} was made by `smollm2 pipeline {manifest.origin.verb}`; choose another"
         )
     refuse_unfinished_append(config.output_dir, manifest, workspace)
+    take_next(config.output_dir)
     require_same_config(config.output_dir / CONFIG_FILE, config)
     path = config.tokenizer.path
     if path is not None and path.is_file() and digest_bytes(path.read_bytes()) != manifest.tokenizer.digest:

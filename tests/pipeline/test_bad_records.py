@@ -93,8 +93,8 @@ def test_too_many_bad_records_fail_with_an_example_and_the_report(tmp_path: Path
     file.write_bytes(b'{"text": "one"}\n' * 8 + b'{"text": 5}\n{"text"\n')
     expected = (
         r"2 of 10 records read are bad \(1 malformed_json, 1 not_text\), more than max_bad_record_fraction=0.1 allows; "
-        r"the first malformed_json: .*a.jsonl@140; see .*report.json, then raise the limit, "
-        rf"or mend the source or its config and remove {tmp_path / 'dataset'}, and run again$"
+        r"the first malformed_json: .*a.jsonl@140; see .*report.json, then raise the limit and run again, "
+        rf"or mend the source or its config and remove {tmp_path / 'dataset'} to start over$"
     )
     with pytest.raises(PipelineError, match=expected):
         run(make_config(max_bad_record_fraction=0.1))
