@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,12 +114,13 @@ def _run(arguments: argparse.Namespace) -> None:
         done = run_shard(config, RunShard.parse(arguments.shard))
         print(
             f"{config.name}: shard {arguments.shard} is done, {done.units:,} units, {done.tokens:,} tokens "
-            f"in {done.seconds:.1f} s; when all are: smollm2 pipeline commit {arguments.config}"
+            f"in {done.seconds:.1f} s; when all are: smollm2 pipeline commit "
+            + shlex.join([arguments.config, *arguments.overrides])
         )
         return
     from pipeline.run import run
 
-    _print_result(config, run(config, append=arguments.append))
+    _print_result(config, run(config, append=arguments.append), appended=arguments.append)
 
 
 def _commit(arguments: argparse.Namespace) -> None:
@@ -128,13 +130,12 @@ def _commit(arguments: argparse.Namespace) -> None:
     _print_result(config, commit(config))
 
 
-def _print_result(config: PipelineConfig, result: RunResult) -> None:
+def _print_result(config: PipelineConfig, result: RunResult, *, appended: bool = False) -> None:
     documents, tokens = result.manifest.documents, result.manifest.tokens
     if result.was_finished:
-        print(
-            f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir} "
-            "(the sources are not looked at again; --append adds new files)"
-        )
+        may_append = not appended and config.shuffle_seed is None and not config.deduplication.is_on
+        hint = " (the sources are not looked at again; --append adds new files)" if may_append else ""
+        print(f"{config.name}: already finished, {documents:,} documents, {tokens:,} tokens: {config.output_dir}{hint}")
         return
     print(
         f"{config.name}: {documents:,} documents, {tokens:,} tokens in {result.seconds:.1f} s "

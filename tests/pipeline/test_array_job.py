@@ -217,6 +217,16 @@ def test_a_bad_shard_is_one_line_of_the_command(
     assert capsys.readouterr().err == "smollm2 pipeline: --shard 2/2, wanted i/n with 0 ≤ i < n, such as 0/8\n"
 
 
+def test_a_shard_names_the_whole_command_to_commit_by(
+    config: PipelineConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(dump(config))
+    assert main(["run", str(file), f"output_dir={tmp_path}/other", "name=a b", "--shard", "0/1"]) == 0
+    expected = f"smollm2 pipeline commit {file} output_dir={tmp_path}/other 'name=a b'\n"
+    assert capsys.readouterr().out.endswith(f"; when all are: {expected}")
+
+
 def test_the_slurm_array_example_runs_its_shard_and_commits_outside_an_array(tmp_path: Path) -> None:
     programs = tmp_path / ".venv" / "bin"
     programs.mkdir(parents=True)

@@ -51,6 +51,17 @@ def test_run_again_says_that_it_is_finished(dataset: Path, capsys: pytest.Captur
     )
 
 
+@pytest.mark.parametrize("overrides", [["shuffle_seed=1"], ["deduplication.exact={}"]])
+def test_what_cannot_be_appended_to_is_not_told_of_append(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str]
+) -> None:
+    command = ["run", str(dataset.parent / "config.yaml"), f"output_dir={tmp_path}/other", *overrides]
+    assert [main(command), main(command)] == [0, 0]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("cli: already finished, ")
+    assert last.endswith(f" tokens: {tmp_path}/other")
+
+
 def test_run_with_another_config_is_one_line(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(dataset.parent / "config.yaml"), "filters.0.min_characters=7"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -139,7 +150,9 @@ def test_run_append_says_what_the_new_version_holds(
     shutil.copytree(dataset.parent, folder)
     config = [str(folder / "config.yaml"), f"output_dir={folder}/dataset"]
     assert main(["run", *config, "--append"]) == 0
-    assert capsys.readouterr().out.startswith("cli: already finished, 30 documents, ")
+    said = capsys.readouterr().out
+    assert said.startswith("cli: already finished, 30 documents, ")
+    assert said.endswith(f" tokens: {folder}/dataset\n")
     (dataset.parent / "zz.txt").write_text("one more")
     try:
         assert main(["run", *config, "--append"]) == 0
