@@ -10,19 +10,22 @@ shuffle that was interrupted begins again, the run before it does not.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
+from shutil import copyfileobj, rmtree
 from typing import TYPE_CHECKING
 
 from pipeline.config import PipelineConfig, config_digest, content_of
+from pipeline.deduplication.duplicate_report import CONTAMINATED_FILE
+from pipeline.deduplication.duplicate_report import REPORT_FILE as DEDUPLICATION_FILE
 from pipeline.derived.new_dataset import NewDataset, read_tokenizer_of
 from pipeline.derived.new_directory import new_directory, refuse_existing
 from pipeline.derived.shuffle import add_shuffled
 from pipeline.document import PipelineError
-from pipeline.shards.format import DatasetManifest, read_manifest, write_durably
-from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, is_finished, require_same_config
+from pipeline.shards.format import DatasetManifest, write_durably
+from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, Workspace, is_finished
 
 if TYPE_CHECKING:
     from pipeline.run import RunResult
@@ -45,9 +48,9 @@ def run_shuffled(config: PipelineConfig, run: Callable[[PipelineConfig], RunResu
         update={"shuffle_seed": None, "output_dir": output.with_name(f".{output.name}.unshuffled")}
     )
     if is_finished(output):
-        require_same_config(output / CONFIG_FILE, config)
+        finished = _check_finished(config)
         rmtree(in_order.output_dir, ignore_errors=True)
-        return _finished(read_manifest(output))
+        return finished
     if output.is_dir() and not any(output.iterdir()):
         output.rmdir()
     refuse_existing(output)
@@ -71,15 +74,26 @@ def _shuffle(config: PipelineConfig, dataset: Path, whole: DatasetManifest) -> D
             seed=config.shuffle_seed,
             bucket_size_bytes=config.shuffle_bucket_bytes,
         )
-        for report in (REPORT_FILE, REPORT_PAGE_FILE):
-            write_durably(directory / report, (dataset / report).read_bytes())
+        for report in (REPORT_FILE, REPORT_PAGE_FILE, DEDUPLICATION_FILE, CONTAMINATED_FILE):
+            if (dataset / report).is_file():
+                _copy_durably(dataset / report, directory / report)
         content = json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n"
         write_durably(directory / CONFIG_FILE, content.encode())
         manifest = whole.model_copy(update={"config_digest": config_digest(config)})
         return new.finish(manifest, read_tokenizer_of(dataset, whole))
 
 
-def _finished(manifest: DatasetManifest) -> RunResult:
-    from pipeline.run import RunResult
+def _copy_durably(source: Path, target: Path) -> None:
+    """In pieces: a list of contaminated documents may be long."""
+    with source.open("rb") as old, target.open("wb") as new:
+        copyfileobj(old, new)
+        new.flush()
+        os.fsync(new.fileno())
 
+
+def _check_finished(config: PipelineConfig) -> RunResult:
+    """What any run finds out about a finished dataset. Raises PipelineError if it is another's."""
+    from pipeline.run import RunResult, check_finished
+
+    manifest = check_finished(config, Workspace(config.output_dir))
     return RunResult(manifest, was_finished=True, tokens=0, seconds=0.0)

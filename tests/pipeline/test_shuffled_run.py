@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ from pipeline.config import PipelineConfig
 from pipeline.derived.draw import Draw
 from pipeline.document import PipelineError
 from pipeline.run import run
-from pipeline.shards.format import SPLITS, Split, read_manifest
+from pipeline.shards.format import SPLITS, OriginRecord, Split, read_manifest, write_manifest
 from pipeline.shards.verify import verify_dataset
 
 MakeConfig = Callable[..., PipelineConfig]
@@ -111,6 +111,41 @@ def test_a_finished_dataset_is_left_alone_and_another_config_refused(
     for other, change in ((8, "7 → 8"), (None, "7 → null")):
         with pytest.raises(PipelineError, match=rf"was made with another config \(shuffle_seed: {change}\); choose"):
             run(make_config(shuffle_seed=other))
+
+
+def test_what_deduplication_found_is_kept(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig, make_jsonl: Callable[[Path, Sequence[str]], Path]
+) -> None:
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    make_jsonl(corpus / "9.jsonl", [text])
+    evaluation = make_jsonl(tmp_path / "evaluation.jsonl", [text])
+    deduplication = {
+        "exact": {},
+        "decontamination": {"evaluations": [{"name": "e", "type": "jsonl", "files": [str(evaluation)]}]},
+    }
+    in_order = make_config(output_dir=tmp_path / "in-order", deduplication=deduplication)
+    shuffled = make_config(shuffle_seed=7, deduplication=deduplication)
+    for config in (in_order, shuffled):
+        run(config)
+    for name in ("deduplication.json", "contaminated.jsonl"):
+        assert (shuffled.output_dir / name).read_bytes() == (in_order.output_dir / name).read_bytes()
+    assert (shuffled.output_dir / "contaminated.jsonl").read_text().count("\n") == 1
+
+
+def test_a_finished_one_made_with_another_tokenizer_or_by_another_verb_is_refused(
+    corpus: Path, tmp_path: Path, make_config: MakeConfig, tokenizer_file: Path
+) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_bytes(tokenizer_file.read_bytes())
+    config = make_config(shuffle_seed=7, tokenizer={"path": tokenizer})
+    manifest = run(config).manifest
+    tokenizer.write_bytes(tokenizer.read_bytes() + b"\n")
+    with pytest.raises(PipelineError, match=r"was made with another tokenizer than .*tokenizer.json holds now; choose"):
+        run(config)
+    origin = OriginRecord(verb="shuffle", datasets=("sha256:0",))
+    write_manifest(config.output_dir, manifest.model_copy(update={"origin": origin}))
+    with pytest.raises(PipelineError, match=r"dataset was made by `smollm2 pipeline shuffle`; choose another$"):
+        run(config)
 
 
 def test_a_folder_of_other_files_is_refused_before_the_work(corpus: Path, make_config: MakeConfig) -> None:
