@@ -94,6 +94,15 @@ class PipelineConfig(Section):
             raise ValueError("executor=serial has no worker to end; remove max_worker_memory_bytes, or choose local")
         return self
 
+    @field_validator("output_dir")
+    @classmethod
+    def _output_dir_has_a_name(cls, output_dir: Path) -> Path:
+        if output_dir.name in ("", ".."):
+            raise ValueError(
+                f"{output_dir} has no name; wanted a folder that has one, such as {output_dir / 'dataset'}"
+            )
+        return output_dir
+
     @field_validator("filters", mode="before")
     @classmethod
     def _filters_are_a_list(cls, filters: Any) -> Any:
