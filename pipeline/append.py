@@ -25,7 +25,7 @@ from pipeline.plan import Plan, Unit, group_pieces
 from pipeline.report import examples_per_unit
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
 from pipeline.shards.reader import check_size
-from pipeline.unit import UnitRecord
+from pipeline.unit import DISTRUST_FILE, UnitRecord
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, some_of
 
 UNITS_FILE = "units.jsonl"
@@ -65,6 +65,13 @@ class Base:
         """Give a run the tokenizer of what is there, so that none is trained anew."""
         if self.manifest is not None and not workspace.tokenizer_path.is_file():
             write_durably(workspace.tokenizer_path, (workspace.dataset / TOKENIZER_FILE).read_bytes())
+
+    def lend_distrust(self, workspace: Workspace) -> None:
+        """Where a fast engine was caught in a difference as this was made, the new files are not given to it either."""
+        records = () if self.manifest is None else self.manifest.encoding
+        for record in records:
+            if record.difference is not None and not workspace.distrusts_engine():
+                write_durably(workspace.directory / DISTRUST_FILE, record.difference.encode())
 
     def plan_of_new_files(self, plan: Plan, config: PipelineConfig) -> Plan:
         """Units of what the plan of all files has beyond these, with the indices that follow; all of it for nothing.

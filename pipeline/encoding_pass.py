@@ -1,7 +1,8 @@
 """The encoding pass: every unit of a run to its shards, by whatever executor.
 
 A fast engine that is caught in a difference is not trusted with anything: its unit is done again by the reference at
-once, the units after it by the reference, and what it has done before again, by this attempt or the next.
+once, the units after it by the reference, and what it has done before again, by this attempt or the next. Shards of a
+finished version stay as they are, so a version that it has made is not added to from then on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from pipeline.assembly import report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError
 from pipeline.executors import Finished, WorkerError, execute, executor_settings
 from pipeline.plan import Plan, Unit
 from pipeline.progress import ProgressDisplay
@@ -45,12 +47,17 @@ def do_units(
 
     `earlier` are the records of the version that these units are added to: they count for the limit and the report.
 
-    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`).
+    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`), and if
+    a fast engine that made some of `earlier` is caught in a difference.
     """
+    distrusted_before = workspace.distrusts_engine()
+    if distrusted_before:
+        log.info("%s, as was found before; tokenizers does all units", workspace.engine_difference())
     records, tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
-    if not workspace.distrusts_engine():
+    if workspace.distrusts_engine() and not distrusted_before:
+        log.warning("%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference())
+    if not (workspace.distrusts_engine() and any(records[unit.index].is_doubtful for unit in units)):
         return records, tokens
-    log.warning("%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference())
     records, more_tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
     return records, tokens + more_tokens
 
@@ -80,6 +87,7 @@ def _do_once(
     for record in (*earlier, *records.values()):
         limit.add(record)
     stop_if_too_many_are_bad()
+    _refuse_doubtful(earlier, workspace)
     if records:
         log.info("going on: %d of %d units were done before", len(records), len(plan.units))
     items = [unit for unit in units if unit.index not in records]
@@ -98,9 +106,21 @@ def _do_once(
                 _check_is_here(message.result, workspace)
                 limit.add(message.result)
                 stop_if_too_many_are_bad()
+                _refuse_doubtful(earlier, workspace)
             display.show()
             status.refresh()
     return records, throughput.tokens
+
+
+def _refuse_doubtful(earlier: Sequence[UnitRecord], workspace: Workspace) -> None:
+    if not workspace.distrusts_engine():
+        return
+    if doubtful := sum(record.is_doubtful for record in earlier):
+        raise PipelineError(
+            f"{workspace.engine_difference()}; {doubtful:,} of {len(earlier):,} units of {workspace.dataset} were made "
+            "by such an engine and are not made again by --append; make a new dataset of all files with "
+            f"tokenizer.engine=tokenizers, or {workspace.way_out}"
+        )
 
 
 def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:

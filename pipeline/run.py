@@ -106,6 +106,7 @@ def prepare(
     with workspace.setting_up():
         workspace.begin(config, plan)
         base.lend_tokenizer(workspace)
+        base.lend_distrust(workspace)
         status.enter_phase("tokenizer")
         encoder, content = _tokenizer(config, plan, workspace)
         if config.deduplication.is_on:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from pipeline.config import PipelineConfig
+from pipeline.document import PipelineError
+from pipeline.executors import execute
 from pipeline.run import run
+from pipeline.shards.format import read_manifest
 from pipeline.tokenizer import encode as encode_module
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.engine import FlatIds, TokenizersEngine
@@ -74,7 +78,10 @@ def test_units_done_before_the_difference_are_done_again(
 
 
 def test_a_later_attempt_does_not_trust_the_engine_either(
-    config: PipelineConfig, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    config: PipelineConfig,
+    expected: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Killed after the difference was told, before any unit was done again."""
 
@@ -87,5 +94,53 @@ def test_a_later_attempt_does_not_trust_the_engine_either(
             run(config)
     assert (config.output_dir / ".work" / DISTRUST_FILE).is_file()
     assert shards_of(config.output_dir) != expected
+    passes: list[Sequence[Any]] = []
+
+    def noting(settings: Any, make_task: Any, items: Sequence[Any]) -> Iterator[Any]:
+        passes.append(items)
+        return execute(settings, make_task, items)
+
+    monkeypatch.setattr("pipeline.encoding_pass.execute", noting)
+    caplog.set_level(logging.WARNING)
     run(config)
     assert shards_of(config.output_dir) == expected
+    # one pass, as the reference does at once what was doubtful
+    assert [len(items) for items in passes] == [1]
+    assert caplog.messages == []
+
+
+def add_file(tmp_path: Path, *texts: str) -> None:
+    lines = (json.dumps({"text": text}) + "\n" for text in texts)
+    (tmp_path / "corpus" / "2.jsonl").write_text("".join(lines))
+
+
+def test_an_append_does_not_trust_an_engine_that_was_caught_before(config: PipelineConfig, tmp_path: Path) -> None:
+    run(config)
+    add_file(tmp_path, "a shard", "RARE 12")  # of which the second is not compared
+    append = run(config, append=True).manifest
+    assert all(record.engine.startswith("tokenizers ") for record in append.encoding)
+    whole = config.model_copy(update={"output_dir": tmp_path / "whole"})
+    run(whole)
+    assert shards_of(config.output_dir) == shards_of(whole.output_dir)
+
+
+def test_a_version_by_an_engine_that_is_caught_now_is_not_added_to(
+    config: PipelineConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "corpus" / "1.jsonl").unlink()
+    run(config)
+    before, manifest = shards_of(config.output_dir), read_manifest(config.output_dir)
+    add_file(tmp_path, "RARE shard")
+    expected = (
+        r"^splintr 0.0 differs from tokenizers .*; 1 of 1 units of .*dataset were made by such an engine and are "
+        r"not made again by --append; make a new dataset of all files with tokenizer.engine=tokenizers, or remove "
+        r".*/.work to leave the finished dataset as it is$"
+    )
+    for _ in range(2):  # the second attempt knows it at once
+        with pytest.raises(PipelineError, match=expected):
+            run(config, append=True)
+    assert "are done again" not in caplog.text
+    (config.output_dir / "data-00001-000.arrow").unlink()  # of the units that are not in the manifest
+    assert (shards_of(config.output_dir), read_manifest(config.output_dir)) == (before, manifest)
+    shutil.rmtree(config.output_dir / ".work")
+    assert run(config).was_finished
