@@ -103,11 +103,12 @@ def commit(config: PipelineConfig) -> RunResult:
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor="commit") as status:
             check_files(config)
             plan = make_plan(config)
-            encoder, content = prepare(config, plan, workspace, status)
+            workspace.begin(config, plan)
             records = workspace.finished_units(plan)
             missing = [unit for unit in plan.units if unit.index not in records]
             if missing:
                 raise PipelineError(_describe_missing(workspace.directory / "shards", missing, total=len(plan.units)))
+            encoder, content = prepare(config, plan, workspace, status)
             status.enter_phase("assembly")
             seconds = time.perf_counter() - started
             manifest = publish(config, plan, records, encoder=encoder, tokenizer_content=content, seconds=seconds)

@@ -19,6 +19,7 @@ from pipeline import workspace as workspace_module
 from pipeline.array_job import RunShard, commit, run_shard
 from pipeline.cli import main
 from pipeline.config import PipelineConfig
+from pipeline.deduplication.config import DeduplicationConfig, ExactConfig
 from pipeline.document import PipelineError
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit
@@ -114,6 +115,18 @@ def test_commit_names_the_shards_that_are_missing(config: PipelineConfig) -> Non
     with pytest.raises(PipelineError, match=expected):
         commit(config)
     assert run(config).manifest.documents_in == 120
+
+
+def test_commit_deduplicates_nothing_before_it_knows_of_all_units(
+    config: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deduplicated = config.model_copy(update={"deduplication": DeduplicationConfig(exact=ExactConfig())})
+    run_shard(deduplicated, RunShard(0, 2))
+    asked: list[PipelineConfig] = []
+    monkeypatch.setattr("pipeline.run.deduplicate", lambda config, plan: asked.append(config))
+    with pytest.raises(PipelineError, match=r"^5 of 10 units are not done, of shard 1/2"):
+        commit(deduplicated)
+    assert asked == []
 
 
 def test_commit_of_nothing_is_one_line(config: PipelineConfig) -> None:
