@@ -99,11 +99,7 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
 
     Raises PipelineError as soon as there are more bad records than the whole input may have.
     """
-    signed = {
-        unit.index: SignedUnit.model_validate_json(folder.signed(unit.index).read_bytes())
-        for unit in plan.units
-        if folder.signed(unit.index).is_file()
-    }
+    signed = {unit.index: folder.read_signed(unit.index) for unit in plan.units if folder.signed(unit.index).is_file()}
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))

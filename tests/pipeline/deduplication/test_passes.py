@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -265,6 +266,33 @@ def test_what_is_done_is_not_repeated(
     monkeypatch.setattr(passes, "_do", do)
     deduplicate(ALL, UNITS, dataset=tmp_path)
     assert done == [("units signed", 0), ("parts of the paragraphs matched", 0)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "signatures/00001.json",
+        "signatures/00001.arrow",
+        "verdicts.arrow",
+        "clusters.json",
+        "evaluations.arrow",
+        "evaluations.json",
+    ],
+)
+def test_an_emptied_file_is_named_and_to_remove_the_folder_helps(
+    outcomes: Outcomes, evaluation: Callable[..., dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    sections = ALL | {"decontamination": evaluation("alpha beta gamma delta", ngram_words=4)}
+    whole = outcomes(sections, UNITS, dataset=tmp_path)
+    directory = tmp_path / ".work" / "deduplication"
+    (directory / "done").unlink()
+    if name.startswith("signatures"):
+        (directory / "verdicts.arrow").unlink()
+    (directory / name).write_bytes(b"")
+    with pytest.raises(PipelineError, match=f"^{directory / name} is damaged; remove {directory} and run the same"):
+        outcomes(sections, UNITS, dataset=tmp_path)
+    rmtree(directory)
+    assert outcomes(sections, UNITS, dataset=tmp_path) == whole
 
 
 def test_the_report_counts_reasons_clusters_and_paragraphs(
