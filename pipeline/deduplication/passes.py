@@ -40,7 +40,7 @@ from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, execute, executor_settings
 from pipeline.plan import Plan, Unit
 from pipeline.report import Tally, add_up
-from pipeline.shards.format import write_durably
+from pipeline.shards.format import WORK_DIRECTORY, write_durably
 from pipeline.unit import UnitReader
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ def _too_many_are_bad(config: PipelineConfig, total: Tally) -> PipelineError:
     return PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read so far are bad, more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} of all can be; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; mend the source or raise the limit and run again"
+        f"{reasons[worst].examples[0].location}; raise the limit and run again, or mend the source, remove "
+        f"{config.output_dir / WORK_DIRECTORY} and run again"
     )
 
 

@@ -21,6 +21,7 @@ from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.normalization import comparable_words
 from pipeline.document import PipelineError
 from pipeline.plan import make_plan
+from pipeline.run import run
 
 Outcomes = Callable[..., list[str]]
 
@@ -332,8 +333,25 @@ def test_too_many_bad_records_stop_it_at_once(make_config: Callable[..., Pipelin
     config.output_dir.mkdir()
     expected = (
         r"\d+ of \d+ records read so far are bad, more than max_bad_record_fraction=0.001 of all can be; "
-        r"the first missing_field: .*a.jsonl@14; mend the source or raise the limit and run again"
+        r"the first missing_field: .*a.jsonl@14; raise the limit and run again, or mend the source, remove "
+        rf"{config.output_dir}/\.work and run again$"
     )
     with pytest.raises(PipelineError, match=expected):
         passes.deduplicate(config, make_plan(config))
     assert len(list((config.output_dir / ".work" / "deduplication" / "signatures").glob("*.json"))) < 14
+
+
+def test_what_is_told_of_too_many_bad_records_helps(make_config: Callable[..., PipelineConfig], tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus" / "a.jsonl"
+    corpus.parent.mkdir()
+    corpus.write_text('{"text": "a"}\n' + '{"body": "b"}\n' * 9)
+    fields: dict[str, Any] = {"deduplication": {"exact": {}}, "executor": "serial", "filters": []}
+    for output in ("raised", "mended"):
+        with pytest.raises(PipelineError, match="records read so far are bad"):
+            run(make_config(output_dir=tmp_path / output, **fields))
+    raised = run(make_config(output_dir=tmp_path / "raised", max_bad_record_fraction=0.9, **fields))
+    assert raised.manifest.documents == 1
+    corpus.write_text('{"text": "a"}\n' * 10)
+    rmtree(tmp_path / "mended" / ".work")
+    mended = run(make_config(output_dir=tmp_path / "mended", **fields)).manifest
+    assert (mended.documents, mended.dropped["exact_duplicate"].documents) == (1, 9)
