@@ -210,7 +210,7 @@ def _decide(parts: Sequence[Part], units: Sequence[SignedUnit], folder: Folder) 
             of_unit[follows & (of_unit == KEPT)] = NEAR_DUPLICATE
             for section in sections_of(folder.signature(unit.index)):
                 of_unit[section[CONTAMINATED_DOCUMENTS]] = CONTAMINATED
-            writer.append(unit=np.array([unit.index]), verdict=of_unit, first_document=np.array([first], np.uint64))
+            writer.append(verdict=of_unit, first_document=np.array([first], np.uint64))
         # before the verdicts are there: whoever finds them finds these too
         write_durably(folder.clusters, json.dumps(_clusters_by_size(np.concatenate(followed))).encode())
 

@@ -147,7 +147,6 @@ SECTIONS: dict[str, dict[str, Any]] = {
     evaluations=st.lists(st.lists(WORD, min_size=4, max_size=6).map(" ".join), min_size=1, max_size=2),
     names=st.sets(st.sampled_from(sorted(SECTIONS)), min_size=1),
     partition_rows=st.integers(1, 40),
-    first_unit=st.sampled_from([0, 7]),
 )
 def test_outcomes_are_those_of_plain_python(
     outcomes: Outcomes,
@@ -156,7 +155,6 @@ def test_outcomes_are_those_of_plain_python(
     evaluations: list[str],
     names: set[str],
     partition_rows: int,
-    first_unit: int,
 ) -> None:
     sections = {name: SECTIONS[name] for name in names}
     if "decontamination" in names:
@@ -165,7 +163,7 @@ def test_outcomes_are_those_of_plain_python(
         sections["decontamination"] = evaluation(*evaluations, ngram_words=4)
     texts = [text for unit in units for text in unit]
     expected = by_plain_python(texts, evaluations, DeduplicationConfig.model_validate(sections))
-    assert outcomes(sections, units, partition_rows=partition_rows, first_unit=first_unit) == expected
+    assert outcomes(sections, units, partition_rows=partition_rows) == expected
 
 
 def test_the_first_of_equal_texts_stays_whatever_unit_it_is_in(outcomes: Outcomes) -> None:
