@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import PipelineConfig
-from pipeline.document import SourceError
+from pipeline.document import PipelineError, SourceError
 from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
@@ -98,8 +98,18 @@ def plan_to_json(plan: Plan) -> bytes:
 
 
 def changed_inputs(stored: bytes, plan: Plan) -> list[str]:
-    """What differs between the inputs that a run began with and those of now, a line a file."""
-    before = _versions(json.loads(stored))
+    """What differs between the inputs that a run began with and those of now, a line a file.
+
+    Raises PipelineError if `stored`, the run's `plan.json`, is damaged.
+    """
+    try:
+        before = _versions(json.loads(stored))
+    except (ValueError, TypeError, KeyError):
+        raise PipelineError(
+            ".work/plan.json of the output folder, the list of the input that the run began with, is damaged; if no "
+            "input file has changed since, remove that file and run the same command to go on, else start over in "
+            "another output_dir"
+        ) from None
     after = _versions([asdict(unit) for unit in plan.units])
     lines = [f"{path} is gone" for path in before if path not in after]
     lines += [f"{path} is new" for path in after if path not in before]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.deduplication.folder import damaged
 from pipeline.shards.format import sync_directory
 
 Array = NDArray[Any]
@@ -61,10 +62,16 @@ class ArrayFileWriter:
 
 
 class ArrayFile:
-    """The sections of a finished file. Arrays are views of the file: only what is touched is read."""
+    """The sections of a finished file. Arrays are views of the file: only what is touched is read.
+
+    Raises PipelineError for a file that is not whole.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        try:
+            self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        except pa.ArrowInvalid:
+            raise damaged(path) from None
 
     def __len__(self) -> int:
         return int(self._reader.num_record_batches)

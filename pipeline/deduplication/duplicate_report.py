@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.array_file import sections_of
 from pipeline.deduplication.config import DecontaminationConfig
-from pipeline.deduplication.folder import Folder, SignedUnit
+from pipeline.deduplication.folder import Folder, SignedUnit, damaged
 from pipeline.deduplication.verdicts import REASONS
 from pipeline.shards.format import write_durably
 
@@ -27,10 +27,14 @@ def write_report(config: PipelineConfig, units: Sequence[SignedUnit], folder: Fo
         (np.bincount(section["verdict"], minlength=256) for section in sections_of(folder.verdicts)),
         start=np.zeros(256, np.int64),
     )
+    try:
+        clusters = json.loads(folder.clusters.read_bytes())
+    except ValueError:
+        raise damaged(folder.clusters) from None
     report: dict[str, Any] = {
         "documents": sum(unit.documents for unit in units),
         "dropped": {reason: int(counts[verdict]) for verdict, reason in REASONS.items()},
-        "clusters": json.loads(folder.clusters.read_bytes()),
+        "clusters": clusters,
     }
     if config.deduplication.paragraphs:
         report["paragraphs"] = {

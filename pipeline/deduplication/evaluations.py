@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.deduplication.array_file import ArrayFile, write_arrays
 from pipeline.deduplication.config import DecontaminationConfig
-from pipeline.deduplication.folder import Folder
+from pipeline.deduplication.folder import Folder, damaged
 from pipeline.deduplication.ngrams import Hashes, WordHasher, ngram_hashes, pieces_of
 from pipeline.document import BadRecord, Document, PipelineError
 from pipeline.shards.format import write_durably
@@ -91,10 +91,9 @@ def _documents(evaluation: SourceConfig) -> list[Document]:
 
 def keep_evaluations(ngrams: EvaluationNgrams, folder: Folder) -> None:
     """Write them for the workers. Raises PipelineError if an earlier attempt of the run has looked for others."""
-    items = json.dumps(ngrams.items).encode()
     if folder.evaluation_items.is_file():
-        stored = ArrayFile(folder.evaluations).section()
-        if folder.evaluation_items.read_bytes() != items or not np.array_equal(stored["hashes"], ngrams.hashes):
+        stored = load_evaluations(folder.evaluations, folder.evaluation_items)
+        if stored.items != ngrams.items or not np.array_equal(stored.hashes, ngrams.hashes):
             dataset = folder.directory.parent.parent
             raise PipelineError(
                 f"the evaluation files have changed since the run in {dataset} began; "
@@ -102,13 +101,16 @@ def keep_evaluations(ngrams: EvaluationNgrams, folder: Folder) -> None:
             )
         return
     write_arrays(folder.evaluations, hashes=ngrams.hashes, item_of=ngrams.item_of)
-    write_durably(folder.evaluation_items, items)
+    write_durably(folder.evaluation_items, json.dumps(ngrams.items).encode())
 
 
 def load_evaluations(arrays: Path, items: Path) -> EvaluationNgrams:
-    """What `keep_evaluations` wrote."""
+    """What `keep_evaluations` wrote. Raises PipelineError if it is damaged."""
     section = ArrayFile(arrays).section()
-    pairs = [(name, place) for name, place in json.loads(items.read_bytes())]
+    try:
+        pairs = [(name, place) for name, place in json.loads(items.read_bytes())]
+    except ValueError:
+        raise damaged(items) from None
     return EvaluationNgrams(section["hashes"], section["item_of"], pairs)
 
 

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.document import PipelineError
 from pipeline.report import Tally
+
+_DIRECTORY = "deduplication"
 
 
 class SignedUnit(BaseModel):
@@ -38,7 +41,7 @@ class Folder:
     """Paths of a run's deduplication."""
 
     def __init__(self, dataset: Path) -> None:
-        self.directory = dataset / ".work" / "deduplication"
+        self.directory = dataset / ".work" / _DIRECTORY
         self.evaluations = self.directory / "evaluations.arrow"
         self.evaluation_items = self.directory / "evaluations.json"
         self.signatures = self.directory / "signatures"
@@ -61,8 +64,21 @@ class Folder:
     def signed(self, unit: int) -> Path:
         return self.signatures / f"{unit:05d}.json"
 
+    def read_signed(self, unit: int) -> SignedUnit:
+        """Raises PipelineError for a file that is damaged."""
+        try:
+            return SignedUnit.model_validate_json(self.signed(unit).read_bytes())
+        except ValidationError:
+            raise damaged(self.signed(unit)) from None
+
     def links_of(self, key: str, partition: int, partitions: int) -> Path:
         return self.links / f"{key}-{partition}-of-{partitions}.arrow"
 
     def removals_of(self, partition: int, partitions: int) -> Path:
         return self.removals / f"{partition}-of-{partitions}.arrow"
+
+
+def damaged(path: Path) -> PipelineError:
+    """What to raise for a file of the passes that cannot be read: all of them can be made again."""
+    directory = next((parent for parent in path.parents if parent.name == _DIRECTORY), path)
+    return PipelineError(f"{path} is damaged; remove {directory} and run the same command to deduplicate again")

@@ -40,7 +40,7 @@ from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, execute, executor_settings
 from pipeline.plan import Plan, Unit
 from pipeline.report import Tally, add_up
-from pipeline.shards.format import write_durably
+from pipeline.shards.format import WORK_DIRECTORY, write_durably
 from pipeline.unit import UnitReader
 
 log = logging.getLogger(__name__)
@@ -99,11 +99,7 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
 
     Raises PipelineError as soon as there are more bad records than the whole input may have.
     """
-    signed = {
-        unit.index: SignedUnit.model_validate_json(folder.signed(unit.index).read_bytes())
-        for unit in plan.units
-        if folder.signed(unit.index).is_file()
-    }
+    signed = {unit.index: folder.read_signed(unit.index) for unit in plan.units if folder.signed(unit.index).is_file()}
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))
@@ -126,7 +122,8 @@ def _too_many_are_bad(config: PipelineConfig, total: Tally) -> PipelineError:
     return PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read so far are bad, more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} of all can be; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; mend the source or raise the limit and run again"
+        f"{reasons[worst].examples[0].location}; raise the limit and run again, or mend the source, remove "
+        f"{config.output_dir / WORK_DIRECTORY} and run again"
     )
 
 
@@ -213,7 +210,7 @@ def _decide(parts: Sequence[Part], units: Sequence[SignedUnit], folder: Folder) 
             of_unit[follows & (of_unit == KEPT)] = NEAR_DUPLICATE
             for section in sections_of(folder.signature(unit.index)):
                 of_unit[section[CONTAMINATED_DOCUMENTS]] = CONTAMINATED
-            writer.append(unit=np.array([unit.index]), verdict=of_unit, first_document=np.array([first], np.uint64))
+            writer.append(verdict=of_unit, first_document=np.array([first], np.uint64))
         # before the verdicts are there: whoever finds them finds these too
         write_durably(folder.clusters, json.dumps(_clusters_by_size(np.concatenate(followed))).encode())
 

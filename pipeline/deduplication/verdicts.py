@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from bisect import bisect_left
 from typing import Literal
 
 import numpy as np
@@ -32,12 +31,9 @@ class UnitVerdicts:
         folder = Folder(config.output_dir)
         self._config = config.deduplication
         self._unit = unit
-        file = ArrayFile(folder.verdicts)
-        # a dataset that is appended to has units that do not begin at 0
-        position = bisect_left(range(len(file)), unit, key=lambda index: int(file.section(index)["unit"][0]))
-        section = file.section(position)
+        section = ArrayFile(folder.verdicts).section(unit)
         self._verdicts: bytes = section["verdict"].tobytes()
-        self._removals = _Removals(folder, position, section) if self._config.paragraphs else None
+        self._removals = _Removals(folder, unit, section) if self._config.paragraphs else None
         self._next = 0
 
     def judge(self, document: Document) -> Document | DuplicateReason:
@@ -76,13 +72,13 @@ def unit_verdicts(config: PipelineConfig, unit: int) -> UnitVerdicts | None:
 class _Removals:
     """Places of the paragraphs to be left out, by the number of their document in the unit."""
 
-    def __init__(self, folder: Folder, position: int, section: dict[str, Array]) -> None:
+    def __init__(self, folder: Folder, unit: int, section: dict[str, Array]) -> None:
         first = int(section["first_document"][0])
         documents, places = [], []
         for path in folder.removals.glob("*.arrow"):
             file = ArrayFile(path)
             # those found within the unit, and of those found across units its share
-            for found in (file.section(position), file.section(len(file) - 1)):
+            for found in (file.section(unit), file.section(len(file) - 1)):
                 start, stop = np.searchsorted(found["document"], [first, first + len(section["verdict"])])
                 documents.append(found["document"][start:stop] - found["document"].dtype.type(first))
                 places.append(found["place"][start:stop])

@@ -47,7 +47,12 @@ _PREPARATIONS: dict[str, Callable[[Any], object]] = {
 
 
 def prepare(filters: Sequence[FilterConfig]) -> None:
-    """Load what filters read from files, so that a run fails at its start, not in its middle. Raises PipelineError."""
+    """Load what filters read from files, so that a run fails at its start, not in its middle. Raises PipelineError.
+
+    Anew: the files may have changed since this process last read them.
+    """
+    for cached in (language.load_model, url.wanted, banned_words.phrases):
+        cached.cache_clear()
     for config in filters:
         if config.type in _PREPARATIONS:
             _PREPARATIONS[config.type](config)

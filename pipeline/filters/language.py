@@ -106,7 +106,7 @@ def _by_model(text: str, path: Path, *, min_score: float) -> str | None:
     return str(labels[0]).removeprefix("__label__") if len(labels) and scores[0] >= min_score else None
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def load_model(path: Path) -> Any:
     """Raises PipelineError if fastText is not installed, or the file is not a model of it."""
     try:

@@ -43,6 +43,7 @@ def value_at(record: object, path: str) -> object:
 def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes: int, example: object) -> Record:
     """A document if the record meets the conditions and its text is text; its id is the id field's, or its location.
 
+    An id that is a URL, with its scheme, is the document's URL too; a location never is, though it may be s3://….
     Bytes are read as UTF-8. What of an id is not UTF-8 is written as `\\xff`, and the location stands for one that is
     empty, or neither text nor an integer: it spoils a name, not the text.
     `example` stands in the report if the record is dropped.
@@ -58,7 +59,10 @@ def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes
         text = _joined(config.template, lookup, example)
     if isinstance(text, _Flaw):
         return BadRecord(location, text.reason, size_bytes, shorten(text.example))
-    return Document(document_id=_identity(lookup(config.id_field) if config.id_field else None) or location, text=text)
+    identity = _identity(lookup(config.id_field) if config.id_field else None)
+    return Document(
+        document_id=identity or location, text=text, url=identity if identity and "://" in identity else None
+    )
 
 
 def _identity(value: object) -> str | None:

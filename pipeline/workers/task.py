@@ -7,12 +7,13 @@ its worker died, after which the item is begun anew; and None when nothing has h
 from __future__ import annotations
 
 import os
+import pickle
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from pipeline.document import PipelineError
+from pipeline.document import PipelineError, one_line
 
 Result = TypeVar("Result")
 
@@ -55,6 +56,14 @@ class Failed:
 
 
 def failure(error: BaseException) -> Failed:
-    """The exception that is being handled, with a note of where it came from: a traceback stays in its process."""
-    error.add_note(f"in worker {os.getpid()}:\n{traceback.format_exc()}")
+    """The exception that is being handled, with a note of where it came from: a traceback stays in its process.
+
+    One that would not arrive, as pickle cannot make it again, is told by a WorkerError.
+    """
+    note = f"in worker {os.getpid()}:\n{traceback.format_exc()}"
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = WorkerError(f"a worker failed: {one_line(repr(error))}")
+    error.add_note(note)
     return Failed(error)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,25 @@ def finish(config_file: Path, *overrides: str) -> tuple[int, str, str]:
     return process.returncode, stdout, stderr
 
 
+def kill_amid(config_file: Path, dataset: Path, *, units: int, delay_s: float = 0) -> None:
+    """Start a run, or go on with it, and kill it when so many units are done.
+
+    On a busy machine it may end before we look: then it was no interruption, and we try again from its start.
+    """
+    for _ in range(5):
+        process = start(config_file)
+        while process.poll() is None and len(list(dataset.glob(".work/units/*.json"))) < units:
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        process.kill()
+        _, stderr = process.communicate()
+        if process.returncode == -signal.SIGKILL and not (dataset / "manifest.json").exists():
+            return
+        assert process.returncode in (0, -signal.SIGKILL), stderr
+        shutil.rmtree(dataset)
+    pytest.fail(f"of 5 runs all ended before they could be killed after {units} units")
+
+
 def shard_digests(dataset: Path) -> dict[str, str]:
     return {
         path.relative_to(dataset).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -56,11 +76,11 @@ def shard_digests(dataset: Path) -> dict[str, str]:
 
 @pytest.fixture
 def config_file(tmp_path: Path, make_config: MakeConfig, make_texts: MakeTexts, make_jsonl: MakeJsonl) -> Path:
-    """About 1 MB in 20 units, with a tokenizer to be trained first."""
+    """About 1 MB in 50 units, with a tokenizer to be trained first."""
     make_jsonl(tmp_path / "corpus" / "a.jsonl", make_texts(1000, seed=5, words=400))
     config = make_config(
         workers=2,
-        unit_size_bytes=50_000,
+        unit_size_bytes=20_000,
         shard_size_bytes=20_000,
         tokenizer={"train": {"vocab_size": 290, "sample_bytes": 300_000}},
     )
@@ -75,15 +95,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bytes(config_file: Path
     dataset = tmp_path / "dataset"
     # in the first second, whatever it is at then; after that in the middle of the units, whatever the machine's speed
     for units, delay_s in ((0, draw.uniform(0.2, 1)), (2, draw.uniform(0, 0.05)), (7, draw.uniform(0, 0.05))):
-        process = start(config_file)
-        while len(list(dataset.glob(".work/units/*.json"))) < units:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.005)
-        time.sleep(delay_s)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-        assert not (dataset / "manifest.json").exists()
+        kill_amid(config_file, dataset, units=units, delay_s=delay_s)
     code, stdout, stderr = finish(config_file, "workers=1")
     assert code == 0
     assert "going on: " in stderr
@@ -125,12 +137,7 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
     config_file = tmp_path / "config.yaml"
     config_file.write_text(dump(make_config(sources=sources, unit_size_bytes=50_000, workers=2)))
     assert finish(config_file, f"output_dir={tmp_path}/whole")[0] == 0
-    process = start(config_file)
-    while len(list((tmp_path / "dataset").glob(".work/units/*.json"))) < 5:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.005)
-    process.kill()
-    process.communicate()
+    kill_amid(config_file, tmp_path / "dataset", units=5)
     code, stdout, stderr = finish(config_file, "workers=1")
     assert code == 0
     assert "going on: " in stderr

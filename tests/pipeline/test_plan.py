@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import PipelineConfig
-from pipeline.document import SourceError
-from pipeline.plan import Unit, changed_inputs, group_pieces, make_plan, plan_to_json
+from pipeline.document import PipelineError, SourceError
+from pipeline.plan import Plan, Unit, changed_inputs, group_pieces, make_plan, plan_to_json
 from pipeline.sources.piece import Piece
 
 
@@ -57,6 +57,13 @@ def test_changed_inputs_are_listed_a_line_a_file(corpus: Path, make_config: Call
     assert gone == f"{corpus}/0.jsonl is gone"
     assert changed.startswith(f"{corpus}/1.jsonl has changed (")
     assert new == f"{corpus}/3.jsonl is new"
+
+
+@pytest.mark.parametrize("stored", [b"", b"\xff", b"7", b"[{}]"])
+def test_a_damaged_plan_is_one_line(stored: bytes) -> None:
+    expected = r"^\.work/plan\.json of the output folder, .*, is damaged; if no input file has changed since, remove"
+    with pytest.raises(PipelineError, match=expected):
+        changed_inputs(stored, Plan(()))
 
 
 def test_a_source_of_empty_files_is_an_error(tmp_path: Path, make_config: Callable[..., PipelineConfig]) -> None:

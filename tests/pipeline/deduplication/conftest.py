@@ -36,7 +36,6 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
         units: Sequence[Sequence[str]],
         *,
         partition_rows: int = 3,
-        first_unit: int = 0,
         dataset: Path | None = None,
     ) -> PipelineConfig:
         config = PipelineConfig.model_validate(
@@ -48,7 +47,7 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
                 "deduplication": sections,
             }
         )
-        plan = Plan(tuple(Unit(first_unit + index, "corpus", ()) for index in range(len(units))))
+        plan = Plan(tuple(Unit(index, "corpus", ()) for index in range(len(units))))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of small files
             patch.setattr(passes, "execute", run_here)
@@ -56,7 +55,7 @@ def deduplicate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pipel
             patch.setattr(signatures, "SECTION_PARAGRAPHS", 3)
             patch.setattr(signatures, "_BATCH_CHARACTERS", 20)
             patch.setattr(matching, "PARTITION_ROWS", partition_rows)
-            patch.setattr(passes, "UnitReader", lambda config, unit: _Reader(units[unit.index - first_unit]))
+            patch.setattr(passes, "UnitReader", lambda config, unit: _Reader(units[unit.index]))
             passes.deduplicate(config, plan)
         return config
 
@@ -84,7 +83,7 @@ def outcomes(deduplicate: Callable[..., PipelineConfig]) -> Callable[..., list[s
         config = deduplicate(sections, units, **options)
         found = []
         for unit, texts in enumerate(units):
-            verdicts = UnitVerdicts(config, options.get("first_unit", 0) + unit)
+            verdicts = UnitVerdicts(config, unit)
             for kept in _Reader(texts):
                 judged = verdicts.judge(kept.document)
                 found.append(judged if isinstance(judged, str) else f"kept: {judged.text}")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter, write_arrays
+from pipeline.document import PipelineError
 
 
 def test_sections_come_back_as_they_were_given(tmp_path: Path) -> None:
@@ -32,6 +33,16 @@ def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1", b"x" * 500])
+def test_a_damaged_file_is_named_with_the_folder_to_remove(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "deduplication" / "links" / "a.arrow"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    expected = f"^{path} is damaged; remove {tmp_path}/deduplication and run the same command to deduplicate again$"
+    with pytest.raises(PipelineError, match=expected):
+        ArrayFile(path)
 
 
 def test_a_write_that_fails_says_why_and_leaves_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.normalization import comparable_words
 from pipeline.document import PipelineError
 from pipeline.plan import make_plan
+from pipeline.run import run
 
 Outcomes = Callable[..., list[str]]
 
@@ -145,7 +147,6 @@ SECTIONS: dict[str, dict[str, Any]] = {
     evaluations=st.lists(st.lists(WORD, min_size=4, max_size=6).map(" ".join), min_size=1, max_size=2),
     names=st.sets(st.sampled_from(sorted(SECTIONS)), min_size=1),
     partition_rows=st.integers(1, 40),
-    first_unit=st.sampled_from([0, 7]),
 )
 def test_outcomes_are_those_of_plain_python(
     outcomes: Outcomes,
@@ -154,7 +155,6 @@ def test_outcomes_are_those_of_plain_python(
     evaluations: list[str],
     names: set[str],
     partition_rows: int,
-    first_unit: int,
 ) -> None:
     sections = {name: SECTIONS[name] for name in names}
     if "decontamination" in names:
@@ -163,7 +163,7 @@ def test_outcomes_are_those_of_plain_python(
         sections["decontamination"] = evaluation(*evaluations, ngram_words=4)
     texts = [text for unit in units for text in unit]
     expected = by_plain_python(texts, evaluations, DeduplicationConfig.model_validate(sections))
-    assert outcomes(sections, units, partition_rows=partition_rows, first_unit=first_unit) == expected
+    assert outcomes(sections, units, partition_rows=partition_rows) == expected
 
 
 def test_the_first_of_equal_texts_stays_whatever_unit_it_is_in(outcomes: Outcomes) -> None:
@@ -267,6 +267,33 @@ def test_what_is_done_is_not_repeated(
     assert done == [("units signed", 0), ("parts of the paragraphs matched", 0)]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "signatures/00001.json",
+        "signatures/00001.arrow",
+        "verdicts.arrow",
+        "clusters.json",
+        "evaluations.arrow",
+        "evaluations.json",
+    ],
+)
+def test_an_emptied_file_is_named_and_to_remove_the_folder_helps(
+    outcomes: Outcomes, evaluation: Callable[..., dict[str, Any]], tmp_path: Path, name: str
+) -> None:
+    sections = ALL | {"decontamination": evaluation("alpha beta gamma delta", ngram_words=4)}
+    whole = outcomes(sections, UNITS, dataset=tmp_path)
+    directory = tmp_path / ".work" / "deduplication"
+    (directory / "done").unlink()
+    if name.startswith("signatures"):
+        (directory / "verdicts.arrow").unlink()
+    (directory / name).write_bytes(b"")
+    with pytest.raises(PipelineError, match=f"^{directory / name} is damaged; remove {directory} and run the same"):
+        outcomes(sections, UNITS, dataset=tmp_path)
+    rmtree(directory)
+    assert outcomes(sections, UNITS, dataset=tmp_path) == whole
+
+
 def test_the_report_counts_reasons_clusters_and_paragraphs(
     deduplicate: Callable[..., PipelineConfig], evaluation: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -304,8 +331,25 @@ def test_too_many_bad_records_stop_it_at_once(make_config: Callable[..., Pipelin
     config.output_dir.mkdir()
     expected = (
         r"\d+ of \d+ records read so far are bad, more than max_bad_record_fraction=0.001 of all can be; "
-        r"the first missing_field: .*a.jsonl@14; mend the source or raise the limit and run again"
+        r"the first missing_field: .*a.jsonl@14; raise the limit and run again, or mend the source, remove "
+        rf"{config.output_dir}/\.work and run again$"
     )
     with pytest.raises(PipelineError, match=expected):
         passes.deduplicate(config, make_plan(config))
     assert len(list((config.output_dir / ".work" / "deduplication" / "signatures").glob("*.json"))) < 14
+
+
+def test_what_is_told_of_too_many_bad_records_helps(make_config: Callable[..., PipelineConfig], tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus" / "a.jsonl"
+    corpus.parent.mkdir()
+    corpus.write_text('{"text": "a"}\n' + '{"body": "b"}\n' * 9)
+    fields: dict[str, Any] = {"deduplication": {"exact": {}}, "executor": "serial", "filters": []}
+    for output in ("raised", "mended"):
+        with pytest.raises(PipelineError, match="records read so far are bad"):
+            run(make_config(output_dir=tmp_path / output, **fields))
+    raised = run(make_config(output_dir=tmp_path / "raised", max_bad_record_fraction=0.9, **fields))
+    assert raised.manifest.documents == 1
+    corpus.write_text('{"text": "a"}\n' * 10)
+    rmtree(tmp_path / "mended" / ".work")
+    mended = run(make_config(output_dir=tmp_path / "mended", **fields)).manifest
+    assert (mended.documents, mended.dropped["exact_duplicate"].documents) == (1, 9)

@@ -51,5 +51,18 @@ def test_files_are_looked_at_before_a_run(tmp_path: Path) -> None:
         prepare(filters({"type": "url", "domains_path": tmp_path / "none.txt"}))
 
 
+def test_lists_are_read_anew_for_each_run(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    words = filters({"type": "banned_words", "path": path})
+    domains = filters({"type": "url", "domains_path": path})
+    view = DocumentView("one", url="https://two.example")
+    path.write_text("one\ntwo.example\n")
+    prepare([*words, *domains])
+    assert [rejection(view, chain) for chain in (words, domains)] == ["banned_words", "url_domain"]
+    path.write_text("three\n")
+    prepare([*words, *domains])
+    assert [rejection(view, chain) for chain in (words, domains)] == [None, None]
+
+
 def test_filters_without_files_are_always_ready() -> None:
     prepare(filters({"type": "length"}, {"type": "language", "languages": ["en"]}, {"type": "url", "words": ["a"]}))

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.document import PipelineError
 from pipeline.filter_config import LanguageConfig
-from pipeline.filters import language
+from pipeline.filters import chain, language
 from pipeline.filters.language import language_of, prepare, rejection
 from pipeline.filters.view import DocumentView
 
@@ -98,6 +98,19 @@ def test_a_model_decides_by_its_own_labels(fields: dict[str, Any], reason: str |
     prepare(config)
     assert rejection(DocumentView("two\nlines"), config) == reason
     assert rejection(DocumentView("\n"), config) == "other_language"
+
+
+@pytest.mark.usefixtures("fake_fasttext")
+def test_each_of_two_models_is_loaded_once_a_run() -> None:
+    configs = [LanguageConfig(type="language", languages=("eng_Latn",), model_path=Path(name)) for name in ("a", "b")]
+    chain.prepare(configs)
+    models = [language.load_model(Path(name)) for name in ("a", "b")]
+    for _ in range(3):
+        assert chain.rejection(DocumentView("one"), configs) is None
+    assert language.load_model.cache_info().misses == 2
+    assert [language.load_model(Path(name)) for name in ("a", "b")] == models
+    chain.prepare(configs)
+    assert language.load_model(Path("a")) is not models[0]
 
 
 @pytest.mark.usefixtures("fake_fasttext")

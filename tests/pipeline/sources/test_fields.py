@@ -57,6 +57,24 @@ def test_an_id_is_text_or_an_integer_and_else_the_location(value: object, expect
     assert judge({"text": "one", "id": value}, id_field="id") == Document(expected, "one")
 
 
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        ("https://a.example/1", "https://a.example/1"),
+        (b"http://b.example", "http://b.example"),
+        ("corpus/a.html", None),
+        (7, None),
+        (None, None),
+    ],
+)
+def test_an_id_is_the_url_if_it_is_one(value: object, url: str | None) -> None:
+    config = config_of(id_field="id")
+    record = {"text": "one", "id": value}
+    document = record_of(config, record.get, location="s3://bucket/a.jsonl@0", size_bytes=9, example=b"")
+    assert isinstance(document, Document)
+    assert document.url == url
+
+
 def test_a_template_joins_fields_and_numbers() -> None:
     record = {"title": "A", "meta": {"year": 1999}, "body": "text"}
     assert judge(record, template="# {title} ({meta.year})\n\n{{{body}}}") == Document("here", "# A (1999)\n\n{text}")
