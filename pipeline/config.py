@@ -18,6 +18,8 @@ from pipeline.shards.format import MAX_VOCAB_SIZE, digest_bytes, digest_file
 from pipeline.source_config import Section, SourceConfig
 from pipeline.tokenizer.special_tokens import EOS_TOKEN, MIN_VOCAB_SIZE
 
+ExecutorKind = Literal["serial", "local", "ray"]
+
 # may differ between the attempts of one run: they change when, where and how fast bytes are written, not which
 FREE_FIELDS = frozenset(
     {
@@ -78,7 +80,7 @@ class PipelineConfig(Section):
         default=None, ge=0, lt=1 << 64, description="None: documents stay in the order of the sources"
     )
     shuffle_bucket_bytes: int = Field(default=128 << 20, ge=1, description="a shuffle takes memory for about two")
-    executor: Literal["serial", "local", "ray"] = "local"
+    executor: ExecutorKind = "local"
     workers: int | None = Field(default=None, ge=1, description="None: one for each core, or CPU of the cluster")
     max_worker_memory_bytes: int | None = Field(
         default=None,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pipeline.config import PipelineConfig
+from pipeline.config import ExecutorKind, PipelineConfig
 from pipeline.workers.local import run_in_processes
 from pipeline.workers.memory import can_be_measured
 from pipeline.workers.quarantine import QuarantineError
@@ -32,8 +32,6 @@ __all__ = [
     "run_in_processes",
     "workers_of_this_machine",
 ]
-
-ExecutorKind = Literal["serial", "local", "ray"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ class UnicodeConfig(Section):
 
 
 class UrlConfig(Section):
-    """Drops documents by their URL: a web archive's, or the document's id (`id_field: url`) of any other source.
+    """Drops documents by their URL: a web archive's, or an id that is one (`id_field: url`) of any other source.
 
     A domain includes those below it. Words are told without case, in the whole URL, between anything but letters and
     digits.

@@ -28,6 +28,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.shuffled_run import run_shuffled
+from pipeline.sources.code_header import tokens_of_headers
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.train import train_tokenizer
@@ -109,6 +110,8 @@ def prepare(
         base.lend_distrust(workspace)
         status.enter_phase("tokenizer")
         encoder, content = _tokenizer(config, plan, workspace)
+        for token in tokens_of_headers(config.sources):
+            encoder.special_id(token)
         if config.deduplication.is_on:
             status.enter_phase("deduplication")
             deduplicate(config, plan)

@@ -116,7 +116,7 @@ class UnitReader:
                 # an estimate: a compressed file holds more text than bytes
                 read_bytes += len(content)
                 self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
-                view = DocumentView(record.text, url=record.document_id if record.url is None else record.url)
+                view = DocumentView(record.text, url=record.url or "")
                 reason = rejection(view, self._config.filters)
                 if reason is not None:
                     self.drop(record, reason, text_bytes=len(content))

@@ -73,7 +73,10 @@ class Workspace:
         """The index of the last unit of the run that is at work here, or was; None if it has planned none."""
         if not self._plan_path.is_file():
             return None
-        units: list[dict[str, Any]] = json.loads(self._plan_path.read_bytes())
+        try:
+            units: list[dict[str, Any]] = json.loads(self._plan_path.read_bytes())
+        except ValueError:
+            raise PipelineError(f"{self._plan_path} is damaged; {self.way_out}") from None
         return int(units[-1]["index"]) if units else None
 
     def check_config(self, config: PipelineConfig) -> None:

@@ -312,6 +312,18 @@ def test_a_missing_tokenizer_is_told_before_the_sources_are_listed(
         run(make_config(tokenizer={"path": tmp_path / "none.json"}))
 
 
+def test_a_special_token_that_is_missing_is_told_before_the_first_unit(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a.py").write_text("return 1\n")
+    source = {"name": "code", "type": "source_tree", "root": str(tmp_path / "tree"), "special_tokens": True}
+    monkeypatch.setattr("pipeline.sources.code_header.FILE_TOKEN", "<none>")
+    monkeypatch.setattr(run_module, "do_units", lambda *_, **__: pytest.fail("begun"))
+    with pytest.raises(TokenizerError, match=r"has no token '<none>', which a source's special_tokens need"):
+        run(make_config(sources=[source]))
+
+
 def test_a_folder_of_other_files_is_refused(corpus: Path, make_config: MakeConfig) -> None:
     config = make_config()
     config.output_dir.mkdir()

@@ -272,3 +272,17 @@ def test_a_header_alone_is_no_document(
     source = {"name": "code", "type": "source_tree", "root": str(tmp_path / "tree"), "special_tokens": True}
     tally = process(make_config(sources=[source], filters=[], validation_fraction=0)).tally
     assert (tally.documents_kept, tally.dropped["no_tokens"].documents) == (1, 1)
+
+
+def test_the_url_filter_judges_urls_not_paths(
+    tmp_path: Path, make_config: MakeConfig, process: Callable[[PipelineConfig], UnitRecord]
+) -> None:
+    (tmp_path / "casino").mkdir()
+    lines = [{"text": "one", "url": "https://bad.example/casino"}, {"text": "two", "url": "https://good.example/"}]
+    (tmp_path / "casino" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = {"name": "web", "type": "jsonl", "files": [str(tmp_path / "casino" / "a.jsonl")]}
+    filters = [{"type": "url", "words": ["casino"]}]
+    with_urls = process(make_config(sources=[source | {"id_field": "url"}], filters=filters)).tally
+    assert (with_urls.documents_kept, with_urls.dropped["url_word"].documents) == (1, 1)
+    without = make_config(sources=[source], filters=filters, output_dir=tmp_path / "without")
+    assert process(without).tally.documents_kept == 2
