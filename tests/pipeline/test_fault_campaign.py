@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -41,8 +42,8 @@ KILLS_A_TRIAL = 8
 # in all 112
 SERIAL_KILLS, LOCAL_KILLS, RAY_KILLS, SHARD_KILLS = 16, 56, 32, 8
 
-# a kill comes so long after the start or the kill before it; the upper bound is about half of an undisturbed run
-DELAY_S = (0.0, 4.0)
+# a kill comes so long after the start or the kill before it; the upper bound is a small part of an undisturbed run
+DELAY_S = (0.0, 1.5)
 
 # of the starts, this share is left alone until it is doing units; the others may be hit while they begin
 SHARE_AT_WORK = 0.75
@@ -53,6 +54,14 @@ class Kills:
     """What was killed, by victim, and what it was at."""
 
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def trials(self, total: int) -> Iterator[tuple[int, int]]:
+        """Until there are so many: the number of a trial, and how many kills it is to have. A run may end before."""
+        for number in itertools.count():
+            left = total - self.counts.total()
+            if left == 0:
+                return
+            yield number, min(KILLS_A_TRIAL, left)
 
     def report(self, executor: str) -> None:
         print(f"\n{executor}: {self.counts.total()} kills")
@@ -244,9 +253,9 @@ def check(dataset: Path, whole: dict[str, str]) -> None:
 
 def test_serial(folder: Path, config_file: Path, whole: dict[str, str]) -> None:
     draw, kills = random.Random(1), Kills()
-    for number in range(SERIAL_KILLS // KILLS_A_TRIAL):
+    for number, count in kills.trials(SERIAL_KILLS):
         trial = Trial(config_file, folder / f"serial-{number}", ("executor=serial",))
-        endure(trial, lambda: kill_driver, kills, count=KILLS_A_TRIAL, draw=draw)
+        endure(trial, lambda: kill_driver, kills, count=count, draw=draw)
         check(trial.dataset, whole)
     kills.report("serial")
 
@@ -257,9 +266,9 @@ def test_local(folder: Path, config_file: Path, whole: dict[str, str]) -> None:
     def choose() -> Kill:
         return kill_driver if draw.random() < 0.4 else lambda process: kill_local_worker(process, draw=draw)
 
-    for number in range(LOCAL_KILLS // KILLS_A_TRIAL):
+    for number, count in kills.trials(LOCAL_KILLS):
         trial = Trial(config_file, folder / f"local-{number}", ("executor=local", f"workers={2 + number % 2}"))
-        endure(trial, choose, kills, count=KILLS_A_TRIAL, draw=draw)
+        endure(trial, choose, kills, count=count, draw=draw)
         check(trial.dataset, whole)
     kills.report("local")
 
@@ -289,11 +298,11 @@ def test_ray(folder: Path, config_file: Path, whole: dict[str, str], monkeypatch
         return draw.choices([kill_driver, kill_worker, kill_node], weights=[4, 5, 1])[0]
 
     try:
-        for number in range(RAY_KILLS // KILLS_A_TRIAL):
+        for number, count in kills.trials(RAY_KILLS):
             trial = Trial(
                 config_file, folder / f"ray-{number}", ("executor=ray",), environment={"RAY_ADDRESS": cluster.address}
             )
-            endure(trial, choose, kills, count=KILLS_A_TRIAL, draw=draw)
+            endure(trial, choose, kills, count=count, draw=draw)
             check(trial.dataset, whole)
     finally:
         cluster.shutdown()
@@ -302,12 +311,11 @@ def test_ray(folder: Path, config_file: Path, whole: dict[str, str], monkeypatch
 
 def test_shards(folder: Path, config_file: Path, whole: dict[str, str]) -> None:
     draw, kills = random.Random(4), Kills()
-    shards = [
-        Trial(config_file, folder / "shards", ("executor=serial",), shard=f"{index}/{SHARD_KILLS // 4}")
-        for index in range(SHARD_KILLS // 4)
-    ]
-    for trial in shards:
-        endure(trial, lambda: kill_driver, kills, count=4, draw=draw)
-    shards[0].commit()
-    check(shards[0].dataset, whole)
+    for number, count in kills.trials(SHARD_KILLS):
+        dataset = folder / f"shards-{number}"
+        shards = [Trial(config_file, dataset, ("executor=serial",), shard=f"{index}/2") for index in range(2)]
+        for index, trial in enumerate(shards):
+            endure(trial, lambda: kill_driver, kills, count=(count + index) // 2, draw=draw)
+        shards[0].commit()
+        check(dataset, whole)
     kills.report("shards, serial")
