@@ -75,7 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     fertility_cli.add_verbs(verbs, load=load)
     mixture_cli.add_verbs(verbs, load=load)
+    _add_looks(verbs)
+    derived_cli.add_verbs(verbs)
+    return parser
 
+
+def _add_looks(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The verbs that only look at a finished dataset."""
     verify = verbs.add_parser(
         "verify",
         help="re-read and re-hash a dataset; exit 1 names the bad shard",
@@ -95,8 +101,6 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--samples", type=int, default=3, help="documents to decode (default: 3)")
     inspect.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths of its documents as well")
     inspect.set_defaults(run=_inspect)
-    derived_cli.add_verbs(verbs)
-    return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
