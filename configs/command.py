@@ -3,7 +3,8 @@
 `smollm2 ROOM VERB …` is `python -m ROOM VERB …`. A room's `cli.py` builds an argparse parser whose verbs set
 `run=function(arguments) -> int | None`, and hands it to `run_room` with the exceptions that are the user's to mend.
 
-Exit codes: 0 done; 1 the command ran and says no (a bad shard, a failed proof); 2 bad input; 130 interrupted.
+Exit codes: 0 done; 1 the command ran and says no (a bad shard, a failed proof); 2 bad input; 128 and its number for a
+signal, such as 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import logging
 import os
 import re
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -83,9 +85,10 @@ def run_room(
         return 0
     except OSError as error:
         message = _describe_os_error(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted; run the same command to go on", file=sys.stderr)
-        return 130
+        # a room that lets another signal than Ctrl-C's interrupt it gives its number
+        return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
     for line in message.splitlines():
         print(f"{parser.prog}: {line}", file=sys.stderr)
     return 2

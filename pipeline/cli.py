@@ -15,6 +15,7 @@ from configs.load import load
 from pipeline import derived_cli, fertility_cli, mixture_cli
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
+from pipeline.interruption import signals_interrupt
 from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return run_room(build_parser(), user_errors=(PipelineError, DatasetError), arguments=arguments)
+    with signals_interrupt():
+        return run_room(build_parser(), user_errors=(PipelineError, DatasetError), arguments=arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """`status.json`: what a run is at, for other programs. Replaced at once every few seconds, and left behind at the end.
 
-A run that was killed outright leaves `state: running`; it has ended if `updated` is old and `pid` on `host` is gone.
+A run that ends by an error or a signal says so. One that was killed outright (`kill -9`, a power cut) leaves `state:
+running`, and is known by its `updated`: a thread of its own writes that anew every HEARTBEAT_S, whatever the run is at,
+so a run whose `updated` is more than a minute old is dead, as is one on this `host` whose `pid` is gone.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from pipeline.interruption import signal_of
 from pipeline.shards.format import partial_path
 from pipeline.throughput import Throughput
 
@@ -23,6 +27,7 @@ log = logging.getLogger(__name__)
 
 STATUS_FILE = "status.json"
 STATUS_INTERVAL_S = 2.0
+HEARTBEAT_S = 10.0
 
 Phase = Literal["plan", "tokenizer", "deduplication", "units", "assembly"]
 State = Literal["running", "finished", "failed", "interrupted"]
@@ -36,6 +41,8 @@ class RunStatus:
         self._written = -STATUS_INTERVAL_S
         self._can_write = True
         self._throughput: Throughput | None = None
+        self._ended = threading.Event()
+        self._writing = threading.RLock()  # a signal may interrupt a write, and the end is written next
         self._content: dict[str, Any] = {
             "name": name,
             "state": "running",
@@ -50,13 +57,15 @@ class RunStatus:
 
     def __enter__(self) -> RunStatus:
         self._write()
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         self._content["state"] = _end_state(error)
-        self._content["error"] = (str(error) or type(error).__name__).splitlines()[0] if error else None
+        self._content["error"] = _reason(error)
         self._write()
 
     def enter_phase(self, phase: Phase) -> None:
@@ -72,14 +81,25 @@ class RunStatus:
         if time.monotonic() - self._written >= STATUS_INTERVAL_S:
             self._write()
 
+    def _beat(self) -> None:
+        """A phase that tells nothing for long, such as the training of a tokenizer, is not taken for a death."""
+        while not self._ended.wait(HEARTBEAT_S):
+            with self._writing:
+                if time.monotonic() - self._written >= HEARTBEAT_S and not self._ended.is_set():
+                    self._replace()
+
     def _write(self) -> None:
+        with self._writing:
+            if self._throughput is not None:
+                self._content |= dataclasses.asdict(self._throughput.snapshot(), dict_factory=_rounded)
+            if self._content["state"] != "running":
+                self._content["workers"] = []
+            self._replace()
+
+    def _replace(self) -> None:
         """Not synced to the disk: nothing depends on it. Nor does a run end because it cannot be written."""
         self._written = time.monotonic()
         self._content["updated"] = _now()
-        if self._throughput is not None:
-            self._content |= dataclasses.asdict(self._throughput.snapshot(), dict_factory=_rounded)
-        if self._content["state"] != "running":
-            self._content["workers"] = []
         temporary = partial_path(self._path)
         try:
             temporary.write_text(json.dumps(self._content, indent=1) + "\n")
@@ -95,6 +115,13 @@ def _end_state(error: BaseException | None) -> State:
     if error is None:
         return "finished"
     return "failed" if isinstance(error, Exception) else "interrupted"
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """One line; None for a run that is done."""
+    if isinstance(error, KeyboardInterrupt):
+        return f"stopped by {signal_of(error).name}"
+    return (str(error) or type(error).__name__).splitlines()[0] if error is not None else None
 
 
 def _rounded(fields: list[tuple[str, Any]]) -> dict[str, Any]:

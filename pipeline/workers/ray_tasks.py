@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
 import threading
@@ -160,7 +161,10 @@ def _connect(ray: Any, workers: int | None) -> None:
         if address and (port := address.rpartition(":")[2]).isdecimal() and "//" not in address:
             # Ray itself asks for minutes, and then ends the process
             socket.create_connection((address.rpartition(":")[0].strip("[]"), int(port)), timeout=_CONNECT_S).close()
+        before = signal.getsignal(signal.SIGTERM)
         ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray puts its own there, which exits with code 15
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WorkerError(f"{what} ({reason}); {fix}") from None

@@ -10,17 +10,21 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from configs.load import dump
 from pipeline.config import PipelineConfig
+from pipeline.interruption import signals_interrupt
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeConfig = Callable[..., PipelineConfig]
@@ -146,17 +150,51 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
     assert shard_digests(tmp_path / "dataset") == shard_digests(tmp_path / "whole")
 
 
-def test_ctrl_c_is_one_line_and_the_run_goes_on(config_file: Path, tmp_path: Path) -> None:
+def status_of(dataset: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((dataset / "status.json").read_bytes())
+    return content
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_signal_is_one_line_and_told_in_the_status(config_file: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(config_file, "unit_size_bytes=5_000")  # 200 units: far from the end after the second
     units = tmp_path / "dataset" / ".work" / "units"
     while len(list(units.glob("*.json"))) < 2:
         assert process.poll() is None, "it ended before it could be interrupted"
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: parent and workers
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does: parent and workers
+    else:
+        process.send_signal(number)
     _, stderr = process.communicate(timeout=20)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert stderr.splitlines()[-1] == "smollm2 pipeline: interrupted; run the same command to go on"
     assert "Traceback" not in stderr
+    status = status_of(tmp_path / "dataset")
+    assert (status["state"], status["error"], status["workers"]) == ("interrupted", f"stopped by {number.name}", [])
+    assert not list((tmp_path / "dataset").rglob(".status.json.*"))
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with signals_interrupt():
+            signal.raise_signal(signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)  # we are ending already
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_killed_run_is_known_by_its_process(config_file: Path, tmp_path: Path) -> None:
+    kill_amid(config_file, tmp_path / "dataset", units=1)
+    status = status_of(tmp_path / "dataset")
+    assert (status["state"], status["host"]) == ("running", socket.gethostname())
+    with pytest.raises(ProcessLookupError):
+        os.kill(status["pid"], 0)
+    assert datetime.now(UTC) - datetime.fromisoformat(status["updated"]) < timedelta(minutes=1)
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(

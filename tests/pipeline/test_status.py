@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def test_it_says_who_runs_and_in_which_phase(tmp_path: Path) -> None:
 
 def test_it_is_written_every_few_seconds_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(status_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     path = tmp_path / "status.json"
     with RunStatus(path, name="demo", executor="local") as status:
         status.watch(Throughput([], [], clock=lambda: now))
@@ -48,6 +50,17 @@ def test_it_is_written_every_few_seconds_at_most(tmp_path: Path, monkeypatch: py
         status.refresh()
         assert read(path)["units_total"] == 0
         assert read(path)["seconds_left"] is None
+
+
+def test_a_phase_that_tells_nothing_is_not_taken_for_a_death(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_module, "HEARTBEAT_S", 0.02)
+    path = tmp_path / "status.json"
+    with RunStatus(path, name="demo", executor="local"):
+        before, deadline = path.stat().st_mtime_ns, time.monotonic() + 10
+        while path.stat().st_mtime_ns == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert path.stat().st_mtime_ns > before
+        assert read(path)["state"] == "running"
 
 
 def test_the_last_word_is_not_older_than_the_end(tmp_path: Path) -> None:
@@ -70,7 +83,8 @@ def test_the_last_word_is_not_older_than_the_end(tmp_path: Path) -> None:
     ("error", "state", "text"),
     [
         (PipelineError("no input\nmore"), "failed", "no input"),
-        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+        (KeyboardInterrupt(), "interrupted", "stopped by SIGINT"),
+        (KeyboardInterrupt(signal.SIGTERM), "interrupted", "stopped by SIGTERM"),
     ],
 )
 def test_it_says_how_a_run_ended(tmp_path: Path, error: BaseException, state: str, text: str) -> None:

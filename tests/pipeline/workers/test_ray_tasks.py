@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -78,7 +79,13 @@ def test_a_node_and_a_driver_killed_in_the_middle_change_no_byte(
     file = tmp_path / "config.yaml"
     file.write_text(dump(config))
     driver = start(file, address=cluster.address)
-    wait_for_units(config.output_dir, 3, driver)
+    wait_for_units(config.output_dir, 2, driver)
+    driver.terminate()  # Ray would exit with code 15, and say nothing
+    assert driver.communicate(timeout=60)[1].splitlines()[-1].endswith("interrupted; run the same command to go on")
+    assert driver.returncode == 143
+    assert json.loads((config.output_dir / "status.json").read_bytes())["error"] == "stopped by SIGTERM"
+    driver = start(file, address=cluster.address)
+    wait_for_units(config.output_dir, 4, driver)
     driver.kill()
     driver.communicate()
     driver = start(file, address=cluster.address)

@@ -1,0 +1,44 @@
+"""A run that is asked to end by SIGTERM or SIGHUP ends as by Ctrl-C: with its status written and its workers ended.
+
+Schedulers and `kill` send SIGTERM, a terminal that closes SIGHUP; Python itself turns SIGINT alone into an exception.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """The first of these signals raises KeyboardInterrupt with its number; later ones find us ending already.
+
+    One that is ignored, as SIGHUP is under nohup, stays so. Does nothing in another thread than the main one.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
+    """Which signal it stands for: SIGINT, unless it was raised here."""
+    return signal.Signals(interrupt.args[0]) if interrupt.args else signal.SIGINT
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt(number)
