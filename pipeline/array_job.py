@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.encoding_pass import do_units
+from pipeline.encoding_pass import EncodingPass
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit, make_plan
 from pipeline.run import RunResult, check_files, check_finished, naming_full_disk, prepare, publish
@@ -77,7 +77,7 @@ def run_shard(config: PipelineConfig, shard: RunShard) -> ShardResult:
             encoder, _ = prepare(config, plan, workspace, status)
             units = shard.units(plan.units)
             workspace.remove_partials(of_units={unit.index for unit in units})
-            _, tokens = do_units(config, plan, units, workspace, encoder, status, started=started)
+            _, tokens = EncodingPass(config, plan, units, workspace, encoder, status, started=started).run()
         return ShardResult(units=len(units), tokens=tokens, seconds=time.perf_counter() - started)
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.assembly import report_and_check
@@ -20,6 +20,7 @@ from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, WorkerError, execute, executor_settings
+from pipeline.filters import chain
 from pipeline.plan import Plan, Unit
 from pipeline.progress import ProgressDisplay
 from pipeline.status import RunStatus
@@ -32,84 +33,85 @@ from pipeline.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
-def do_units(
-    config: PipelineConfig,
-    plan: Plan,
-    units: Sequence[Unit],
-    workspace: Workspace,
-    encoder: Encoder,
-    status: RunStatus,
-    *,
-    started: float,
-    earlier: Sequence[UnitRecord] = (),
-) -> tuple[dict[int, UnitRecord], int]:
-    """Do these units of the plan; gives the records of all that are done, and the tokens that were made now.
+@dataclass(frozen=True, slots=True)
+class EncodingPass:
+    """What units of a plan are done with.
 
     `earlier` are the records of the version that these units are added to: they count for the limit and the report.
-
-    Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`), and if
-    a fast engine that made some of `earlier` is caught in a difference.
     """
-    distrusted_before = workspace.distrusts_engine()
-    if distrusted_before:
-        log.info("%s, as was found before; tokenizers does all units", workspace.engine_difference())
-    records, tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
-    if workspace.distrusts_engine() and not distrusted_before:
-        log.warning("%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference())
-    if not (workspace.distrusts_engine() and any(records[unit.index].is_doubtful for unit in units)):
-        return records, tokens
-    records, more_tokens = _do_once(config, plan, units, workspace, encoder, status, started=started, earlier=earlier)
-    return records, tokens + more_tokens
 
+    config: PipelineConfig
+    plan: Plan
+    units: Sequence[Unit]
+    workspace: Workspace
+    encoder: Encoder
+    status: RunStatus
+    started: float
+    earlier: Sequence[UnitRecord] = ()
 
-def _do_once(
-    config: PipelineConfig,
-    plan: Plan,
-    units: Sequence[Unit],
-    workspace: Workspace,
-    encoder: Encoder,
-    status: RunStatus,
-    *,
-    started: float,
-    earlier: Sequence[UnitRecord],
-) -> tuple[dict[int, UnitRecord], int]:
-    records = workspace.finished_units(plan)
-    bytes_by_source = Counter(plan.size_bytes_by_source)
-    for record in earlier:
-        bytes_by_source[record.source] += record.size_bytes
-    limit = BadRecordLimit(max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=bytes_by_source)
+    def run(self) -> tuple[dict[int, UnitRecord], int]:
+        """Do the units; gives the records of all units of the plan that are done, and the tokens that were made now.
 
-    def stop_if_too_many_are_bad() -> None:
+        Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`), and
+        if a fast engine that made some of `earlier` is caught in a difference.
+        """
+        workspace = self.workspace
+        distrusted_before = workspace.distrusts_engine()
+        if distrusted_before:
+            log.info("%s, as was found before; tokenizers does all units", workspace.engine_difference())
+        records, tokens = self._do_what_is_left()
+        if workspace.distrusts_engine() and not distrusted_before:
+            log.warning(
+                "%s; all units that splintr has made are done again by tokenizers", workspace.engine_difference()
+            )
+        if not (workspace.distrusts_engine() and any(records[unit.index].is_doubtful for unit in self.units)):
+            return records, tokens
+        records, more_tokens = self._do_what_is_left()
+        return records, tokens + more_tokens
+
+    def _do_what_is_left(self) -> tuple[dict[int, UnitRecord], int]:
+        config, workspace = self.config, self.workspace
+        records = workspace.finished_units(self.plan)
+        limit = self._limit()
+        for record in (*self.earlier, *records.values()):
+            limit.add(record)
+        self._stop_if_too_many_are_bad(limit, records)
+        _refuse_doubtful(self.earlier, workspace)
+        if records:
+            log.info("going on: %d of %d units were done before", len(records), len(self.plan.units))
+        items = [unit for unit in self.units if unit.index not in records]
+        throughput = Throughput(self.units, [records[unit.index] for unit in self.units if unit.index in records])
+        engine: EngineName = "tokenizers"
+        if items and not workspace.distrusts_engine():
+            engine = self.encoder.choose(config.tokenizer.engine, input_bytes=self.plan.size_bytes)
+        make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
+        self.status.watch(throughput)
+        self.status.enter_phase("units")
+        with ProgressDisplay(throughput) as display:
+            for message in execute(executor_settings(config), make_task, items):
+                throughput.note(message)
+                if isinstance(message, Finished):
+                    records[message.result.index] = message.result
+                    _check_is_here(message.result, workspace)
+                    limit.add(message.result)
+                    self._stop_if_too_many_are_bad(limit, records)
+                    _refuse_doubtful(self.earlier, workspace)
+                display.show()
+                self.status.refresh()
+        return records, throughput.tokens
+
+    def _limit(self) -> BadRecordLimit:
+        bytes_by_source = Counter(self.plan.size_bytes_by_source)
+        for record in self.earlier:
+            bytes_by_source[record.source] += record.size_bytes
+        return BadRecordLimit(
+            max_bad_record_fraction=self.config.max_bad_record_fraction, bytes_by_source=bytes_by_source
+        )
+
+    def _stop_if_too_many_are_bad(self, limit: BadRecordLimit, records: Mapping[int, UnitRecord]) -> None:
         if limit.is_out_of_reach():
-            done = [*earlier, *(records[index] for index in sorted(records))]
-            report_and_check(config, done, seconds=time.perf_counter() - started)
-
-    for record in (*earlier, *records.values()):
-        limit.add(record)
-    stop_if_too_many_are_bad()
-    _refuse_doubtful(earlier, workspace)
-    if records:
-        log.info("going on: %d of %d units were done before", len(records), len(plan.units))
-    items = [unit for unit in units if unit.index not in records]
-    throughput = Throughput(units, [records[unit.index] for unit in units if unit.index in records])
-    engine: EngineName = "tokenizers"
-    if items and not workspace.distrusts_engine():
-        engine = encoder.choose(config.tokenizer.engine, input_bytes=plan.size_bytes)
-    make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
-    status.watch(throughput)
-    status.enter_phase("units")
-    with ProgressDisplay(throughput) as display:
-        for message in execute(executor_settings(config), make_task, items):
-            throughput.note(message)
-            if isinstance(message, Finished):
-                records[message.result.index] = message.result
-                _check_is_here(message.result, workspace)
-                limit.add(message.result)
-                stop_if_too_many_are_bad()
-                _refuse_doubtful(earlier, workspace)
-            display.show()
-            status.refresh()
-    return records, throughput.tokens
+            done = [*self.earlier, *(records[index] for index in sorted(records))]
+            report_and_check(self.config, done, seconds=time.perf_counter() - self.started)
 
 
 def _refuse_doubtful(earlier: Sequence[UnitRecord], workspace: Workspace) -> None:
@@ -136,8 +138,7 @@ class UnitTask:
     """A worker's task: it loads the tokenizer once and does unit after unit."""
 
     def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: EngineName) -> None:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        os.environ["RAYON_NUM_THREADS"] = "1"  # splintr's threads: one process a core already
+        chain.prepare(config.filters)  # Ray's processes may have the lists of an earlier run
         self._config = config
         self._units_directory = units_directory
         self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)

@@ -20,7 +20,7 @@ from pipeline.assembly import assemble
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
-from pipeline.encoding_pass import do_units
+from pipeline.encoding_pass import EncodingPass
 from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
 from pipeline.next_version import take_next
@@ -84,9 +84,10 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
         with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor=config.executor) as status:
             workspace.remove_partials()
             encoder, content = prepare(config, plan, workspace, status, base=base)
-            records, tokens = do_units(
+            encoding = EncodingPass(
                 config, plan, plan.units, workspace, encoder, status, started=started, earlier=base.records
             )
+            records, tokens = encoding.run()
             status.enter_phase("assembly")
             seconds = time.perf_counter() - started
             manifest = publish(

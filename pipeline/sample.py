@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pipeline.config import PipelineConfig
-from pipeline.executors import run_in_processes
+from pipeline.executors import ExecutorSettings, execute
 from pipeline.plan import Plan, Unit
 from pipeline.unit import UnitReader
 
@@ -35,14 +35,16 @@ def sample_texts(config: PipelineConfig, plan: Plan, *, sample_bytes: int) -> It
 def sample_in_processes(config: PipelineConfig, plan: Plan, *, sample_bytes: int, workers: int) -> Iterator[str]:
     """The texts of `sample_texts` in any order, read and filtered by several processes if that is worth their start.
 
-    Raises WorkerError besides.
+    So they are whatever their size where a worker's memory has a limit. Raises WorkerError besides.
     """
-    if workers == 1 or len(plan.units) == 1 or min(sample_bytes, plan.size_bytes) < MIN_PARALLEL_BYTES:
+    limit = config.max_worker_memory_bytes
+    is_small = workers == 1 or len(plan.units) == 1 or min(sample_bytes, plan.size_bytes) < MIN_PARALLEL_BYTES
+    if is_small and limit is None:  # only a process of its own can be ended
         yield from sample_texts(config, plan, sample_bytes=sample_bytes)
         return
     make_task = functools.partial(SampleTask, config, sample_bytes / max(1, plan.size_bytes))
     told: Counter[int] = Counter()
-    for message in run_in_processes(make_task, plan.units, workers=workers):
+    for message in execute(ExecutorSettings("local", workers, limit), make_task, plan.units):
         # a unit whose worker died is read again from its start, and tells the same
         if isinstance(message, _Batch) and message.number == told[message.unit]:
             told[message.unit] += 1

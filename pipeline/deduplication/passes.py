@@ -38,6 +38,7 @@ from pipeline.deduplication.signatures import CONTAMINATED_DOCUMENTS, EXACT, PAR
 from pipeline.deduplication.verdicts import CONTAMINATED, EXACT_DUPLICATE, KEPT, NEAR_DUPLICATE
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, execute, executor_settings
+from pipeline.filters import chain
 from pipeline.plan import Plan, Unit
 from pipeline.report import Tally, add_up
 from pipeline.shards.format import WORK_DIRECTORY, write_durably
@@ -51,13 +52,13 @@ Tell = Callable[[Any], None]
 
 
 def deduplicate(config: PipelineConfig, plan: Plan) -> None:
-    """Decide about every document; `UnitVerdicts` tells what. Does nothing where an earlier attempt has done it.
+    """Decide about every document, by a config that asks for it; `UnitVerdicts` tells what.
+
+    Does nothing where an earlier attempt has done it.
 
     Writes DATASET/deduplication.json, and DATASET/contaminated.jsonl if evaluations are given. Raises PipelineError
     and OSError; what is done by then is kept.
     """
-    if not config.deduplication.is_on:
-        return
     folder = Folder(config.output_dir)
     folder.make()
     if config.deduplication.decontamination:
@@ -131,6 +132,7 @@ class SignTask:
     """A worker's task: sign a unit."""
 
     def __init__(self, config: PipelineConfig) -> None:
+        chain.prepare(config.filters)  # Ray's processes may have the lists of an earlier run
         self._config = config
         self._folder = Folder(config.output_dir)
         search = None

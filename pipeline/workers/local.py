@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.worker_start import begin_as_worker, worker_context
 from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
-from pipeline.workers.task import Failed, Finished, Lost, Started, Task, WorkerError, failure
+from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
 MEMORY_POLL_S = 0.2
 
@@ -163,7 +163,7 @@ def over_memory(used_bytes: int, *, max_worker_memory_bytes: int) -> str:
 def _work(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> None:
     """The life of a worker process."""
     begin_as_worker(environment)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    os.environ.update(ONE_THREAD)
     try:
         task = make_task()
         while True:

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pickle
+import secrets
 import signal
 import socket
 import sys
@@ -28,7 +29,7 @@ from typing import Any
 from pipeline.workers.local import MEMORY_POLL_S, over_memory
 from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
-from pipeline.workers.task import Failed, Finished, Lost, Started, Task, WorkerError, failure
+from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def run_on_ray(
         return
     with _ray(workers) as ray:
         do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
-        content, folder = pickle.dumps(make_task), str(Path.cwd())
+        content, folder, call = pickle.dumps(make_task), str(Path.cwd()), secrets.token_hex(8)
         waiting = deque(items)
         quarantine = Quarantine()
         busy: dict[Any, _RemoteItem] = {}
@@ -69,7 +70,7 @@ def run_on_ray(
             while waiting or busy:
                 while waiting and len(busy) < (workers or size.cpus()):
                     item = waiting.popleft()
-                    busy[do.remote(content, folder, item, max_worker_memory_bytes)] = _RemoteItem(item)
+                    busy[do.remote(content, folder, call, item, max_worker_memory_bytes)] = _RemoteItem(item)
                 ready, _ = ray.wait(list(busy), num_returns=1, timeout=poll_s)
                 if ready:  # and whatever else is
                     ready, _ = ray.wait(list(busy), num_returns=len(busy), timeout=0)
@@ -186,11 +187,11 @@ def _receive(ray: Any, stream: Any, remote: _RemoteItem) -> Any:
         return Lost(remote.item, how=remote.killed_for or how)
 
 
-def _do(content: bytes, folder: str, item: Any, max_worker_memory_bytes: int | None) -> Iterator[Any]:
+def _do(content: bytes, folder: str, call: str, item: Any, max_worker_memory_bytes: int | None) -> Iterator[Any]:
     """Runs on a node: the task in a thread, its messages, and an eye on its memory."""
     yield Started(item, worker=f"pid {os.getpid()} on {_node()}")
     messages: SimpleQueue[Any] = SimpleQueue()
-    threading.Thread(target=_work, args=(content, folder, item, messages.put), daemon=True).start()
+    threading.Thread(target=_work, args=(content, folder, call, item, messages.put), daemon=True).start()
     while True:
         with contextlib.suppress(Empty):
             message = messages.get(timeout=MEMORY_POLL_S)
@@ -203,23 +204,27 @@ def _do(content: bytes, folder: str, item: Any, max_worker_memory_bytes: int | N
                 yield _OverMemory(over_memory(used, max_worker_memory_bytes=max_worker_memory_bytes))
 
 
-def _work(content: bytes, folder: str, item: Any, tell: Callable[[Any], None]) -> None:
+def _work(content: bytes, folder: str, call: str, item: Any, tell: Callable[[Any], None]) -> None:
     try:
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+        os.environ.update(ONE_THREAD)
         try:
             os.chdir(folder)  # paths in a config are relative to where the command was started
         except OSError:
             raise WorkerError(
                 f"{folder} is not there on Ray's node {_node()}; start the run in a folder that all nodes share"
             ) from None
-        tell(Finished(_task(content)(item, tell)))
+        tell(Finished(_task(content, call)(item, tell)))
     except BaseException as error:
         tell(failure(error))
 
 
 @functools.lru_cache(maxsize=1)
-def _task(content: bytes) -> Task:
-    """Made once in a worker process, which Ray keeps from one item to the next."""
+def _task(content: bytes, call: str) -> Task:
+    """Made once in a worker process for each call of `run_on_ray`.
+
+    Ray keeps the process from one item to the next, and for a caller that stays connected from one run to the next,
+    when the files that an equal task reads may be others.
+    """
     make_task: Callable[[], Task] = pickle.loads(content)
     return make_task()
 

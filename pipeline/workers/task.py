@@ -21,6 +21,10 @@ Result = TypeVar("Result")
 Task = Callable[[Any, Callable[[Any], None]], Any]
 
 
+# of a worker's process, one of which each core has already: the threads of tokenizers and of splintr
+ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+
+
 class WorkerError(PipelineError):
     """Workers died in the middle of their work, or there are none to be had."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.executors import (
     ExecutorKind,
@@ -30,6 +31,7 @@ from pipeline.executors import (
     execute,
     run_in_processes,
 )
+from pipeline.run import run
 from pipeline.worker_start import warm_up
 
 Tell = Callable[[Any], None]
@@ -148,6 +150,29 @@ def test_every_item_is_done_and_news_reach_the_parent(kind: ExecutorKind) -> Non
 
 def test_no_items_need_no_workers(kind: ExecutorKind) -> None:
     assert list(execute(ExecutorSettings(kind), make(square), [])) == []
+
+
+def test_the_environment_of_the_caller_stays_as_it_is(
+    corpus: Path, make_config: Callable[..., PipelineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    before = dict(os.environ)
+    run(make_config(executor="serial"))
+    assert dict(os.environ) == before
+
+
+def test_files_that_ray_workers_have_read_are_read_again_by_the_next_run(
+    small_ray: None, corpus: Path, tmp_path: Path, make_config: Callable[..., PipelineConfig]
+) -> None:
+    """The caller stays connected, so that the same processes do both runs, by a config that is the same."""
+    words = tmp_path / "words.txt"
+    config = make_config(executor="ray", filters=[{"type": "banned_words", "path": str(words)}])
+    dropped: list[bool] = []
+    for listed in ("unheard-of", "shard"):
+        words.write_text(listed)
+        dropped.append("banned_words" in run(config).manifest.dropped)
+        shutil.rmtree(config.output_dir)
+    assert dropped == [False, True]
 
 
 def test_an_error_of_a_task_is_raised_here(kind: ExecutorKind) -> None:

@@ -319,7 +319,7 @@ def test_a_special_token_that_is_missing_is_told_before_the_first_unit(
     (tmp_path / "tree" / "a.py").write_text("return 1\n")
     source = {"name": "code", "type": "source_tree", "root": str(tmp_path / "tree"), "special_tokens": True}
     monkeypatch.setattr("pipeline.sources.code_header.FILE_TOKEN", "<none>")
-    monkeypatch.setattr(run_module, "do_units", lambda *_, **__: pytest.fail("begun"))
+    monkeypatch.setattr(run_module, "EncodingPass", lambda *_, **__: pytest.fail("begun"))
     with pytest.raises(TokenizerError, match=r"has no token '<none>', which a source's special_tokens need"):
         run(make_config(sources=[source]))
 

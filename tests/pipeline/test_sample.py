@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline import sample as sample_module
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
-from pipeline.executors import Lost, Started
+from pipeline.executors import ExecutorSettings, Lost, Started, execute
 from pipeline.plan import Unit, make_plan
 from pipeline.run import make_tokenizer
 from pipeline.sample import SampleTask, sample_in_processes, sample_texts
@@ -100,13 +101,30 @@ def test_texts_that_a_dead_worker_told_are_not_taken_twice(
     config = make_config(unit_size_bytes=3000)
     plan = make_plan(config)
 
-    def one_dies(make_task: Callable[[], SampleTask], units: Sequence[Unit], *, workers: int) -> Iterator[object]:
+    def one_dies(settings: object, make_task: Callable[[], SampleTask], units: Sequence[Unit]) -> Iterator[object]:
         task = make_task()
         for unit in units:
             told: list[object] = []
             task(unit, told.append)
             yield from [Started(unit, "pid 1"), *told[:2], Lost(unit, "was killed"), Started(unit, "pid 2"), *told]
 
-    monkeypatch.setattr(sample_module, "run_in_processes", one_dies)
+    monkeypatch.setattr(sample_module, "execute", one_dies)
     expected = list(sample_texts(config, plan, sample_bytes=9_000))
     assert list(sample_in_processes(config, plan, sample_bytes=9_000, workers=2)) == expected
+
+
+def test_a_limit_of_memory_holds_for_a_small_sample_too(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(max_worker_memory_bytes=256 << 20)
+    plan = make_plan(config)
+    expected = list(sample_texts(config, plan, sample_bytes=9_000))
+    settings: list[ExecutorSettings] = []
+
+    def noting(given: ExecutorSettings, *others: Any) -> Iterator[Any]:
+        settings.append(given)
+        return execute(given, *others)
+
+    monkeypatch.setattr(sample_module, "execute", noting)
+    assert list(sample_in_processes(config, plan, sample_bytes=9_000, workers=1)) == expected
+    assert settings == [ExecutorSettings("local", 1, 256 << 20)]
