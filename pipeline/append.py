@@ -132,6 +132,7 @@ def open_base(config: PipelineConfig, workspace: Workspace) -> Base:
     else:
         take_next(config.output_dir)
         workspace.remove()
+        workspace.remove_shards_beyond(manifest)
         _check_config(config)
     path = config.tokenizer.path
     for tokenizer in (config.output_dir / TOKENIZER_FILE, *([] if path is None else [path])):

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import PipelineConfig
@@ -97,18 +98,17 @@ def plan_to_json(plan: Plan) -> bytes:
     return json.dumps([asdict(unit) for unit in plan.units]).encode()
 
 
-def changed_inputs(stored: bytes, plan: Plan) -> list[str]:
+def changed_inputs(path: Path, plan: Plan) -> list[str]:
     """What differs between the inputs that a run began with and those of now, a line a file.
 
-    Raises PipelineError if `stored`, the run's `plan.json`, is damaged.
+    Raises PipelineError if `path`, the run's `plan.json`, is damaged.
     """
     try:
-        before = _versions(json.loads(stored))
+        before = _versions(json.loads(path.read_bytes()))
     except (ValueError, TypeError, KeyError):
         raise PipelineError(
-            ".work/plan.json of the output folder, the list of the input that the run began with, is damaged; if no "
-            "input file has changed since, remove that file and run the same command to go on, else start over in "
-            "another output_dir"
+            f"{path}, the list of the input that the run began with, is damaged; if no input file has changed since, "
+            "remove that file and run the same command to go on, else start over in another output_dir"
         ) from None
     after = _versions([asdict(unit) for unit in plan.units])
     lines = [f"{path} is gone" for path in before if path not in after]

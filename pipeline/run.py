@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.append import NOTHING, Base, open_base, refuse_unfinished_append, require_finished, write_units
 from pipeline.assembly import assemble
-from pipeline.config import PipelineConfig
+from pipeline.config import PipelineConfig, config_digest
 from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
 from pipeline.encoding_pass import EncodingPass
@@ -31,7 +31,7 @@ from pipeline.shuffled_run import run_shuffled
 from pipeline.sources.code_header import tokens_of_headers
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
-from pipeline.tokenizer.train import train_tokenizer
+from pipeline.tokenizer.train import TokenizerError, train_tokenizer
 from pipeline.unit import UnitRecord
 from pipeline.worker_start import warm_up
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
@@ -204,7 +204,9 @@ def check_finished(config: PipelineConfig, workspace: Workspace) -> DatasetManif
         )
     refuse_unfinished_append(config.output_dir, manifest, workspace)
     take_next(config.output_dir)
-    require_same_config(config.output_dir / CONFIG_FILE, config)
+    if config_digest(config) != manifest.config_digest:
+        require_same_config(config.output_dir / CONFIG_FILE, config)
+    workspace.remove_shards_beyond(manifest)
     path = config.tokenizer.path
     if path is not None and path.is_file() and digest_bytes(path.read_bytes()) != manifest.tokenizer.digest:
         raise PipelineError(
@@ -227,7 +229,12 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
             )
     else:
         content = stored or make_tokenizer(config, plan)
-    encoder = Encoder(content, eos_token=config.tokenizer.eos_token, origin=str(path or TOKENIZER_FILE))
+    try:
+        encoder = Encoder(content, eos_token=config.tokenizer.eos_token, origin=str(path or TOKENIZER_FILE))
+    except TokenizerError:
+        if path is not None or stored is None:
+            raise
+        raise TokenizerError(f"{workspace.tokenizer_path} is damaged; {workspace.way_out}") from None
     if stored is None:
         write_durably(workspace.tokenizer_path, content)
         if missing := encoder.missing_byte_tokens():

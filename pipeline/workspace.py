@@ -34,6 +34,7 @@ from pipeline.shards.format import (
     SPLITS,
     TOKENIZER_FILE,
     WORK_DIRECTORY,
+    DatasetManifest,
     split_directory,
     write_durably,
 )
@@ -75,9 +76,9 @@ class Workspace:
             return None
         try:
             units: list[dict[str, Any]] = json.loads(self._plan_path.read_bytes())
-        except ValueError:
+            return int(units[-1]["index"]) if units else None
+        except (ValueError, TypeError, KeyError):
             raise PipelineError(f"{self._plan_path} is damaged; {self.way_out}") from None
-        return int(units[-1]["index"]) if units else None
 
     def check_config(self, config: PipelineConfig) -> None:
         """Raises PipelineError if the folder belongs to another config, or is not ours at all."""
@@ -122,13 +123,12 @@ class Workspace:
             split_directory(self.dataset, split).mkdir(exist_ok=True)
         write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
         if self._plan_path.is_file():
-            stored = self._plan_path.read_bytes()
-            if changes := changed_inputs(stored, plan):
+            if changes := changed_inputs(self._plan_path, plan):
                 raise PipelineError(
                     f"the input has changed since the run in {self.dataset} began: {some_of(changes)}; "
                     f"restore it, or {self.way_out}"
                 )
-            if stored != plan_to_json(plan):
+            if self._plan_path.read_bytes() != plan_to_json(plan):
                 raise PipelineError(
                     f"the plan differs from that which the run in {self.dataset} began with, though its input is the "
                     "same: another version of this program or of a library cuts it otherwise; "
@@ -138,7 +138,7 @@ class Workspace:
             write_durably(self._plan_path, plan_to_json(plan))
 
     def finished_units(self, plan: Plan) -> dict[int, UnitRecord]:
-        """The records of units whose shards are all there, and whose ids are not doubted."""
+        """The records of units whose shards are all there, and whose ids are not doubted; others are done again."""
         distrusts_engine = self.distrusts_engine()
         records: dict[int, UnitRecord] = {}
         for unit in plan.units:
@@ -148,7 +148,8 @@ class Workspace:
             except FileNotFoundError:
                 continue
             except ValidationError:
-                raise PipelineError(f"{path} is damaged; remove it to do that unit again") from None
+                log.warning("%s is damaged; its unit is done again", path)
+                continue
             if self.holds_shards_of(record) and not (distrusts_engine and record.is_doubtful):
                 records[unit.index] = record
         return records
@@ -186,6 +187,18 @@ class Workspace:
                 if of_units is None or (unit is not None and int(unit[1]) in of_units):
                     path.unlink(missing_ok=True)
 
+    def remove_shards_beyond(self, manifest: DatasetManifest) -> None:
+        """Remove those of an append that was refused or taken back. Only when none is unfinished."""
+        named = {self.dataset / shard.path for split in manifest.splits.values() for shard in split.shards}
+        folders = (split_directory(self.dataset, split) for split in SPLITS)
+        left = [path for folder in folders for path in folder.glob("data-*.arrow") if _UNIT_OF_SHARD.match(path.name)]
+        left = [path for path in left if path not in named]
+        for path in left:
+            path.unlink(missing_ok=True)
+        if left:
+            log.info("%s: %s shards that no version names are removed", self.dataset, f"{len(left):,}")
+        self.remove_partials()
+
     def remove(self) -> None:
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -203,6 +216,7 @@ def _is_ours(name: str) -> bool:
     return is_partial or name in (LOCK_FILE, WORK_DIRECTORY, "validation", *_REFUSED_LEAVES)
 
 
+_UNIT_OF_SHARD = re.compile(r"^data-\d{5,}-\d{3,}\.arrow$")
 _UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 
 
@@ -229,15 +243,18 @@ def is_finished(dataset: Path) -> bool:
 
 def require_same_config(path: Path, config: PipelineConfig) -> None:
     """Raises PipelineError, saying what differs, unless `path` holds the deciding fields of this config."""
+    way_out = "remove the folder to start over"
+    if path.parent.name == WORK_DIRECTORY and is_finished(config.output_dir):
+        way_out = Workspace(config.output_dir).way_out
     try:
         before: Any = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):  # not JSON, or not UTF-8
-        before = {}
+        raise PipelineError(
+            f"{path}, which tells the config that output_dir={config.output_dir} is made with, is missing or damaged; "
+            f"choose another output_dir, restore the file, or {way_out}"
+        ) from None
     changes = differences(before, content_of(config))
     if changes:
-        way_out = "remove the folder to start over"
-        if path.parent.name == WORK_DIRECTORY and is_finished(config.output_dir):
-            way_out = Workspace(config.output_dir).way_out
         raise PipelineError(
             f"output_dir={config.output_dir} was made with another config ({some_of(changes)}); "
             f"choose another output_dir, restore the config, or {way_out}"

@@ -23,6 +23,9 @@ from pipeline.shards.format import DatasetError, ShardRecord, Split, SplitRecord
 
 Tokens = NDArray[np.uint16]
 
+# a run of the pipeline leaves a finished dataset alone, so that running it again is not enough
+AGAIN = "copy the dataset again, or remove it and run the pipeline again"
+
 
 @dataclass(frozen=True)
 class _Shard:
@@ -50,7 +53,7 @@ class TokenStream:
         if self._starts[-1] != record.tokens:
             raise DatasetError(
                 f"dataset {dataset}: the {split} split's shards hold {self._starts[-1]:,} tokens, its manifest says "
-                f"{record.tokens:,}; re-run the pipeline"
+                f"{record.tokens:,}; {AGAIN}"
             )
 
     @property
@@ -96,16 +99,16 @@ class TokenStream:
             batches = [column.flatten().to_numpy(zero_copy_only=True) for column in columns]
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
             reason = " ".join(str(error).split())[:120]
-            raise DatasetError(f"shard {path} is not readable as Arrow ({reason}); re-run the pipeline") from None
+            raise DatasetError(f"shard {path} is not readable as Arrow ({reason}); {AGAIN}") from None
         batches = [ids for ids in batches if len(ids)]
         starts = list(accumulate((len(ids) for ids in batches), initial=0))
         if (documents, starts[-1]) != (record.documents, record.tokens):
             raise DatasetError(
                 f"shard {path} holds {documents:,} documents and {starts[-1]:,} tokens, the manifest says "
-                f"{record.documents:,} and {record.tokens:,}; re-run the pipeline"
+                f"{record.documents:,} and {record.tokens:,}; {AGAIN}"
             )
         if batches[0].dtype != np.uint16:
-            raise DatasetError(f"shard {path} holds {batches[0].dtype} ids, wanted uint16; re-run the pipeline")
+            raise DatasetError(f"shard {path} holds {batches[0].dtype} ids, wanted uint16; {AGAIN}")
         shard = self._shards[number] = _Shard(starts, batches)
         return shard
 
@@ -114,9 +117,6 @@ def _check_size(path: Path, record: ShardRecord) -> None:
     try:
         size_bytes = path.stat().st_size
     except FileNotFoundError:
-        raise DatasetError(f"shard {path} is missing; re-run the pipeline or copy it again") from None
+        raise DatasetError(f"shard {path} is missing; {AGAIN}") from None
     if size_bytes != record.size_bytes:
-        raise DatasetError(
-            f"shard {path} has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}; "
-            "re-run the pipeline or copy it again"
-        )
+        raise DatasetError(f"shard {path} has {size_bytes:,} bytes, the manifest says {record.size_bytes:,}; {AGAIN}")

@@ -70,7 +70,7 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         try:
             self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        except pa.ArrowInvalid:
+        except (pa.ArrowInvalid, FileNotFoundError):
             raise damaged(path) from None
 
     def __len__(self) -> int:

@@ -14,6 +14,7 @@ from pipeline.config import PipelineConfig
 from pipeline.deduplication.array_file import sections_of
 from pipeline.deduplication.config import DecontaminationConfig
 from pipeline.deduplication.folder import Folder, SignedUnit, damaged
+from pipeline.deduplication.signatures import CONTAMINATED_DOCUMENTS
 from pipeline.deduplication.verdicts import REASONS
 from pipeline.shards.format import write_durably
 
@@ -57,10 +58,27 @@ def _list_contaminated(
     temporary = path.with_name(f".{path.name}.partial")
     with temporary.open("wb") as file:
         for unit in units:
-            for line in folder.contaminated(unit.index).read_bytes().splitlines(keepends=True):
-                documents[json.loads(line)["evaluation"]] += 1
+            for evaluation, line in contaminated_lines(folder, unit.index):
+                documents[evaluation] += 1
                 file.write(line)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     return dict(documents)
+
+
+def contaminated_lines(folder: Folder, unit: int) -> list[tuple[str, bytes]]:
+    """The list of a signed unit, with the evaluation of each line.
+
+    Raises PipelineError if a line is missing or cut off, or if the signatures are damaged.
+    """
+    path = folder.contaminated(unit)
+    found = sum(len(section[CONTAMINATED_DOCUMENTS]) for section in sections_of(folder.signature(unit)))
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        of_evaluations = [(str(json.loads(line)["evaluation"]), line) for line in lines]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise damaged(path) from None
+    if len(lines) != found or (lines and not lines[-1].endswith(b"\n")):
+        raise damaged(path)
+    return of_evaluations

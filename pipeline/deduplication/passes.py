@@ -25,7 +25,7 @@ from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.array_file import ArrayFileWriter, sections_of
 from pipeline.deduplication.clusters import Clusters, Numbers
-from pipeline.deduplication.duplicate_report import write_report
+from pipeline.deduplication.duplicate_report import contaminated_lines, write_report
 from pipeline.deduplication.evaluations import (
     ContaminationSearch,
     keep_evaluations,
@@ -100,7 +100,7 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
 
     Raises PipelineError as soon as there are more bad records than the whole input may have.
     """
-    signed = {unit.index: folder.read_signed(unit.index) for unit in plan.units if folder.signed(unit.index).is_file()}
+    signed = {unit.index: found for unit in plan.units if (found := _signed_before(folder, unit)) is not None}
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))
@@ -115,6 +115,18 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit
         if limit.is_out_of_reach():
             raise _too_many_are_bad(config, add_up(signed[index].tally for index in sorted(signed)))
     return [signed[unit.index] for unit in plan.units]
+
+
+def _signed_before(folder: Folder, unit: Unit) -> SignedUnit | None:
+    """None as well if what was signed is not whole: to sign a unit again gives the same."""
+    if not folder.signed(unit.index).is_file():
+        return None
+    try:
+        contaminated_lines(folder, unit.index)
+        return folder.read_signed(unit.index)
+    except PipelineError as error:
+        log.warning("%s; unit %d is signed again", str(error).partition(";")[0], unit.index)
+        return None
 
 
 def _too_many_are_bad(config: PipelineConfig, total: Tally) -> PipelineError:

@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import secrets
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -180,12 +181,20 @@ def read_manifest(dataset: Path) -> DatasetManifest:
         version = json.loads(content)["format_version"]
         if version != FORMAT_VERSION:
             raise DatasetError(
-                f"{path}: format version {version}, wanted {FORMAT_VERSION}; update or re-run the pipeline"
+                f"{path}: format version {version}, wanted {FORMAT_VERSION}; update this program, or {_again(dataset)}"
             )
         return DatasetManifest.model_validate_json(content)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DatasetError(f"{path} is not a dataset manifest ({reason}); re-run the pipeline") from None
+        raise DatasetError(
+            f"{path} is not a dataset manifest ({reason}); copy it again from where the dataset came from, or "
+            f"{_again(dataset)}"
+        ) from None
+
+
+def _again(dataset: Path) -> str:
+    """A run alone does not help: it leaves a folder that has a manifest alone."""
+    return f"make the dataset again: rm -r {shlex.quote(str(dataset))}, then `smollm2 pipeline run CONFIG`"
 
 
 def write_manifest(dataset: Path, manifest: DatasetManifest) -> None:

@@ -339,8 +339,27 @@ def test_an_interrupted_append_can_be_taken_back(
     with pytest.raises(PipelineError, match=expected + " to leave the finished dataset as it is$"):
         run(config, append=True)
     shutil.rmtree(config.output_dir / ".work")
+    assert verify_dataset(config.output_dir, threads=1) != []  # shards that nobody needs
+    (config.output_dir / "data-notes.arrow").touch()  # not ours to remove
     assert run(config).manifest.version == 1
+    (problem,) = verify_dataset(config.output_dir, threads=1)
+    assert problem == "data-notes.arrow: not in the manifest; remove it"
+    (config.output_dir / "data-notes.arrow").unlink()
     assert run(config, append=True).manifest.documents == 180
+    assert verify_dataset(config.output_dir, threads=1) == []
+
+
+def test_shards_of_an_append_that_was_taken_back_go_with_the_next_append(
+    config: PipelineConfig, add_files: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = add_files("z")
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "write_manifest", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, append=True)
+    shutil.rmtree(config.output_dir / ".work")
+    file.unlink()
+    assert run(config, append=True).was_finished  # there is nothing to add
     assert verify_dataset(config.output_dir, threads=1) == []
 
 

@@ -45,9 +45,12 @@ def test_the_plan_covers_every_byte_once(corpus: Path, make_config: Callable[...
     assert all(unit.size_bytes <= 1000 for unit in plan.units)
 
 
-def test_changed_inputs_are_listed_a_line_a_file(corpus: Path, make_config: Callable[..., PipelineConfig]) -> None:
+def test_changed_inputs_are_listed_a_line_a_file(
+    corpus: Path, tmp_path: Path, make_config: Callable[..., PipelineConfig]
+) -> None:
     config = make_config(unit_size_bytes=1000)
-    stored = plan_to_json(make_plan(config))
+    stored = tmp_path / "plan.json"
+    stored.write_bytes(plan_to_json(make_plan(config)))
     assert changed_inputs(stored, make_plan(config)) == []
     (corpus / "0.jsonl").unlink()
     with (corpus / "1.jsonl").open("a") as file:
@@ -60,10 +63,12 @@ def test_changed_inputs_are_listed_a_line_a_file(corpus: Path, make_config: Call
 
 
 @pytest.mark.parametrize("stored", [b"", b"\xff", b"7", b"[{}]"])
-def test_a_damaged_plan_is_one_line(stored: bytes) -> None:
-    expected = r"^\.work/plan\.json of the output folder, .*, is damaged; if no input file has changed since, remove"
+def test_a_damaged_plan_is_one_line(tmp_path: Path, stored: bytes) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(stored)
+    expected = rf"^{path}, the list of the input .*, is damaged; if no input file has changed since, remove that file"
     with pytest.raises(PipelineError, match=expected):
-        changed_inputs(stored, Plan(()))
+        changed_inputs(path, Plan(()))
 
 
 def test_a_source_of_empty_files_is_an_error(tmp_path: Path, make_config: Callable[..., PipelineConfig]) -> None:

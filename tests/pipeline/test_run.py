@@ -21,7 +21,7 @@ from pipeline.executors import WorkerError
 from pipeline.plan import make_plan
 from pipeline.run import run
 from pipeline.shards import hugging_face
-from pipeline.shards.format import read_manifest, write_durably
+from pipeline.shards.format import DatasetError, read_manifest, write_durably
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.workspace import Workspace, only_run
 
@@ -192,6 +192,70 @@ def stopped(corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPat
         with pytest.raises(RuntimeError, match="stop"):
             run(config)
     return config
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]"])
+def test_a_damaged_record_is_of_a_unit_that_is_not_done(
+    stopped: PipelineConfig, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(stopped.model_copy(update={"output_dir": tmp_path / "whole"}))
+    record = stopped.output_dir / ".work" / "units" / "00001.json"
+    record.write_bytes(content)
+    run(stopped)
+    assert f"{record} is damaged; its unit is done again" in caplog.messages
+    assert digests(stopped.output_dir) == digests(tmp_path / "whole")
+
+
+def test_the_advice_of_a_damaged_plan_helps(stopped: PipelineConfig) -> None:
+    path = stopped.output_dir / ".work" / "plan.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(PipelineError, match=rf"^{path}, .* is damaged; .*, remove that file and run the"):
+        run(stopped)
+    path.unlink()
+    assert not run(stopped).was_finished
+
+
+def test_a_damaged_config_of_an_unfinished_run_is_named(stopped: PipelineConfig) -> None:
+    path = stopped.output_dir / ".work" / "config.json"
+    path.write_bytes(b"{")
+    expected = rf"^{path}, .* is missing or damaged; .* restore the file, or remove the folder to start over$"
+    with pytest.raises(PipelineError, match=expected):
+        run(stopped)
+    shutil.rmtree(stopped.output_dir)
+    assert not run(stopped).was_finished
+
+
+def test_a_damaged_trained_tokenizer_is_named(
+    corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tokenizer={"train": {"vocab_size": 290, "sample_bytes": 5000}})
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "assemble", stop)
+        with pytest.raises(RuntimeError, match="stop"):
+            run(config)
+    path = config.output_dir / ".work" / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(TokenizerError, match=rf"^{path} is damaged; remove {config.output_dir} to start over$"):
+        run(config)
+
+
+def test_the_advice_of_a_damaged_manifest_helps(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config()
+    first = run(config).manifest
+    path = config.output_dir / "manifest.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DatasetError, match=rf"again: rm -r {config.output_dir}, then"):
+        run(config)
+    shutil.rmtree(config.output_dir)
+    assert run(config).manifest == first
+
+
+def test_a_finished_dataset_is_known_without_its_config(corpus: Path, make_config: MakeConfig) -> None:
+    run(make_config())
+    (make_config().output_dir / "config.json").write_bytes(b"{")
+    assert run(make_config()).was_finished
+    with pytest.raises(PipelineError, match=r"config.json, which tells the config .* is missing or damaged; choose"):
+        run(make_config(name="other"))
 
 
 def test_going_on_with_changed_input_says_what_changed(stopped: PipelineConfig, corpus: Path) -> None:

@@ -270,8 +270,6 @@ def test_what_is_done_is_not_repeated(
 @pytest.mark.parametrize(
     "name",
     [
-        "signatures/00001.json",
-        "signatures/00001.arrow",
         "verdicts.arrow",
         "clusters.json",
         "evaluations.arrow",
@@ -285,13 +283,44 @@ def test_an_emptied_file_is_named_and_to_remove_the_folder_helps(
     whole = outcomes(sections, UNITS, dataset=tmp_path)
     directory = tmp_path / ".work" / "deduplication"
     (directory / "done").unlink()
-    if name.startswith("signatures"):
-        (directory / "verdicts.arrow").unlink()
     (directory / name).write_bytes(b"")
     with pytest.raises(PipelineError, match=f"^{directory / name} is damaged; remove {directory} and run the same"):
         outcomes(sections, UNITS, dataset=tmp_path)
     rmtree(directory)
     assert outcomes(sections, UNITS, dataset=tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "size_bytes"),
+    [
+        ("signatures/00000.json", 0),
+        ("signatures/00000.arrow", 0),
+        ("signatures/00000.contaminated.jsonl", 0),
+        ("signatures/00000.contaminated.jsonl", 40),
+        ("signatures/00000.contaminated.jsonl", None),
+    ],
+)
+def test_a_unit_whose_signatures_are_cut_off_is_signed_again(
+    outcomes: Outcomes,
+    evaluation: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    size_bytes: int | None,
+) -> None:
+    sections = ALL | {"decontamination": evaluation("alpha beta gamma delta", ngram_words=4)}
+    whole = outcomes(sections, UNITS, dataset=tmp_path)
+    listed = (tmp_path / "contaminated.jsonl").read_bytes()
+    directory = tmp_path / ".work" / "deduplication"
+    (directory / "done").unlink()
+    content = (directory / name).read_bytes()
+    assert content
+    (directory / name).write_bytes(content[: -1 if size_bytes is None else size_bytes])
+    caplog.clear()
+    assert outcomes(sections, UNITS, dataset=tmp_path) == whole
+    assert (tmp_path / "contaminated.jsonl").read_bytes() == listed
+    assert (directory / name).read_bytes() == content
+    assert caplog.messages[0] == f"{directory / name} is damaged; unit 0 is signed again"
 
 
 def test_the_report_counts_reasons_clusters_and_paragraphs(

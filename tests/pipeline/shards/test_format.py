@@ -12,13 +12,17 @@ from pipeline.shards.format import DatasetError, partial_path, read_manifest, wr
 @pytest.mark.parametrize("content", [b"\xff", b"", b"{", b"[]", b"{}", b'{"format_version": 1}'])
 def test_a_spoilt_manifest_is_one_line_that_says_what_to_run(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(DatasetError, match=r"manifest.json is not a dataset manifest \([^\n]+\); re-run the pipeline$"):
+    expected = (
+        r"manifest.json is not a dataset manifest \([^\n]+\); copy it again from where the dataset came from, or make "
+        rf"the dataset again: rm -r {tmp_path}, then `smollm2 pipeline run CONFIG`$"
+    )
+    with pytest.raises(DatasetError, match=expected):
         read_manifest(tmp_path)
 
 
 def test_a_manifest_of_another_version_says_which(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"format_version": 99}')
-    with pytest.raises(DatasetError, match=r"format version 99, wanted 1; update or re-run the pipeline"):
+    with pytest.raises(DatasetError, match=r"format version 99, wanted 1; update this program, or make the"):
         read_manifest(tmp_path)
 
 
