@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.next_version import take_next
-from pipeline.plan import Plan, Unit, group_pieces
-from pipeline.report import examples_per_unit
+from pipeline.plan import Plan, Unit, units_of
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
 from pipeline.shards.reader import check_size
+from pipeline.sources.piece import Piece
 from pipeline.unit import DISTRUST_FILE, UnitRecord
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, some_of
 
@@ -93,21 +93,10 @@ class Base:
                 f"--append adds files to those of {config.output_dir}, but of those: {some_of(sorted(changes))}; "
                 "restore them, or make a dataset of the new files alone and merge the two"
             )
-        units: list[Unit] = []
-        for source in dict.fromkeys(unit.source for unit in plan.units):
-            pieces = [
-                piece
-                for unit in plan.units
-                if unit.source == source
-                for piece in unit.pieces
-                if (source, piece.path) not in before
-            ]
-            groups = list(group_pieces(pieces, unit_size_bytes=config.unit_size_bytes))
-            for group in groups:
-                index = len(self.units) + len(units)
-                max_examples = examples_per_unit(len(groups))
-                units.append(Unit(index=index, source=source, pieces=group, max_examples=max_examples))
-        return Plan(tuple(units))
+        pieces: dict[str, list[Piece]] = {unit.source: [] for unit in plan.units}
+        for unit in plan.units:
+            pieces[unit.source] += [piece for piece in unit.pieces if (unit.source, piece.path) not in before]
+        return Plan(units_of(pieces, unit_size_bytes=config.unit_size_bytes, first_index=len(self.units)))
 
 
 NOTHING = Base()

@@ -74,7 +74,9 @@ class PipelineConfig(Section):
     deduplication: DeduplicationConfig = DeduplicationConfig()
     validation_fraction: float = Field(default=0.001, ge=0, lt=1)
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
-    unit_size_bytes: int = Field(default=128 << 20, ge=1)
+    unit_size_bytes: int | None = Field(
+        default=None, ge=1, description="None: 32 MiB of input, or as much more as makes 16,384 units of all of it"
+    )
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
     shuffle_seed: int | None = Field(
         default=None, ge=0, lt=1 << 64, description="None: documents stay in the order of the sources"

@@ -6,8 +6,9 @@ A unit's documents go to shards of its own, so units can be done in any order, a
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from pipeline.document import PipelineError, SourceError
 from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
+
+# what a kill costs at most: filtering, deduplicating and encoding it takes a core some seconds (docs/data.md)
+UNIT_SIZE_BYTES = 32 << 20
+
+# a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
+MAX_UNITS = 1 << 14
 
 MAX_NAMED_PIECES = 8
 
@@ -67,17 +74,31 @@ def make_plan(config: PipelineConfig) -> Plan:
 
     Raises SourceError for a source that has no input or cannot be opened.
     """
-    units: list[Unit] = []
+    cut_bytes = config.unit_size_bytes or UNIT_SIZE_BYTES
+    pieces: dict[str, list[Piece]] = {}
     for source in config.sources:
-        pieces = reader_of(source).find_pieces(source, unit_size_bytes=config.unit_size_bytes)
-        groups = list(group_pieces(pieces, unit_size_bytes=config.unit_size_bytes))
-        for group in groups:
-            units.append(
-                Unit(index=len(units), source=source.name, pieces=group, max_examples=examples_per_unit(len(groups)))
-            )
-        if not groups:
+        pieces[source.name] = list(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
+        if not pieces[source.name]:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
-    return Plan(tuple(units))
+    return Plan(units_of(pieces, unit_size_bytes=config.unit_size_bytes))
+
+
+def units_of(
+    pieces: Mapping[str, Sequence[Piece]], *, unit_size_bytes: int | None, first_index: int = 0
+) -> tuple[Unit, ...]:
+    """Units of the pieces of each source, numbered on; None: of a size that makes no more than about MAX_UNITS."""
+    if unit_size_bytes is None:
+        total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
+        unit_size_bytes = UNIT_SIZE_BYTES * max(1, math.ceil(total_bytes / (UNIT_SIZE_BYTES * MAX_UNITS)))
+    units: list[Unit] = []
+    for source, of_source in pieces.items():
+        groups = list(group_pieces(of_source, unit_size_bytes=unit_size_bytes))
+        max_examples = examples_per_unit(len(groups)) if groups else 0
+        units += [
+            Unit(index=index, source=source, pieces=group, max_examples=max_examples)
+            for index, group in enumerate(groups, start=first_index + len(units))
+        ]
+    return tuple(units)
 
 
 def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[tuple[Piece, ...]]:

@@ -13,10 +13,11 @@ from typing import BinaryIO
 
 from pipeline.document import MAX_RECORD_BYTES, BadRecord, Record, SourceError, shorten
 from pipeline.source_config import CsvConfig
-from pipeline.sources.compression import inner_suffix, open_piece
+from pipeline.sources.compression import open_piece
 from pipeline.sources.fields import paths_of, record_of
 from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import find_files, readable
+from pipeline.sources.suffix import inner_suffix
 
 # a row is collected in memory; one quote that nothing closes takes the rest of the file for one field
 _MAX_FIELD_CHARACTERS = MAX_RECORD_BYTES

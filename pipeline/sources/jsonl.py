@@ -1,30 +1,32 @@
 """JSON lines, plain or compressed: one object a line. Blank lines are nothing; every other line is a record.
 
-A plain file is cut by byte ranges: a line belongs to the range that its first byte lies in. A record's location is
-the offset of its first byte in the decompressed file.
+A plain file is cut by byte ranges, a compressed one where its format allows it (`frames.py`). A record's location is
+where its line begins (`lines.py`).
 """
 
 from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from typing import BinaryIO
 
 import orjson
 
 from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Record, shorten
 from pipeline.source_config import JsonArrayConfig, JsonlConfig
-from pipeline.sources.compression import is_compressed, open_piece
+from pipeline.sources.compression import open_piece
 from pipeline.sources.fields import record_of, value_at
-from pipeline.sources.piece import Piece, byte_ranges, whole_file
+from pipeline.sources.frames import frame_ranges
+from pipeline.sources.lines import Lines
+from pipeline.sources.piece import Piece, byte_ranges
 from pipeline.sources.storage import find_files, readable
+from pipeline.sources.suffix import is_compressed
 
 
 def find_pieces(config: JsonlConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
-    """Byte ranges of at most `unit_size_bytes`; a compressed file is one piece."""
+    """Byte ranges of at most `unit_size_bytes`; of a compressed file some frames, or all of it."""
     for file in find_files(config.files, source=config.name):
         if is_compressed(file.path):
-            yield whole_file(file)
+            yield from frame_ranges(file, unit_size_bytes=unit_size_bytes)
         else:
             yield from byte_ranges(file, range_size_bytes=unit_size_bytes)
 
@@ -32,20 +34,19 @@ def find_pieces(config: JsonlConfig, *, unit_size_bytes: int) -> Iterator[Piece]
 def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
     """Raises SourceError, naming the file, if it is compressed and damaged or truncated."""
     name = readable(piece.path)
-    stop = None if is_compressed(piece.path) else piece.stop
     with open_piece(piece) as file:
-        lines = _Lines(file, start=piece.start, stop=stop)
+        lines = Lines(file, piece)
         while not lines.is_over:
             # no name for either: a line is gone when its record is handed on, and that when the next line is read
             yield from _next_record(config, lines, name)
 
 
-def _next_record(config: JsonlConfig, lines: _Lines, name: str) -> tuple[Record, ...]:
+def _next_record(config: JsonlConfig, lines: Lines, name: str) -> tuple[Record, ...]:
     """The record of the next line; none if the line is blank, or was the last."""
-    offset, line = lines.read()
+    place, line = lines.read()
     size_bytes = len(line)
     line = line.removeprefix(BOM_UTF8).strip()
-    return (json_record(config, line, location=f"{name}@{offset}", size_bytes=size_bytes),) if line else ()
+    return (json_record(config, line, location=f"{name}@{place}", size_bytes=size_bytes),) if line else ()
 
 
 def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, location: str, size_bytes: int) -> Record:
@@ -65,40 +66,6 @@ def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, locati
         size_bytes=size_bytes,
         example=content[:1000],
     )
-
-
-class _Lines:
-    """The lines that begin in [start, stop)."""
-
-    def __init__(self, file: BinaryIO, *, start: int, stop: int | None) -> None:
-        self._file = file
-        self._offset = start
-        self._stop = stop
-        if start:
-            # from the byte before: if that ends a line, the first line of the range begins at `start`
-            file.seek(start - 1)
-            self._offset = start - 1 + _skip_line(file)
-        self.is_over = stop is not None and self._offset >= stop
-
-    def read(self) -> tuple[int, bytes]:
-        """Offset and bytes of the next line, at most MAX_RECORD_BYTES + 1 of them; none after the last."""
-        offset = self._offset
-        line = self._file.readline(MAX_RECORD_BYTES + 1)
-        self._offset += len(line)
-        if len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            self._offset += _skip_line(self._file)
-        self.is_over = not line or (self._stop is not None and self._offset >= self._stop)
-        return offset, line
-
-
-def _skip_line(file: BinaryIO) -> int:
-    """Bytes read to get past the end of a line."""
-    count = 0
-    while part := file.readline(MAX_RECORD_BYTES):
-        count += len(part)
-        if part.endswith(b"\n"):
-            break
-    return count
 
 
 def _why_not_json(content: bytes) -> BadReason:

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.sources.storage import StoredFile
+from pipeline.sources.suffix import EXPANSION, is_compressed
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A part of a file or table that can be read alone.
 
-    `version` changes when the file does. `start` and `stop` are bytes of a JSONL file, row groups of a Parquet file,
-    record batches of an Arrow file, rows of a Hugging Face dataset, or files of one that is streamed. `size_bytes` is
-    what is read, for grouping and for the progress; it may be an estimate.
+    `version` changes when the file does. `start` and `stop` are bytes of a JSONL file as it is stored, row groups of a
+    Parquet file, record batches of an Arrow file, rows of a Hugging Face dataset, or files of one that is streamed.
+    `size_bytes` is what is read, decompressed, for grouping and for the progress; it may be an estimate.
     """
 
     path: str
@@ -26,11 +27,15 @@ class Piece:
 
 def whole_file(file: StoredFile) -> Piece:
     """A file as one piece."""
-    return Piece(path=file.path, version=file.version, start=0, stop=file.size_bytes, size_bytes=file.size_bytes)
+    return byte_range(file, 0, file.size_bytes)
 
 
 def byte_ranges(file: StoredFile, *, range_size_bytes: int) -> Iterator[Piece]:
     """A file as consecutive ranges of at most `range_size_bytes`."""
     for start in range(0, file.size_bytes, range_size_bytes):
-        stop = min(start + range_size_bytes, file.size_bytes)
-        yield Piece(path=file.path, version=file.version, start=start, stop=stop, size_bytes=stop - start)
+        yield byte_range(file, start, min(start + range_size_bytes, file.size_bytes))
+
+
+def byte_range(file: StoredFile, start: int, stop: int) -> Piece:
+    size_bytes = (stop - start) * (EXPANSION if is_compressed(file.path) else 1)
+    return Piece(path=file.path, version=file.version, start=start, stop=stop, size_bytes=size_bytes)

@@ -150,6 +150,6 @@ def test_an_output_folder_of_another_config_says_what_differs(tmp_path: Path, to
     assert code == 2
     assert line == (
         f"smollm2 pipeline: output_dir={tmp_path}/dataset was made with another config "
-        "(filters.0.min_characters: 1 → 2; unit_size_bytes: 134217728 → 100); "
+        "(filters.0.min_characters: 1 → 2; unit_size_bytes: null → 100); "
         "choose another output_dir, restore the config, or remove the folder to start over"
     )

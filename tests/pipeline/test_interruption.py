@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import zstandard
 
 from configs.load import dump
 from pipeline.config import PipelineConfig
@@ -114,6 +115,7 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
     tmp_path: Path, make_config: MakeConfig, make_texts: MakeTexts
 ) -> None:
     texts = make_texts(400, seed=6, words=400)
+    compress = zstandard.ZstdCompressor().compress
     rows = [{"text": text, "meta": {"n": n}} for n, text in enumerate(texts)]
     folder = tmp_path / "corpus"
     (folder / "hub").mkdir(parents=True)
@@ -122,6 +124,8 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
         lines = "".join(json.dumps(row) + "\n" for row in some).encode()
         (folder / f"{part}.json").write_text(json.dumps(some))
         (folder / f"{part}.jsonl.bz2").write_bytes(bz2.compress(lines))
+        cuts = range(0, len(lines), 10_001)
+        (folder / f"{part}.jsonl.zst").write_bytes(b"".join(compress(lines[cut : cut + 10_001]) for cut in cuts))
         (folder / "hub" / f"train-{part}.jsonl").write_bytes(lines)
         (folder / f"{part}.md").write_text(texts[part])
         with (folder / f"{part}.csv").open("w", newline="") as file:
@@ -133,6 +137,7 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
     sources = [
         {"name": "json_array", "type": "json_array", "files": [f"{folder}/*.json"], **template},
         {"name": "jsonl", "type": "jsonl", "files": [f"{folder}/*.jsonl.bz2"], **template},
+        {"name": "frames", "type": "jsonl", "files": [f"{folder}/*.jsonl.zst"], **template},
         {"name": "csv", "type": "csv", "files": [f"{folder}/*.csv"]},
         {"name": "arrow", "type": "arrow", "files": [f"{folder}/*.arrow"], **template},
         {"name": "git", "type": "git", "root": str(folder), "languages": ["markdown"]},
@@ -145,8 +150,8 @@ def test_a_killed_run_over_every_kind_of_file_ends_with_the_same_bytes(
     code, stdout, stderr = finish(config_file, "workers=1")
     assert code == 0
     assert "going on: " in stderr
-    # 301 of 400 in each of four sources, 400 rows of CSV, 4 Markdown files
-    assert stdout.startswith("test: 1,608 documents, ")
+    # 301 of 400 in each of five sources, 400 rows of CSV, 4 Markdown files
+    assert stdout.startswith("test: 1,909 documents, ")
     assert shard_digests(tmp_path / "dataset") == shard_digests(tmp_path / "whole")
 
 

@@ -7,7 +7,17 @@ import pytest
 
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
-from pipeline.plan import Plan, Unit, changed_inputs, group_pieces, make_plan, plan_to_json
+from pipeline.plan import (
+    MAX_UNITS,
+    UNIT_SIZE_BYTES,
+    Plan,
+    Unit,
+    changed_inputs,
+    group_pieces,
+    make_plan,
+    plan_to_json,
+    units_of,
+)
 from pipeline.sources.piece import Piece
 
 
@@ -19,6 +29,17 @@ def test_consecutive_pieces_fill_a_unit_and_a_larger_one_stands_alone() -> None:
     pieces = [piece(name, size) for name, size in (("a", 4), ("b", 6), ("c", 1), ("d", 30), ("e", 5))]
     groups = group_pieces(pieces, unit_size_bytes=10)
     assert [[piece.path for piece in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_a_large_input_is_cut_into_so_many_units_by_grouping_its_ranges() -> None:
+    ranges = [piece(str(number), UNIT_SIZE_BYTES) for number in range(5 * MAX_UNITS // 2)]
+    assert {len(unit.pieces) for unit in units_of({"few": ranges[:MAX_UNITS]}, unit_size_bytes=None)} == {1}
+    units = units_of({"web": ranges[:10], "code": ranges}, unit_size_bytes=None, first_index=7)
+    assert [len(unit.pieces) for unit in units[:4]] == [3, 3, 3, 1]
+    assert [unit.index for unit in units] == list(range(7, 7 + len(units)))
+    assert len(units) <= MAX_UNITS
+    # what the config says is what is done
+    assert len(units_of({"code": ranges}, unit_size_bytes=UNIT_SIZE_BYTES)) == len(ranges)
 
 
 def test_units_are_numbered_over_all_sources(

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import zstandard
 
 from pipeline import assembly
 from pipeline import run as run_module
@@ -89,6 +91,28 @@ def test_load_from_disk_gives_the_documents_of_each_split(corpus: Path, make_con
     assert sum(map(len, train["input_ids"])) == manifest.splits["train"].tokens
     assert train[0]["input_ids"][-1] == 0
     assert train.features["input_ids"].feature.dtype == "uint16"
+
+
+def test_one_file_of_many_frames_is_done_by_many_units_and_gives_the_same_documents(
+    tmp_path: Path, make_config: MakeConfig, make_texts: Callable[..., list[str]]
+) -> None:
+    content = "".join(json.dumps({"text": text}) + "\n" for text in make_texts(200, seed=3, words=200)).encode()
+    compress = zstandard.ZstdCompressor().compress
+    (tmp_path / "corpus").mkdir()
+    frames = (compress(content[start : start + 9_999]) for start in range(0, len(content), 9_999))
+    (tmp_path / "corpus" / "a.jsonl.zst").write_bytes(b"".join(frames))
+    source = {"name": "corpus", "type": "jsonl", "files": [f"{tmp_path}/corpus/*"]}
+    documents: list[list[dict[str, Any]]] = []
+    for name, unit_size_bytes in (("one", None), ("many", 20_000)):
+        config = make_config(
+            sources=[source], output_dir=tmp_path / name, unit_size_bytes=unit_size_bytes, validation_fraction=0
+        )
+        shards = run(config).manifest.splits["train"].shards
+        assert (len(shards) == 1) == (name == "one")
+        streams = (pa.ipc.open_stream((config.output_dir / shard.path).read_bytes()) for shard in shards)
+        documents.append([row for stream in streams for row in stream.read_all().to_pylist()])
+    assert len(documents[0]) == 200
+    assert documents[0] == documents[1]
 
 
 def test_the_manifest_and_the_report_add_up(tmp_path: Path, make_config: MakeConfig, make_jsonl: MakeJsonl) -> None:

@@ -10,9 +10,10 @@ import pytest
 import zstandard
 
 from pipeline.document import SourceError
-from pipeline.sources.compression import inner_suffix, is_compressed, open_piece
+from pipeline.sources.compression import open_piece
 from pipeline.sources.piece import whole_file
 from pipeline.sources.storage import stored_file
+from pipeline.sources.suffix import inner_suffix, is_compressed
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
