@@ -21,6 +21,7 @@ AttentionImplementation = Literal[
     "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
 ]
 Precision = Literal["bfloat16", "float32"]
+LossImplementation = Literal["chunked", "liger"]
 
 
 class TrainingError(ValueError):
@@ -163,6 +164,8 @@ class TrainConfig(_Settings):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     activation_checkpointing: Literal["none", "full"] = "none"
+    loss_implementation: LossImplementation = "chunked"
+    z_loss_coefficient: float = Field(default=0.0, ge=0)  # PaLM (arXiv:2204.02311, §5) trained with 1e-4
     zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig
     validation: ValidationConfig

@@ -26,6 +26,7 @@ from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
 from model.attention_backends.selection import AttentionBackendError, resolve
 from model.hf import WeightsError
+from model.loss_selection import LossImplementationError, check_loss_implementation
 from pipeline.shards.format import Split
 
 
@@ -81,9 +82,10 @@ def _build(
         train = _samples(config, "train")
         validation = _samples(config, "validation")
         device_type = get_accelerator().device_name()
+        check_loss_implementation(config.loss_implementation, device_type=device_type)
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
-    except (AttentionBackendError, WeightsError) as error:
+    except (AttentionBackendError, LossImplementationError, WeightsError) as error:
         raise TrainingError(str(error)) from error
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)

@@ -57,6 +57,7 @@ def build_engine(
             config.model,
             attn_implementation=config.attn_implementation,
             activation_checkpointing=config.activation_checkpointing,
+            loss_implementation=config.loss_implementation,
         )
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if fill is not None:

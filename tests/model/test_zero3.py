@@ -14,6 +14,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD_SIZE = 2
+TOKENS_PER_CHUNK = 2  # of 33
+GATHERS = 4
 
 
 def free_port() -> int:
@@ -64,7 +66,12 @@ def test_loss_and_gradients_equal_the_unsharded_model(
         "document_ids": (torch.arange(33) > 12).long().expand_as(tokens).contiguous(),
         "labels": tokens.roll(-1, 1),
     }
-    job = {**batch, "config": model.config, "activation_checkpointing": activation_checkpointing}
+    job = {
+        **batch,
+        "config": model.config,
+        "activation_checkpointing": activation_checkpointing,
+        "chunk_logits": TOKENS_PER_CHUNK * model.config.vocab_size,
+    }
     ranks = run_ranks(job, tmp_path)
 
     loss = model(tokens, document_ids=batch["document_ids"], labels=batch["labels"])
@@ -74,5 +81,7 @@ def test_loss_and_gradients_equal_the_unsharded_model(
     torch.testing.assert_close(mean_loss, loss.detach(), rtol=0, atol=2e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(ranks[0]["gradients"][name], parameter.grad, rtol=0, atol=2e-6, msg=name)
+    # the embedding in its own forward and in the head's, and once for the backward of each: not for each of 17 chunks
+    assert [rank["gathers"] for rank in ranks] == [GATHERS] * WORLD_SIZE
     for rank in ranks:
         torch.testing.assert_close(rank["evaluation_loss"], rank["loss"], rtol=0, atol=2e-6)

@@ -1,4 +1,5 @@
-"""One rank of `test_zero3.py`: builds the model sharded, fills it, and writes its loss and full gradients.
+"""One rank of `test_zero3.py`: builds the model sharded, fills it, and writes its loss and full gradients, and how
+often the embedding was gathered for them.
 
 RANK=0 WORLD_SIZE=2 … python tests/model/zero3_rank.py JOB_FILE OUTPUT_FILE
 """
@@ -6,13 +7,28 @@ RANK=0 WORLD_SIZE=2 … python tests/model/zero3_rank.py JOB_FILE OUTPUT_FILE
 from __future__ import annotations
 
 import sys
+from functools import partial
+from typing import Any
 
-import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_grad
 
-from model.init import fill_parameter_
-from model.transformer import SmolLM2
+GATHERED_ELEMENTS: list[int] = []
+_gather = torch.distributed.all_gather_into_tensor
+
+
+def _counted_gather(output_tensor: torch.Tensor, *arguments: Any, **settings: Any) -> Any:
+    GATHERED_ELEMENTS.append(output_tensor.numel())
+    return _gather(output_tensor, *arguments, **settings)
+
+
+torch.distributed.all_gather_into_tensor = _counted_gather  # before DeepSpeed takes hold of it
+
+import deepspeed  # noqa: E402
+from deepspeed.utils import safe_get_full_grad  # noqa: E402
+
+from model import loss_selection  # noqa: E402
+from model.init import fill_parameter_  # noqa: E402
+from model.transformer import SmolLM2  # noqa: E402
 
 
 def main(job_file: str, output_file: str) -> None:
@@ -21,10 +37,16 @@ def main(job_file: str, output_file: str) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
     rank = torch.distributed.get_rank()
+    loss_selection.chunked_loss = partial(loss_selection.chunked_loss, chunk_logits=job["chunk_logits"])
     settings = {
         "train_micro_batch_size_per_gpu": 1,
         # everything is sharded and gathered, however small
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 0,
+            # a gather is of one parameter, so that it can be told whose it is
+            "stage3_prefetch_bucket_size": 0,
+        },
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True}},
     }
     with deepspeed.zero.Init(config_dict_or_path=settings):
@@ -35,12 +57,16 @@ def main(job_file: str, output_file: str) -> None:
                 fill_parameter_(name, parameter, config=job["config"], seed=0)
     engine, *_ = deepspeed.initialize(model=model, config=settings, model_parameters=list(model.parameters()))
     row = slice(rank, rank + 1)
+    GATHERED_ELEMENTS.clear()
     loss = engine(job["tokens"][row], document_ids=job["document_ids"][row], labels=job["labels"][row])
     engine.backward(loss)
+    embedding = job["config"].vocab_size * job["config"].hidden_size
+    gathers = sum(elements >= embedding for elements in GATHERED_ELEMENTS)
     gradients = {name: safe_get_full_grad(parameter).clone() for name, parameter in model.named_parameters()}
     with torch.no_grad():
         evaluation_loss = engine(job["tokens"][row], document_ids=job["document_ids"][row], labels=job["labels"][row])
-    torch.save({"loss": loss.detach(), "evaluation_loss": evaluation_loss, "gradients": gradients}, output_file)
+    result = {"loss": loss.detach(), "evaluation_loss": evaluation_loss, "gradients": gradients, "gathers": gathers}
+    torch.save(result, output_file)
 
 
 if __name__ == "__main__":
