@@ -132,7 +132,7 @@ def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, atten
     return (
         f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks_here}, "
         f"{torch.get_num_threads()} CPU threads each, {attention} attention, "
-        f"{'fused ' if engine.optimizer.defaults['fused'] else ''}AdamW, {config.batch_tokens:,} tokens a step, "
+        f"{'Muon and ' if config.optimizer.name == 'muon' else ''}fused AdamW, {config.batch_tokens:,} tokens a step, "
         f"{config.accumulation_steps(world_size=ranks.world_size)} micro-batches a rank; everything else is in "
         f"{config.run_dir / 'logs'}"
     )
@@ -146,7 +146,6 @@ def _parameters(config: TrainConfig, ranks: RankEnvironment, engine: Engine, att
         "attention": attention,
         "num_parameters": engine.num_parameters,
         "cpu_threads": torch.get_num_threads(),
-        "optimizer.fused": bool(engine.optimizer.defaults["fused"]),
     }
     flat = flatten(config.model_dump(mode="json")) | chosen
     return {

@@ -65,7 +65,7 @@ def build_engine(
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
                 if ranks.is_first:
                     fill(name, parameter)
-    optimizer = build_optimizer(model, config.optimizer, device_type=device.type)
+    optimizer = build_optimizer(model, config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total)
 

@@ -113,8 +113,8 @@ class Trainer:
 
     def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
         started_s, waited_s = time.perf_counter(), loader.wait_time_s
-        learning_rate = self._learning_rate(step)
-        set_learning_rate(self.engine.optimizer, learning_rate)
+        factor = self._learning_rate_factor(step)
+        set_learning_rate(self.engine.optimizer, self.config.optimizer, factor=factor)
         sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         for micro_step in range(1, self._accumulation + 1):
             terms = self._loss(next(loader))
@@ -130,7 +130,7 @@ class Trainer:
         return StepResult(
             loss=cross_entropy,
             z_loss=total - cross_entropy if self.config.z_loss_coefficient else None,
-            learning_rate=learning_rate,
+            learning_rate=factor * self.config.optimizer.learning_rate,
             grad_norm=grad_norm,
             step_time_s=time.perf_counter() - started_s,
             data_wait_s=loader.wait_time_s - waited_s,
@@ -157,10 +157,10 @@ class Trainer:
         total, cross_entropy, *stop_flags = sums.tolist()
         return total / self.ranks.world_size, cross_entropy / self.ranks.world_size, stop_flags
 
-    def _learning_rate(self, step: int) -> float:
+    def _learning_rate_factor(self, step: int) -> float:
         """Of the update that makes `step` steps complete; schedules count updates from 0."""
         schedule = self.config.schedule
-        return self.config.optimizer.learning_rate * SCHEDULES[schedule.name](
+        return SCHEDULES[schedule.name](
             step=step - 1,
             total_steps=self.config.steps,
             warmup_steps=schedule.warmup_steps,
