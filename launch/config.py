@@ -15,12 +15,14 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
 AttentionImplementation = Literal[
     "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
 ]
 Precision = Literal["bfloat16", "float32"]
+LossImplementation = Literal["chunked", "liger"]
 
 
 class TrainingError(ValueError):
@@ -61,20 +63,40 @@ class DataConfig(_Settings):
 
 
 class OptimizerConfig(_Settings):
-    """AdamW (Loshchilov & Hutter, arXiv:1711.05101); `learning_rate` is the schedule's peak."""
+    """AdamW, or Muon for the layers' matrices and AdamW for the rest (`launch/trainer/optimizer.py`).
 
-    name: Literal["adamw"] = "adamw"
+    Learning rates are the schedule's peaks. `muon_learning_rate` is the matrices' own, a size in another unit.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(gt=0)
+    muon_learning_rate: float | None = Field(default=None, gt=0)
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
-    gradient_clipping: float = Field(default=1.0, gt=0)
+    gradient_clipping: float = Field(default=1.0, ge=0)  # of the gradient's norm; 0: none
 
     @model_validator(mode="after")
     def _betas_are_averages(self) -> Self:
         for beta in self.betas:
             if not 0 <= beta < 1:
                 raise ValueError(f"betas: got {beta}, wanted two numbers from 0 to below 1, such as [0.9, 0.95]")
+        return self
+
+    @model_validator(mode="after")
+    def _muon_is_whole(self) -> Self:
+        if self.name == "adamw" and self.muon_learning_rate is not None:
+            raise ValueError(
+                f"muon_learning_rate={self.muon_learning_rate} means nothing to adamw; remove it, or take muon"
+            )
+        if self.name == "muon" and self.muon_learning_rate is None:
+            raise ValueError("muon needs muon_learning_rate for the layers' matrices; its authors' is 0.02")
+        if self.name == "muon" and self.gradient_clipping:
+            raise ValueError(
+                f"gradient_clipping={self.gradient_clipping} with muon would shrink Muon's updates, whose norm does "
+                "not come from the gradient's; set gradient_clipping=0"
+            )
         return self
 
 
@@ -162,7 +184,9 @@ class TrainConfig(_Settings):
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
+    loss_implementation: LossImplementation = "chunked"
+    z_loss_coefficient: float = Field(default=0.0, ge=0)  # PaLM (arXiv:2204.02311, §5) trained with 1e-4
     zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig
     validation: ValidationConfig
@@ -182,6 +206,11 @@ class TrainConfig(_Settings):
             raise ValueError(
                 f"schedule.warmup_steps + schedule.decay_steps = {ramps} is more than steps={self.steps}; "
                 "shorten them or train longer"
+            )
+        if self.optimizer.name == "muon" and self.zero.reduce_dtype != "float32":
+            raise ValueError(
+                f"zero.reduce_dtype={self.zero.reduce_dtype} with optimizer.name=muon would keep Muon's momentum in "
+                "it; use float32"
             )
         self.accumulation_steps(world_size=1)
         return self

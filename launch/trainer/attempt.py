@@ -26,6 +26,7 @@ from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
 from model.attention_backends.selection import AttentionBackendError, resolve
 from model.hf import WeightsError
+from model.loss_selection import LossImplementationError, check_loss_implementation
 from pipeline.shards.format import Split
 
 
@@ -81,9 +82,10 @@ def _build(
         train = _samples(config, "train")
         validation = _samples(config, "validation")
         device_type = get_accelerator().device_name()
+        check_loss_implementation(config.loss_implementation, device_type=device_type)
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
-    except (AttentionBackendError, WeightsError) as error:
+    except (AttentionBackendError, LossImplementationError, WeightsError) as error:
         raise TrainingError(str(error)) from error
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)
@@ -130,7 +132,7 @@ def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, atten
     return (
         f"run {config.name}: {engine.num_parameters:,} parameters in {config.precision} on {ranks_here}, "
         f"{torch.get_num_threads()} CPU threads each, {attention} attention, "
-        f"{'fused ' if engine.optimizer.defaults['fused'] else ''}AdamW, {config.batch_tokens:,} tokens a step, "
+        f"{'Muon and ' if config.optimizer.name == 'muon' else ''}fused AdamW, {config.batch_tokens:,} tokens a step, "
         f"{config.accumulation_steps(world_size=ranks.world_size)} micro-batches a rank; everything else is in "
         f"{config.run_dir / 'logs'}"
     )
@@ -144,7 +146,6 @@ def _parameters(config: TrainConfig, ranks: RankEnvironment, engine: Engine, att
         "attention": attention,
         "num_parameters": engine.num_parameters,
         "cpu_threads": torch.get_num_threads(),
-        "optimizer.fused": bool(engine.optimizer.defaults["fused"]),
     }
     flat = flatten(config.model_dump(mode="json")) | chosen
     return {

@@ -31,6 +31,7 @@ def deepspeed_config(config: TrainConfig, *, world_size: int) -> dict[str, Any]:
             "stage": config.zero.stage,
             "contiguous_gradients": True,
             "overlap_comm": config.zero.overlap_comm,
+            "reduce_scatter": config.optimizer.name != "muon",  # DeepSpeed's Muon wants whole gradients
             "reduce_bucket_size": config.zero.reduce_bucket_size,
             "stage3_prefetch_bucket_size": config.zero.prefetch_bucket_size,
             "stage3_param_persistence_threshold": config.zero.param_persistence_threshold,

@@ -28,13 +28,16 @@ from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
 from launch.trainer.throughput import Throughput
 from model.cost import flops_per_token
+from model.loss import LossTerms
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step was: `loss` is the mean over the global batch, `stop_flags` what the ranks were asked to do."""
+    """What one step was: `loss`, the cross-entropy, and `z_loss`, which was trained with it (None: there is none), are
+    means over the global batch; `stop_flags` is what the ranks were asked to do."""
 
     loss: float
+    z_loss: float | None
     learning_rate: float
     grad_norm: float
     step_time_s: float
@@ -110,49 +113,54 @@ class Trainer:
 
     def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
         started_s, waited_s = time.perf_counter(), loader.wait_time_s
-        learning_rate = self._learning_rate(step)
-        set_learning_rate(self.engine.optimizer, learning_rate)
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        factor = self._learning_rate_factor(step)
+        set_learning_rate(self.engine.optimizer, self.config.optimizer, factor=factor)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         for micro_step in range(1, self._accumulation + 1):
-            loss = self._loss(next(loader))
-            loss_sum += loss.detach()
-            self.engine.deepspeed.backward(loss)
+            terms = self._loss(next(loader))
+            sums += torch.stack((terms.total.detach(), terms.cross_entropy))
+            self.engine.deepspeed.backward(terms.total)
             if micro_step < self._accumulation:
                 self.engine.deepspeed.step()
-        loss_mean, stop_flags = self._agree(loss_sum / self._accumulation, signals)
-        guards.check_loss(loss_mean, step=step, last_checkpoint=self.checkpoints.last_step)
+        total, cross_entropy, stop_flags = self._agree(sums / self._accumulation, signals)
+        guards.check_loss(total, step=step, last_checkpoint=self.checkpoints.last_step)
         self.engine.deepspeed.step()
         grad_norm = float(self.engine.deepspeed.get_global_grad_norm())
         guards.check_grad_norm(grad_norm, step=step, last_checkpoint=self.checkpoints.last_step)
         return StepResult(
-            loss=loss_mean,
-            learning_rate=learning_rate,
+            loss=cross_entropy,
+            z_loss=total - cross_entropy if self.config.z_loss_coefficient else None,
+            learning_rate=factor * self.config.optimizer.learning_rate,
             grad_norm=grad_norm,
             step_time_s=time.perf_counter() - started_s,
             data_wait_s=loader.wait_time_s - waited_s,
             stop_flags=stop_flags,
         )
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch) -> LossTerms:
         device = self.engine.device
         document_ids = batch.document_ids.to(device) if self.config.data.document_masking else None
-        loss: torch.Tensor = self.engine.deepspeed(
-            batch.input_ids.to(device), document_ids=document_ids, labels=batch.labels.to(device)
+        terms: LossTerms = self.engine.deepspeed(
+            batch.input_ids.to(device),
+            document_ids=document_ids,
+            labels=batch.labels.to(device),
+            z_loss_coefficient=self.config.z_loss_coefficient,
         )
-        return loss
+        return terms
 
-    def _agree(self, loss: torch.Tensor, signals: StopSignals) -> tuple[float, list[float]]:
-        """The mean loss and the sum of the stop flags over all ranks, in one exchange, so that all do the same next."""
-        flags = torch.tensor(signals.flags(), dtype=torch.float64, device=loss.device)
-        sums = torch.cat([loss[None], flags])
+    def _agree(self, losses: torch.Tensor, signals: StopSignals) -> tuple[float, float, list[float]]:
+        """The two losses' means and the sum of the stop flags over all ranks, in one exchange, so that all do the same
+        next."""
+        flags = torch.tensor(signals.flags(), dtype=torch.float64, device=losses.device)
+        sums = torch.cat([losses, flags])
         torch.distributed.all_reduce(sums)
-        loss_sum, *stop_flags = sums.tolist()
-        return loss_sum / self.ranks.world_size, stop_flags
+        total, cross_entropy, *stop_flags = sums.tolist()
+        return total / self.ranks.world_size, cross_entropy / self.ranks.world_size, stop_flags
 
-    def _learning_rate(self, step: int) -> float:
+    def _learning_rate_factor(self, step: int) -> float:
         """Of the update that makes `step` steps complete; schedules count updates from 0."""
         schedule = self.config.schedule
-        return self.config.optimizer.learning_rate * SCHEDULES[schedule.name](
+        return SCHEDULES[schedule.name](
             step=step - 1,
             total_steps=self.config.steps,
             warmup_steps=schedule.warmup_steps,
@@ -195,6 +203,8 @@ class Trainer:
         mfu = self._throughput.mfu(tokens_per_second)
         if mfu is not None:
             metrics["train/mfu"] = mfu
+        if result.z_loss is not None:
+            metrics["train/z_loss"] = result.z_loss
         self._tell("metrics", step, **metrics)
 
     def _say_step(self, step: int, result: StepResult, step_time_s: float) -> None:

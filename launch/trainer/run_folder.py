@@ -52,8 +52,9 @@ LOCK_PATIENCE_S = 15.0
 
 # What a resumed run may change; every other setting is part of what the run is.
 _MAY_CHANGE = (
-    "run_dir", "steps", "schedule", "optimizer.learning_rate", "micro_batch_size", "attn_implementation",
-    "activation_checkpointing", "zero", "checkpoint", "validation", "logging", "launcher", "data.tokenizer",
+    "run_dir", "steps", "schedule", "optimizer.learning_rate", "optimizer.muon_learning_rate", "micro_batch_size",
+    "attn_implementation", "activation_checkpointing", "loss_implementation", "zero", "checkpoint", "validation",
+    "logging", "launcher", "data.tokenizer",
 )  # fmt: skip
 _PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
 

@@ -58,6 +58,28 @@ def test_sequence_longer_than_positions_is_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"muon_learning_rate": 0.02}, "muon_learning_rate=0.02 means nothing to adamw; remove it, or take muon"),
+        ({"name": "muon"}, "muon needs muon_learning_rate for the layers' matrices; its authors' is 0.02"),
+        (
+            {"name": "muon", "muon_learning_rate": 0.02},
+            "gradient_clipping=1.0 with muon would shrink Muon's updates, whose norm does not come from the gradient's"
+            "; set gradient_clipping=0",
+        ),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_together_is_refused(changes: dict[str, Any], line: str) -> None:
+    assert line in message(optimizer={"learning_rate": 1e-3, **changes})
+
+
+def test_muons_momentum_is_not_kept_in_bfloat16() -> None:
+    muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
+    line = "zero.reduce_dtype=bfloat16 with optimizer.name=muon would keep Muon's momentum in it; use float32"
+    assert line in message(optimizer=muon, zero={"reduce_dtype": "bfloat16"})
+
+
 def test_warmup_and_decay_longer_than_the_run_are_refused() -> None:
     assert "warmup_steps + schedule.decay_steps = 110 is more than steps=100" in message(schedule__warmup_steps=90)
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model.loss import chunked_cross_entropy
+from model.loss import chunked_cross_entropy, chunked_loss
 
 TOKENS, HIDDEN, VOCAB = 23, 8, 31
 CHUNK_SIZES = {
@@ -100,19 +101,68 @@ def test_only_what_needs_a_gradient_gets_one(frozen: str) -> None:
     assert (weight.grad is None) == (frozen == "weight")
 
 
-def test_full_logits_are_never_held() -> None:
-    sizes: list[int] = []
+def test_z_loss_is_the_mean_square_of_the_log_normaliser() -> None:
+    # two logits of log 3 each: Z = 6
+    hidden, weight = torch.ones(3, 1, dtype=torch.float64), torch.full((2, 1), math.log(3), dtype=torch.float64)
+    terms = chunked_loss(hidden, weight, torch.tensor([0, -100, 1]), z_loss_coefficient=0.5)
+    assert terms.cross_entropy.item() == pytest.approx(math.log(2))
+    assert terms.total.item() == pytest.approx(math.log(2) + 0.5 * math.log(6) ** 2)
+
+
+@pytest.mark.parametrize("chunk_logits", CHUNK_SIZES.values(), ids=CHUNK_SIZES.keys())
+def test_z_loss_and_its_gradients_equal_the_plain_formula(chunk_logits: int) -> None:
+    hidden, weight, labels = inputs()
+    ours = chunked_loss(hidden, weight, labels, z_loss_coefficient=0.1, chunk_logits=chunk_logits)
+    logits = hidden @ weight.t()
+    plain = F.cross_entropy(logits, labels)
+    total = plain + 0.1 * logits.logsumexp(-1)[labels != -100].square().mean()
+    torch.testing.assert_close(ours.cross_entropy, plain)
+    torch.testing.assert_close(ours.total, total)
+    wanted = torch.autograd.grad(total, (hidden, weight))
+    torch.testing.assert_close(torch.autograd.grad(ours.total, (hidden, weight)), wanted)
+
+
+def test_what_is_reported_has_no_gradient() -> None:
+    assert not chunked_loss(*inputs(), z_loss_coefficient=0.1).cross_entropy.requires_grad
+
+
+def peak_bytes(tokens: int) -> int:
+    """Of what the loss allocates for so many tokens, forward and backward, by the allocations that torch sees."""
+    hidden = torch.ones(tokens, HIDDEN, requires_grad=True)
+    weight = torch.ones(VOCAB, HIDDEN, requires_grad=True)
+    labels = torch.zeros(tokens, dtype=torch.long)
+    held = peak = 0
+    seen = {tensor.untyped_storage()._cdata for tensor in (hidden, weight, labels)}
+
+    def release(address: int, size: int) -> None:
+        nonlocal held
+        held -= size
+        seen.discard(address)
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal held, peak
             result = function(*args, **(kwargs or {}))
-            sizes.extend(tensor.numel() for tensor in [result] if isinstance(tensor, torch.Tensor))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
+                if storage is not None and storage._cdata not in seen:
+                    seen.add(storage._cdata)
+                    held += storage.nbytes()
+                    peak = max(peak, held)
+                    weakref.finalize(storage, release, storage._cdata, storage.nbytes())
             return result
 
-    hidden, weight, labels = inputs()
     with Watch():
-        chunked_cross_entropy(hidden, weight, labels, chunk_logits=4 * VOCAB).backward()
-    assert max(sizes) == VOCAB * HIDDEN > 4 * VOCAB
+        chunked_cross_entropy(hidden, weight, labels, chunk_logits=16 * VOCAB).backward()
+    return peak
+
+
+def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
+    few, many = peak_bytes(64), peak_bytes(1024)
+    # a token more costs its own gradient, at most twice while it is scaled, its label's mark and nothing else; its
+    # logits alone would be 4 × 31 bytes
+    assert (many - few) / (1024 - 64) <= 2 * 4 * HIDDEN + 8
+    assert few > 16 * VOCAB * 4, "a chunk's logits were not seen"
 
 
 @pytest.mark.gpu

@@ -44,6 +44,12 @@ def test_clipping_and_stage_are_passed_on(train_config: Callable[..., TrainConfi
     assert settings["zero_optimization"]["stage"] == 3
 
 
+def test_gradients_are_scattered_except_for_muon(train_config: Callable[..., TrainConfig]) -> None:
+    muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
+    settings = [deepspeed_config(config, world_size=1) for config in (train_config(), train_config(optimizer=muon))]
+    assert [one["zero_optimization"]["reduce_scatter"] for one in settings] == [True, False]
+
+
 def test_batch_that_does_not_divide_is_refused(train_config: Callable[..., TrainConfig]) -> None:
     with pytest.raises(TrainingError, match="use 768 or 1536"):
         deepspeed_config(train_config(), world_size=3)

@@ -19,6 +19,7 @@ from launch.trainer import loop
 from launch.trainer.engine import Engine
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
+from model.loss import LossTerms
 
 DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
 
@@ -28,11 +29,13 @@ class Told:
 
     def __init__(self, run_dir: Path) -> None:
         self.order: list[str] = []
+        self.fields: list[dict[str, Any]] = []
         self.last_step = None
         self._run_dir = run_dir
 
     def write(self, kind: str, *, step: int, **fields: Any) -> None:
         self.order.append(f"{step} {fields.get('state', kind)}")
+        self.fields.append(fields)
 
     def sync(self) -> None:
         self.order.append("sync")
@@ -46,10 +49,10 @@ class Told:
 
 
 class Model:
-    """Stands for DeepSpeed's engine: a loss of 1 and nothing to learn."""
+    """Stands for DeepSpeed's engine: a cross-entropy of 1, log Z of 5 and nothing to learn."""
 
-    def __call__(self, input_ids: torch.Tensor, **batch: Any) -> torch.Tensor:
-        return torch.ones(())
+    def __call__(self, input_ids: torch.Tensor, *, z_loss_coefficient: float, **batch: Any) -> LossTerms:
+        return LossTerms(torch.tensor(1.0 + z_loss_coefficient * 25), torch.ones(()))
 
     def backward(self, loss: torch.Tensor) -> None: ...
 
@@ -105,6 +108,20 @@ def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(
         *("0 metrics", "1 metrics", "sync", "1 save", "1 checkpoint", "sync"),
         *("2 metrics", "2 metrics", "sync", "2 save", "2 checkpoint", "sync", "2 finished", "sync"),
     ]
+
+
+def test_the_reported_loss_is_the_cross_entropy_and_the_z_loss_a_metric_of_its_own(
+    trainer: Trainer, told: Told
+) -> None:
+    trainer.config = trainer.config.model_copy(update={"z_loss_coefficient": 0.5})
+    trainer.run()
+    steps = [fields for fields in told.fields if "train/loss" in fields]
+    assert [(fields["train/loss"], fields["train/z_loss"]) for fields in steps] == [(1.0, 12.5)] * 2
+
+
+def test_without_a_z_loss_there_is_no_metric_of_it(trainer: Trainer, told: Told) -> None:
+    trainer.run()
+    assert not any("train/z_loss" in fields for fields in told.fields)
 
 
 def test_signal_during_the_first_evaluation_stops_after_the_first_step(
