@@ -1,0 +1,110 @@
+"""Every way to compute the model on a CPU gives the outputs and the gradients of the plainest one.
+
+Rows come from the tables themselves: a kernel that is added to `KERNELS`, or a mode of activation checkpointing, is
+tested here without an edit. The reference is eager attention without checkpointing in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from model.attention_backends.selection import KERNELS, AttentionBackendError, resolve
+from model.config import SmolLM2Config
+from model.init import initialize
+from model.transformer import ActivationCheckpointing, SmolLM2
+
+# SmolLM2-135M's 9 heads on 3, the seed's 3 full heads, and one key/value head for all
+LAYOUTS = {"gqa": (9, 3), "mha": (3, 3), "mqa": (9, 1)}
+# Products and sums are float64. Softmax of the reference, norms and rotary angles are fp32 by design: 24 bits, 6e-8, a
+# few times in each of two layers, and some of it cancels in a gradient.
+MAX_OUTPUT_DIFFERENCE, MAX_GRADIENT_DIFFERENCE = 1e-6, 5e-6
+
+
+def backends() -> list[str]:
+    """Those of the table that run on a CPU in float64."""
+    names = []
+    for name in KERNELS:
+        try:
+            names.append(resolve(name, device_type="cpu", dtype=torch.float64))
+        except AttentionBackendError:
+            continue
+    return names
+
+
+def ways() -> list[tuple[str, Any]]:
+    """Kernel and mode, all but the reference's own."""
+    return [
+        (backend, mode)
+        for backend, mode in itertools.product(backends(), get_args(ActivationCheckpointing))
+        if (backend, mode) != ("eager", "none")
+    ]
+
+
+def results(
+    layout: str, *, tied: bool, backend: str, activation_checkpointing: Any, compiled: str
+) -> dict[str, torch.Tensor]:
+    """Logits, the loss and every parameter's gradient, by name, of two rows of packed documents."""
+    heads, key_value_heads = LAYOUTS[layout]
+    config = SmolLM2Config(
+        vocab_size=131,
+        hidden_size=144,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=64,
+        initializer_range=0.2,  # attention is far from uniform, so that a wrong mask or angle shows
+        tie_word_embeddings=tied,
+    )
+    model = SmolLM2(config, attn_implementation=backend, activation_checkpointing=activation_checkpointing)
+    initialize(model, seed=0)
+    model.to(torch.float64)
+    if compiled == "layers":
+        for layer in model.layers:
+            layer.compile()
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, config.vocab_size, (2, 49), generator=generator)
+    documents = torch.stack([torch.arange(49) // 20, torch.zeros(49, dtype=torch.long)])
+    with torch.no_grad():
+        logits = model(tokens, document_ids=documents)
+    loss = model(tokens, document_ids=documents, labels=tokens.roll(-1, dims=1))
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    return {"logits": logits, "loss": loss.detach(), **gradients}
+
+
+@functools.cache
+def reference(layout: str, tied: bool) -> dict[str, torch.Tensor]:
+    return results(layout, tied=tied, backend="eager", activation_checkpointing="none", compiled="none")
+
+
+def compare(layout: str, *, tied: bool, **way: Any) -> None:
+    wanted, got = reference(layout, tied), results(layout, tied=tied, **way)
+    assert got.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        difference = float((got[name] - tensor).norm() / tensor.norm())
+        limit = MAX_OUTPUT_DIFFERENCE if name in ("logits", "loss") else MAX_GRADIENT_DIFFERENCE
+        assert difference < limit, f"{name}: {difference:.1e}"
+
+
+@pytest.mark.parametrize(("backend", "activation_checkpointing"), ways())
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_and_gradients_are_the_references(
+    layout: str, tied: bool, backend: str, activation_checkpointing: str
+) -> None:
+    compare(layout, tied=tied, backend=backend, activation_checkpointing=activation_checkpointing, compiled="none")
+
+
+@pytest.mark.campaign  # compiling takes minutes
+@pytest.mark.parametrize("activation_checkpointing", get_args(ActivationCheckpointing))
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compiled_layers_give_the_references(layout: str, backend: str, activation_checkpointing: str) -> None:
+    compare(layout, tied=True, backend=backend, activation_checkpointing=activation_checkpointing, compiled="layers")
