@@ -200,6 +200,17 @@ def test_a_table_that_leaves_out_a_frame_loses_no_line(tmp_path: Path) -> None:
     assert read(path, unit_size_bytes=1) == read(path, unit_size_bytes=WHOLE)
 
 
+def test_a_table_that_points_into_a_frame_reads_nothing_of_its_inside(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    first, inside, last = zstd([lines(9, seed=1), b'{"text": "no record"}\n', lines(9, seed=2)])
+    sizes = [len(first) + 8, len(inside), len(last)]
+    table = b"".join(struct.pack("<II", size, 0) for size in sizes) + struct.pack("<IBI", 3, 0, 0x8F92EAB1)
+    path.write_bytes(first + skippable(inside) + last + skippable(table, number=0xE))
+    with pytest.raises(SourceError, match=rf"\(no frame begins at byte {sizes[0]}\); fetch it again$"):
+        read(path, unit_size_bytes=1)
+    assert len(read(path, unit_size_bytes=WHOLE)) == 18
+
+
 @every_format
 @pytest.mark.parametrize("cut_bytes", [1, 300])
 def test_a_truncated_file_is_an_error_however_it_is_cut(tmp_path: Path, name: str, cut_bytes: int) -> None:
