@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data bench-large clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -70,10 +70,13 @@ format: $(READY)  ## ruff, in place
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
-	@for program in benchmarks/*.py; do $(BIN)/python $$program; done
+	@for program in $(filter-out benchmarks/large_corpus.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
 
 bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed
 	$(BIN)/python benchmarks/encoding.py --megabytes 48 180 --rounds 5
+
+bench-large: $(READY)  ## 20 GB of text to a dataset, some ten minutes and 12 GB of disk: rate and memory, first to last
+	$(BIN)/python benchmarks/large_corpus.py --gigabytes 20
 
 clean:  ## remove what the demo made
 	rm -rf data/demo runs/demo

@@ -7,14 +7,16 @@ again from its start and writes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.batches import batches
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
 from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
@@ -23,7 +25,7 @@ from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
 from pipeline.report import Tally
 from pipeline.shards.format import SPLITS, EncodingRecord, ShardRecord, Split, split_directory, write_durably
-from pipeline.shards.writer import ShardWriter
+from pipeline.shards.writer import ShardWriter, shard_path
 from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
 from pipeline.tokenizer.document_ids import encode_documents
@@ -204,7 +206,7 @@ def _make_shards(
             )
             for split in SPLITS
         }
-        for batch in _batches(reader):
+        for batch in batches(reader, size=lambda kept: len(kept.document.text), min_size=BATCH_CHARACTERS):
             lengths, sizes = [], []
             for kept, ids in zip(batch, encode_documents(encoder, [kept.document for kept in batch]), strict=True):
                 if len(ids) == 1 or not kept.document.text:
@@ -230,26 +232,15 @@ def _remove_other_shards(config: PipelineConfig, unit: Unit, shards: dict[Split,
 
     Only now, and only those: another attempt, thought dead, may be at this unit as well and write the same files.
     """
-    made = {shard.path for records in shards.values() for shard in records}
-    for split in SPLITS:
-        for path in split_directory(config.output_dir, split).glob(f"data-{unit.index:05d}-*.arrow"):
-            if path.relative_to(config.output_dir).as_posix() not in made:
-                path.unlink(missing_ok=True)
+    for split, records in shards.items():
+        directory = split_directory(config.output_dir, split)
+        names = (shard_path(directory, unit=unit.index, number=number) for number in itertools.count(len(records)))
+        # asked for by name: the folder holds the shards of all units, and a listing for each unit would be quadratic
+        others = [*itertools.takewhile(Path.exists, names)]
+        # from the last: so there is none behind a gap, however this is interrupted
+        for path in reversed(others):
+            path.unlink(missing_ok=True)
 
 
 def unit_record_path(units_directory: Path, index: int) -> Path:
     return units_directory / f"{index:05d}.json"
-
-
-def _batches(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
-    batch: list[KeptDocument] = []
-    characters = 0
-    for kept in documents:
-        batch.append(kept)
-        characters += len(kept.document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-            del kept
-    if batch:
-        yield batch
