@@ -17,10 +17,10 @@ from checkpoint.manifest import (
     checkpoint_directory,
     list_steps,
     read_manifest,
-    read_run,
     step_name,
     verify_checkpoint,
 )
+from checkpoint.run_record import read_run
 from checkpoint.tracking import TrackingError
 from configs.command import CommandParser, run_room
 

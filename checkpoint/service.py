@@ -23,15 +23,14 @@ from checkpoint.export_folder import PROOF_FILE, Export, list_exports
 from checkpoint.lock import exclusive_lock
 from checkpoint.loss_curve import CURVE_FILE, draw_loss_curve
 from checkpoint.manifest import (
-    LOCK_FILE,
     MANIFEST_FILE,
-    RUN_FILE,
     CheckpointError,
     checkpoint_directory,
     list_steps,
     step_name,
 )
 from checkpoint.prove import ProofError
+from checkpoint.run_record import LOCK_FILE, RUN_FILE
 from checkpoint.tracking import Tracker, TrackingError
 
 logger = logging.getLogger(__name__)

@@ -31,8 +31,8 @@ from checkpoint.journal import (
     shorten_param,
     write_journal,
 )
-from checkpoint.lock import trainer_is_alive
-from checkpoint.manifest import RunRecord, read_run
+from checkpoint.lock import run_is_alive
+from checkpoint.run_record import RunRecord, read_run
 
 EXPERIMENT = "smollm2"
 RUN_KEY_TAG = "smollm2.run_key"
@@ -156,7 +156,7 @@ class Tracker:
     def _ship_status(self, run: Path, journal: Journal) -> None:
         """Tell the state of the log's last line; a trainer that is gone without a last word was killed."""
         status = _STATUS.get(journal.state, "RUNNING")
-        if status == "RUNNING" and not trainer_is_alive(run):
+        if status == "RUNNING" and not run_is_alive(run):
             status = "KILLED"
         if status == journal.status:
             return

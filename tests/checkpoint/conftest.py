@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from checkpoint.events import EventWriter, events_file
 from checkpoint.export import export_checkpoint
-from checkpoint.manifest import MANIFEST_FILE, RunRecord, checkpoint_directory, list_steps, read_manifest, write_run
+from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, list_steps, read_manifest
+from checkpoint.run_record import RunRecord, write_run
 from checkpoint.tracking import Tracker
 
 WRITER = Path(__file__).with_name("zero3_writer.py")
