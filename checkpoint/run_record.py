@@ -18,13 +18,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from checkpoint.manifest import FORMAT_VERSION, Record, read_record, write_durably
+from checkpoint.manifest import FORMAT_VERSION, CheckpointError, Record, read_record, write_durably
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
 
 RunKind = Literal["training", "data"]
+
+
+class RunRecordError(CheckpointError):
+    """A folder that is not a run's, or is that of another release."""
 
 
 class RunRecord(Record):
@@ -51,9 +55,12 @@ def artifacts_directory(run: Path) -> Path:
 
 
 def read_run(run: Path) -> RunRecord:
-    """Raises CheckpointError if the folder is not a run's or is that of another release."""
+    """Raises RunRecordError."""
     missing = f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one"
-    return read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt="is not a run record ({})")
+    try:
+        return read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt="is not a run record ({})")
+    except CheckpointError as error:
+        raise RunRecordError(str(error)) from None
 
 
 def write_run(run: Path, record: RunRecord) -> None:
