@@ -15,7 +15,7 @@ import pytest
 from checkpoint.events import Event, EventWriter, events_file, read_events
 from checkpoint.run_record import read_run
 from pipeline import run as run_module
-from pipeline import run_events, run_folder
+from pipeline import run_events, run_folder, shuffled_run
 from pipeline.array_job import RunShard, commit, run_shard
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
@@ -191,6 +191,17 @@ def test_a_shuffled_run_is_one_attempt_from_the_first_unit_to_the_shuffle(told: 
     (dataset,) = (event.fields for event in events_of(told) if event.kind == "dataset")
     assert (dataset["path"], dataset["digest"]) == (str(told.output_dir), manifest.digest())
     assert len(metrics_of(told, "progress/")) == 1
+
+
+def test_a_run_that_has_only_its_shuffle_left_is_running(told: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shuffled_run, "_shuffle", interrupt)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(told.model_copy(update={"shuffle_seed": 3}))
+    assert states_of(told) == ["running", "killed", "running", "killed"]
 
 
 def test_shards_of_a_job_tell_nothing_and_the_commit_all(told: PipelineConfig) -> None:
