@@ -17,10 +17,10 @@ from checkpoint.manifest import (
     checkpoint_directory,
     list_steps,
     read_manifest,
-    read_run,
     step_name,
     verify_checkpoint,
 )
+from checkpoint.run_record import read_run
 from checkpoint.tracking import TrackingError
 from configs.command import CommandParser, run_room
 
@@ -131,8 +131,7 @@ def _positive(text: str) -> float:
 
 def _list(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
-    read_run(run)
-    steps = list_steps(run)
+    steps = _steps_of(run)
     if not steps:
         print(f"{run} has no complete checkpoint yet")
         return 0
@@ -159,11 +158,7 @@ def _describe_checkpoint(run: Path, step: int) -> str:
 
 def _verify(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
-    if arguments.step == "all":
-        read_run(run)
-        steps = list_steps(run)
-    else:
-        steps = [_step_of(run, arguments.step)]
+    steps = _steps_of(run) if arguments.step == "all" else [_step_of(run, arguments.step)]
     bad = False
     for step in steps:
         checkpoint = checkpoint_directory(run, step)
@@ -177,10 +172,17 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bad)
 
 
+def _steps_of(run: Path) -> list[int]:
+    """Raises CheckpointError if the folder is not that of a training run."""
+    record = read_run(run)
+    if record.kind == "data":
+        raise CheckpointError(f"{run} is a data run, which makes no checkpoints; it made {record.dataset}")
+    return list_steps(run)
+
+
 def _step_of(run: Path, wanted: int | str | None) -> int:
     """The step that the user names, or the newest. Raises CheckpointError if there is none such."""
-    read_run(run)
-    steps = list_steps(run)
+    steps = _steps_of(run)
     if not steps:
         raise CheckpointError(f"{run} has no complete checkpoint yet; the trainer has not saved one")
     if wanted is None:
@@ -238,7 +240,10 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     folder: Path = arguments.runs_directory
     if not find_runs(folder) and arguments.once:
-        raise CheckpointError(f"{folder} holds no run folder (none with run.json); `smollm2 launch train` makes one")
+        raise CheckpointError(
+            f"{folder} holds no run folder (none with run.json); `smollm2 launch train` makes one, and so does "
+            "`smollm2 pipeline run` with run_dir"
+        )
     settings = ServiceSettings(
         runs_directory=folder,
         tracking_uri=arguments.tracking_uri,
@@ -268,6 +273,9 @@ def _stop(signal_number: int, frame: FrameType | None) -> None:
 def _summarize(reports: list[RunReport], tracking_uri: str) -> int:
     for report in reports:
         print(report.run)
+        if report.kind == "data":
+            print(f"  dataset     {report.dataset}")
+            continue
         print(f"  checkpoint  {report.checkpoint or 'none yet'}")
         if report.exports:
             print(f"  export      {report.exports[-1].directory}")

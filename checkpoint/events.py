@@ -1,8 +1,8 @@
 """The event contract: what a run tells, as one JSON line an event, in `RUN/events/rank-N.jsonl`.
 
-The trainer appends and never waits for a network; the service reads and ships. A line is written by one `write` on a
-descriptor opened for appending, so that a kill leaves whole lines; a torn line (power cut, full disk) is closed by the
-next write and skipped by every reader.
+The trainer, or the driver of a data run, appends and never waits for a network; the service reads and ships. A line is
+written by one `write` on a descriptor opened for appending, so that a kill leaves whole lines; a torn line (power cut,
+full disk) is closed by the next write and skipped by every reader.
 
 A resumed run repeats the steps after its checkpoint, and the log keeps both tellings. MLflow cannot take a row back and
 gets the first of each key and step (`MetricsFilter`); the loss curve shows the last, which the checkpoints go on from.
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-EventKind = Literal["state", "params", "metrics", "checkpoint", "text"]
-KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "text")
+EventKind = Literal["state", "params", "metrics", "checkpoint", "dataset", "text"]
+KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "dataset", "text")
 
 # Keys of metrics that both sides name: the trainer writes more, and the service ships them all.
 TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = "train/loss", "validation/loss", "train/learning_rate"
@@ -40,6 +40,8 @@ class Event:
     kind "params": fields {name: text or number}, the flat resolved config, once an attempt
     kind "metrics": fields {name: number}, at a step
     kind "checkpoint": fields {"path": str}, at a step
+    kind "dataset": fields {"name": str, "path": str, "digest": str, "documents": int, "tokens": int}, what a data run
+        made; the step is its version
     kind "text": fields {"text": str}, at a step
     """
 

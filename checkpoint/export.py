@@ -28,7 +28,6 @@ from checkpoint.consolidate import (
 from checkpoint.export_folder import PROOF_FILE, Export, find_export, quarantine_directory
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import (
-    LOCK_FILE,
     MODEL_CONFIG_FILE,
     TOKENIZER_FILE,
     CheckpointError,
@@ -41,6 +40,7 @@ from checkpoint.manifest import (
     write_durably,
 )
 from checkpoint.prove import probe_of, prove_directory
+from checkpoint.run_record import LOCK_FILE
 from checkpoint.zero3_layout import Zero3Layout
 from model.config import SmolLM2Config
 from model.hf_config import huggingface_config

@@ -64,6 +64,7 @@ class Batch:
     params: list[Mapping[str, Any]] = field(default_factory=list)
     tags: dict[str, str] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
+    datasets: list[Mapping[str, Any]] = field(default_factory=list)
     offset: int = 0
     last_steps: dict[str, int] = field(default_factory=dict)
     replayed_from: int | None = None
@@ -116,6 +117,10 @@ def _add(batch: Batch, event: Event, new: Mapping[str, float]) -> None:
         batch.params.append(event.fields)
     elif event.kind == "checkpoint":
         batch.tags["smollm2.checkpoint"] = str(event.fields.get("path"))
+    elif event.kind == "state" and "reason" in event.fields:
+        batch.tags["smollm2.last_failure"] = f"{event.fields.get('state')}: {event.fields['reason']}"
+    elif event.kind == "dataset":
+        batch.datasets.append(event.fields)
     elif event.kind == "text":
         batch.texts[event.step] = str(event.fields.get("text"))
 

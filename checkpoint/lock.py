@@ -1,8 +1,10 @@
-"""Advisory locks on files: one trainer a run, one service a folder, one export a run. They end with their process.
+"""Advisory locks on files: one trainer or data pipeline a run, one service a folder, one export a run.
+
+They end with their process.
 
 Trainer and service may be on different machines only if their file system carries `flock` between them (NFS 4, CephFS,
 Lustre with `-o flock`). Where a lock is known to its own machine alone (Lustre with `-o localflock`), both sides
-take it without seeing each other: `trainer_is_alive` is then False for a trainer that runs elsewhere, whose MLflow run
+take it without seeing each other: `run_is_alive` is then False for a trainer that runs elsewhere, whose MLflow run
 is shown as KILLED, and a lock keeps nobody on another machine out. Run the service on the trainer's machine there.
 """
 
@@ -13,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoint.manifest import LOCK_FILE, CheckpointError
+from checkpoint.manifest import CheckpointError
+from checkpoint.run_record import LOCK_FILE
 
 
 @contextmanager
@@ -28,8 +31,8 @@ def exclusive_lock(path: Path, *, busy: str) -> Iterator[None]:
         yield
 
 
-def trainer_is_alive(run: Path) -> bool:
-    """Whether a trainer holds `RUN/.lock`."""
+def run_is_alive(run: Path) -> bool:
+    """Whether a trainer, or the driver of a data run, holds `RUN/.lock`."""
     try:
         with (run / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -21,7 +21,8 @@ from checkpoint.events import (
     events_file,
     read_events,
 )
-from checkpoint.manifest import CheckpointError, read_run
+from checkpoint.manifest import CheckpointError
+from checkpoint.run_record import read_run
 
 CURVE_FILE = "loss_curve.png"
 

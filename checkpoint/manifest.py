@@ -1,8 +1,6 @@
 """The checkpoint contract between the trainer, which saves, and the service, which consolidates and exports.
 
-    RUN/.lock                             locked (flock) by rank 0 of the trainer for the life of its process
-    RUN/config.yaml                       the resolved config
-    RUN/run.json                          this file's `RunRecord`, written once, when the run folder is made
+    RUN/.lock, config.yaml, run.json      as in `run_record.py`
     RUN/tokenizer.json                    a copy of the datasets' tokenizer, so that a run can be moved
     RUN/checkpoints/step-00000100/        only ever complete: appears by one atomic rename
         manifest.json                     this file's `CheckpointManifest`
@@ -32,9 +30,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-RUN_FILE = "run.json"
-LOCK_FILE = ".lock"
-CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
 MODEL_CONFIG_FILE = "config.json"  # what every export holds
 ZERO_TAG = "zero"
@@ -46,14 +41,16 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another format."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is written as one JSON file: frozen, without unknown fields."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
-class FileRecord(_Record):
+class FileRecord(Record):
     """One file: its path below the checkpoint folder with `/`, its size and its digest."""
 
     path: str
@@ -61,7 +58,7 @@ class FileRecord(_Record):
     digest: str
 
 
-class Probe(_Record):
+class Probe(Record):
     """What an export must reproduce: rows of token ids [rows, sequence] and their mean loss in the trainer.
 
     The loss is the mean over every position but the last of each row of the negative log-likelihood, in nats, of the
@@ -72,7 +69,7 @@ class Probe(_Record):
     mean_negative_log_likelihood: float
 
 
-class CheckpointManifest(_Record):
+class CheckpointManifest(Record):
     """All that is to be known of a checkpoint without opening its tensors."""
 
     format_version: int = FORMAT_VERSION
@@ -90,19 +87,6 @@ class CheckpointManifest(_Record):
     validation_loss: float | None = None
     probe: Probe | None = None
     files: tuple[FileRecord, ...]
-
-
-class RunRecord(_Record):
-    """The identity of a run: what stays the same over all its attempts."""
-
-    format_version: int = FORMAT_VERSION
-    run_key: str
-    name: str
-    created_ms: int
-    code_revision: str
-    dataset_digests: dict[str, str]
-    tokenizer_digest: str
-    versions: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -154,23 +138,13 @@ def list_export_steps(run: Path) -> list[int]:
     return _list_steps_with(exports_directory(run), MODEL_CONFIG_FILE)
 
 
-def read_run(run: Path) -> RunRecord:
-    """Raises CheckpointError if the folder is not a run's or is that of another release."""
-    missing = f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one"
-    return _read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt="is not a run record ({})")
-
-
-def write_run(run: Path, record: RunRecord) -> None:
-    write_durably(run / RUN_FILE, (record.model_dump_json(indent=1) + "\n").encode())
-
-
 def read_manifest(checkpoint: Path) -> CheckpointManifest:
     """Raises CheckpointError if there is no manifest, or one of another format or of another step than its folder."""
     path = checkpoint / MANIFEST_FILE
     what = "is incomplete (no manifest.json)" if checkpoint.is_dir() else "does not exist"
     missing = f"checkpoint {checkpoint} {what}; `smollm2 checkpoint list RUN` shows those that do"
     spoilt = "is not a checkpoint manifest ({}); take another step"
-    manifest = _read_record(path, CheckpointManifest, missing=missing, spoilt=spoilt)
+    manifest = read_record(path, CheckpointManifest, missing=missing, spoilt=spoilt)
     if checkpoint.name.startswith("step-") and checkpoint.name != step_name(manifest.step):
         raise CheckpointError(f"{path} is that of {step_name(manifest.step)}; take another step")
     for record in manifest.files:
@@ -265,7 +239,7 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _read_record(path: Path, record: type[_AnyRecord], *, missing: str, spoilt: str) -> _AnyRecord:
+def read_record(path: Path, record: type[AnyRecord], *, missing: str, spoilt: str) -> AnyRecord:
     try:
         text = path.read_text(encoding="utf-8")
         version = json.loads(text)["format_version"]

@@ -1,5 +1,7 @@
 """The checkpoint service: for each run folder, ship the events, then verify, export, prove and log checkpoints.
 
+A data run's folder holds no checkpoints: its events and its artefacts are shipped.
+
 Its state is what is on the disk: an export that exists is done, one that is quarantined has been judged, a journal says
 how far a log was shipped. So it may be killed at any time and started again. Of the checkpoints newer than the newest
 export it takes the newest that can be exported, or with `every` all of them, the oldest first. A step that cannot is
@@ -23,15 +25,14 @@ from checkpoint.export_folder import PROOF_FILE, Export, list_exports
 from checkpoint.lock import exclusive_lock
 from checkpoint.loss_curve import CURVE_FILE, draw_loss_curve
 from checkpoint.manifest import (
-    LOCK_FILE,
     MANIFEST_FILE,
-    RUN_FILE,
     CheckpointError,
     checkpoint_directory,
     list_steps,
     step_name,
 )
 from checkpoint.prove import ProofError
+from checkpoint.run_record import LOCK_FILE, RUN_FILE, RunKind, artifacts_directory, read_run
 from checkpoint.tracking import Tracker, TrackingError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class RunReport:
     """What a pass found and did in one run. `problems` are lines for the user; empty means all is well."""
 
     run: Path
+    kind: RunKind = "training"
+    dataset: Path | None = None
     checkpoint: Path | None = None
     exports: list[Export] = field(default_factory=list)
     loss_curve: Path | None = None
@@ -111,7 +114,10 @@ class Service:
     def _look_after_alone(self, report: RunReport) -> None:
         lock = report.run / "service" / LOCK_FILE
         with exclusive_lock(lock, busy="another service looks after this run, so this one leaves it; end one of them"):
-            for stage in (self._ship_events, self._export, self._redraw, self._ship_files):
+            self._attempt(self._identify, report)
+            # a data run has neither checkpoints nor losses
+            of_checkpoints = () if report.kind == "data" else (self._export, self._redraw)
+            for stage in (self._ship_events, *of_checkpoints, self._ship_files):
                 self._attempt(stage, report)
 
     def _attempt(self, stage: Callable[[RunReport], None], report: RunReport) -> None:
@@ -121,6 +127,11 @@ class Service:
             _tell(report, str(error))
         except OSError as error:
             _tell(report, _describe(error))
+
+    def _identify(self, report: RunReport) -> None:
+        record = read_run(report.run)
+        report.kind = record.kind
+        report.dataset = Path(record.dataset) if record.dataset is not None else None
 
     def _ship_events(self, report: RunReport) -> None:
         self._connect().ship_events(report.run)
@@ -194,6 +205,8 @@ class Service:
         }
         if report.loss_curve is not None:
             files[CURVE_FILE] = report.loss_curve
+        folder = artifacts_directory(report.run)
+        files |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
         tags = {}
         if report.exports:
             newest = report.exports[-1]

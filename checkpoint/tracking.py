@@ -13,6 +13,7 @@ that was confirmed written down. It never waits long for a dead server. mlflow i
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -31,13 +32,15 @@ from checkpoint.journal import (
     shorten_param,
     write_journal,
 )
-from checkpoint.lock import trainer_is_alive
-from checkpoint.manifest import RunRecord, read_run
+from checkpoint.lock import run_is_alive
+from checkpoint.run_record import RunRecord, read_run
 
 EXPERIMENT = "smollm2"
 RUN_KEY_TAG = "smollm2.run_key"
+KIND_TAG = "smollm2.kind"
 _BATCH_PARAMS = 100  # its limit on the params of one request
 _MAX_TAG_CHARACTERS = 5000
+_MAX_DATASET_DIGEST_CHARACTERS = 36
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
@@ -115,7 +118,7 @@ class Tracker:
         found = self.client.search_runs([experiment_id], f"tags.`{RUN_KEY_TAG}` = '{record.run_key}'", max_results=1)
         if found:
             return str(found[0].info.run_id)
-        tags = {RUN_KEY_TAG: record.run_key, "mlflow.source.git.commit": record.code_revision}
+        tags = {RUN_KEY_TAG: record.run_key, KIND_TAG: record.kind, "mlflow.source.git.commit": record.code_revision}
         tags |= {f"smollm2.version.{legal_name(name)}": version for name, version in record.versions.items()}
         tags |= {f"smollm2.dataset.{legal_name(name)}": digest for name, digest in record.dataset_digests.items()}
         created = self.client.create_run(experiment_id, start_time=record.created_ms, tags=tags, run_name=record.name)
@@ -140,6 +143,8 @@ class Tracker:
             self.client.log_batch(mlflow_run_id, metrics=rows[begin : begin + BATCH_ROWS])
         for step, text in batch.texts.items():
             self.client.log_text(mlflow_run_id, text, f"samples/step-{step:08d}.txt")
+        for dataset in batch.datasets:
+            tags |= self._send_dataset(mlflow_run_id, dataset)
         self._set_tags(mlflow_run_id, tags)
 
     def _send_params(self, mlflow_run_id: str, params: Mapping[str, Any]) -> dict[str, str]:
@@ -153,10 +158,29 @@ class Tracker:
             self.client.log_batch(mlflow_run_id, params=new[begin : begin + _BATCH_PARAMS])
         return {f"smollm2.changed.{name}": value for name, value in wanted.items() if had.get(name, value) != value}
 
+    def _send_dataset(self, mlflow_run_id: str, fields: Mapping[str, Any]) -> dict[str, str]:
+        """Log what a data run made among the run's datasets, where MLflow keeps one of a name and digest once.
+
+        The tags tell its whole digest, as those of the training runs that read it do, and where it lies.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        name, digest, path = (str(fields.get(field, "")) for field in ("name", "digest", "path"))
+        dataset = Dataset(
+            name=legal_name(name),
+            digest=digest.rpartition(":")[2][:_MAX_DATASET_DIGEST_CHARACTERS],
+            source_type="local",
+            source=json.dumps({"uri": path}),
+            profile=json.dumps({key: fields[key] for key in ("documents", "tokens") if key in fields}),
+        )
+        made = DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "output")])
+        self.client.log_inputs(mlflow_run_id, datasets=[made])
+        return {f"smollm2.dataset.{legal_name(name)}": digest, "smollm2.dataset_path": path}
+
     def _ship_status(self, run: Path, journal: Journal) -> None:
-        """Tell the state of the log's last line; a trainer that is gone without a last word was killed."""
+        """Tell the state of the log's last line; a run whose process is gone without a last word was killed."""
         status = _STATUS.get(journal.state, "RUNNING")
-        if status == "RUNNING" and not trainer_is_alive(run):
+        if status == "RUNNING" and not run_is_alive(run):
             status = "KILLED"
         if status == journal.status:
             return

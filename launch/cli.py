@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from checkpoint.manifest import CONFIG_FILE, CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
+from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
+from checkpoint.run_record import CONFIG_FILE
 from configs.command import CommandParser, run_room
 from configs.load import load
 from launch.cluster.hostfile import HostfileError

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 
 from checkpoint.manifest import (
     MODEL_CONFIG_FILE,
-    RUN_FILE,
     TOKENIZER_FILE,
     checkpoints_directory,
     export_directory,
     list_export_steps,
 )
+from checkpoint.run_record import RUN_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

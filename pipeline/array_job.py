@@ -21,6 +21,7 @@ from pipeline.encoding_pass import EncodingPass
 from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit, make_plan
 from pipeline.run import RunResult, check_files, check_finished, naming_full_disk, prepare, publish
+from pipeline.run_events import RunEvents
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.workspace import Workspace, is_finished, only_run
 
@@ -86,6 +87,13 @@ def commit(config: PipelineConfig) -> RunResult:
 
     Raises PipelineError, saying which shards are missing, if some are not, or while a shard is at work.
     """
+    with RunEvents(config) as events:
+        result = _commit(config, events)
+        events.tell_dataset(result.manifest, seconds=result.seconds, was_finished=result.was_finished)
+        return result
+
+
+def _commit(config: PipelineConfig, events: RunEvents) -> RunResult:
     started = time.perf_counter()
     _refuse_shuffle(config)
     with only_run(config.output_dir), naming_full_disk(config.output_dir):
@@ -108,6 +116,7 @@ def commit(config: PipelineConfig) -> RunResult:
             missing = [unit for unit in plan.units if unit.index not in records]
             if missing:
                 raise PipelineError(_describe_missing(workspace.directory / "shards", missing, total=len(plan.units)))
+            events.begin(goes_on=True)
             encoder, content = prepare(config, plan, workspace, status)
             status.enter_phase("assembly")
             seconds = time.perf_counter() - started

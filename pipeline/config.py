@@ -24,6 +24,7 @@ ExecutorKind = Literal["serial", "local", "ray"]
 FREE_FIELDS = frozenset(
     {
         "output_dir",
+        "run_dir",
         "executor",
         "workers",
         "max_worker_memory_bytes",
@@ -68,6 +69,9 @@ class PipelineConfig(Section):
 
     name: str = Field(min_length=1)
     output_dir: Path
+    run_dir: Path | None = Field(
+        default=None, description="the folder of the run, which `smollm2 checkpoint serve` ships to MLflow"
+    )
     sources: tuple[SourceConfig, ...]
     tokenizer: TokenizerConfig
     filters: tuple[FilterConfig, ...] = (LengthConfig(type="length"),)
@@ -106,6 +110,15 @@ class PipelineConfig(Section):
                 f"{output_dir} has no name; wanted a folder that has one, such as {output_dir / 'dataset'}"
             )
         return output_dir
+
+    @model_validator(mode="after")
+    def _run_dir_is_elsewhere(self) -> Self:
+        if self.run_dir is not None and self.run_dir.absolute().is_relative_to(self.output_dir.absolute()):
+            raise ValueError(
+                f"run_dir={self.run_dir} lies in output_dir={self.output_dir}, which holds the dataset only; choose a "
+                f"folder outside it, such as runs/{self.name}"
+            )
+        return self
 
     @field_validator("filters", mode="before")
     @classmethod

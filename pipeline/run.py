@@ -25,6 +25,7 @@ from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
 from pipeline.next_version import take_next
 from pipeline.plan import Plan, make_plan
+from pipeline.run_events import RunEvents
 from pipeline.sample import sample_in_processes, why_no_text
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
 from pipeline.shuffled_run import run_shuffled
@@ -57,8 +58,22 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
     Raises PipelineError (a SourceError, TokenizerError or WorkerError among them) and OSError; what is done by then
     is kept, and the same call goes on from there.
     """
-    if config.shuffle_seed is not None:
-        return run_shuffled(config, run, append=append)
+    with RunEvents(config) as events:
+
+        def run_in_order(in_order: PipelineConfig) -> RunResult:
+            result = _run(in_order, events)
+            events.begin(goes_on=True)
+            return result
+
+        if config.shuffle_seed is not None:
+            result = run_shuffled(config, run_in_order, append=append)
+        else:
+            result = _run(config, events, append=append)
+        events.tell_dataset(result.manifest, seconds=result.seconds, was_finished=result.was_finished)
+        return result
+
+
+def _run(config: PipelineConfig, events: RunEvents, *, append: bool = False) -> RunResult:
     started = time.perf_counter()
     if append:
         require_finished(config.output_dir)
@@ -81,7 +96,9 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
         if base.manifest is not None and not plan.units:
             workspace.remove()
             return RunResult(base.manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
-        with RunStatus(config.output_dir / STATUS_FILE, name=config.name, executor=config.executor) as status:
+        events.begin(goes_on=append or workspace.has_begun(), earlier=base.records)
+        status_file = config.output_dir / STATUS_FILE
+        with RunStatus(status_file, name=config.name, executor=config.executor, tell=events.tell_progress) as status:
             workspace.remove_partials()
             encoder, content = prepare(config, plan, workspace, status, base=base)
             encoding = EncodingPass(

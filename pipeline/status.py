@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ from typing import Any, Literal
 
 from pipeline.interruption import signal_of
 from pipeline.shards.format import partial_path
-from pipeline.throughput import Throughput
+from pipeline.throughput import Snapshot, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,10 @@ State = Literal["running", "finished", "failed", "interrupted"]
 class RunStatus:
     """Keeps the file. A context manager: leaving it says how the run ended, an exception's first line included."""
 
-    def __init__(self, path: Path, *, name: str, executor: str) -> None:
+    def __init__(self, path: Path, *, name: str, executor: str, tell: Callable[[Snapshot], None] | None = None) -> None:
+        """`tell` is given every snapshot that is written, too."""
         self._path = path
+        self._tell = tell
         self._written = -STATUS_INTERVAL_S
         self._can_write = True
         self._throughput: Throughput | None = None
@@ -65,7 +68,7 @@ class RunStatus:
     ) -> None:
         self._ended.set()
         self._content["state"] = _end_state(error)
-        self._content["error"] = _reason(error)
+        self._content["error"] = None if error is None else reason_of(error)
         self._write()
 
     def enter_phase(self, phase: Phase) -> None:
@@ -91,7 +94,10 @@ class RunStatus:
     def _write(self) -> None:
         with self._writing:
             if self._throughput is not None:
-                self._content |= dataclasses.asdict(self._throughput.snapshot(), dict_factory=_rounded)
+                snapshot = self._throughput.snapshot()
+                self._content |= dataclasses.asdict(snapshot, dict_factory=_rounded)
+                if self._tell is not None:
+                    self._tell(snapshot)
             if self._content["state"] != "running":
                 self._content["workers"] = []
             self._replace()
@@ -117,11 +123,11 @@ def _end_state(error: BaseException | None) -> State:
     return "failed" if isinstance(error, Exception) else "interrupted"
 
 
-def _reason(error: BaseException | None) -> str | None:
-    """One line; None for a run that is done."""
+def reason_of(error: BaseException) -> str:
+    """Why a run did not finish, in one line."""
     if isinstance(error, KeyboardInterrupt):
         return f"stopped by {signal_of(error).name}"
-    return (str(error) or type(error).__name__).splitlines()[0] if error is not None else None
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _rounded(fields: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class WorkerState:
 class Snapshot:
     """A moment of a run. Tokens, rates and `seconds_left` are of this attempt; `seconds_left` None: not known yet.
 
-    Documents are those of finished units, earlier attempts' among them.
+    Documents are those of finished units, earlier attempts' among them, which made `tokens_before`.
     """
 
     units_done: int
@@ -42,6 +42,7 @@ class Snapshot:
     input_bytes_total: int
     documents_in: int
     documents_kept: int
+    tokens_before: int
     tokens: int
     tokens_per_s_now: float
     tokens_per_s_mean: float
@@ -83,7 +84,7 @@ class Throughput:
         self.tokens = 0
         for record in done:
             self._add(record)
-        self._bytes_before = self._bytes_done
+        self._bytes_before, self._tokens_before = self._bytes_done, self.tokens
         self.tokens = 0
         self._under_way: dict[int, _UnderWay] = {}
         self._recent: deque[tuple[float, int, int]] = deque([(self._started, 0, 0)])
@@ -116,6 +117,7 @@ class Throughput:
             input_bytes_total=self._bytes_total,
             documents_in=self._documents_in,
             documents_kept=self._documents_kept,
+            tokens_before=self._tokens_before,
             tokens=tokens,
             tokens_per_s_now=tokens_now,
             tokens_per_s_mean=tokens / seconds,

@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import time
 import uuid
 from dataclasses import dataclass
@@ -25,23 +24,18 @@ from typing import Any
 
 from checkpoint.events import events_file, read_events
 from checkpoint.manifest import (
-    CONFIG_FILE,
-    LOCK_FILE,
-    RUN_FILE,
     TOKENIZER_FILE,
     CheckpointManifest,
-    RunRecord,
     checkpoint_directory,
     checkpoints_directory,
     list_steps,
     newest_verified,
     read_manifest,
-    read_run,
     recover_interrupted_replacement,
     step_name,
     write_durably,
-    write_run,
 )
+from checkpoint.run_record import CONFIG_FILE, LOCK_FILE, RUN_FILE, RunRecord, code_revision, read_run, write_run
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.trainer.console import unwritable
 from launch.trainer.inputs import Inputs, check_init_from
@@ -139,6 +133,8 @@ def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: In
     A run that has trained nothing yet, since its start was refused or failed, may still become another one.
     """
     record = read_run(config.run_dir) if (config.run_dir / RUN_FILE).is_file() else None
+    if record is not None and record.kind != "training":
+        raise TrainingError(f"run_dir={config.run_dir} is that of the data run {record.name!r}; choose another run_dir")
     if not _has_begun(config.run_dir):
         return record and _new_record(config, inputs, run_key=record.run_key)
     problems = differences(previous, config) if previous is not None else []
@@ -245,23 +241,11 @@ def _new_record(config: TrainConfig, inputs: Inputs, *, run_key: str) -> RunReco
         run_key=run_key,
         name=config.name,
         created_ms=time.time_ns() // 1_000_000,
-        code_revision=_code_revision(),
+        code_revision=code_revision(),
         dataset_digests=inputs.dataset_digests,
         tokenizer_digest=inputs.tokenizer.digest,
         versions={"python": platform.python_version(), **versions},
     )
-
-
-def _code_revision() -> str:
-    """The commit of this code, `-dirty` if it was changed since; "unknown" outside a clone."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 def _remove_leftovers(checkpoints: Path) -> None:

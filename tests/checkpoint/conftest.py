@@ -16,7 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from checkpoint.events import EventWriter, events_file
 from checkpoint.export import export_checkpoint
-from checkpoint.manifest import MANIFEST_FILE, RunRecord, checkpoint_directory, list_steps, read_manifest, write_run
+from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, list_steps, read_manifest
+from checkpoint.run_record import RunKind, RunRecord, write_run
 from checkpoint.tracking import Tracker
 
 WRITER = Path(__file__).with_name("zero3_writer.py")
@@ -128,10 +129,10 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def new_run(tmp_path: Path) -> Callable[..., Path]:
     """Makes an empty run folder below `tmp_path/runs`: `new_run("first")`."""
 
-    def make(name: str = "small", *, run_key: str = "f" * 32) -> Path:
+    def make(name: str = "small", *, run_key: str = "f" * 32, kind: RunKind = "training") -> Path:
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
-        write_run(run, run_record(run_key=run_key, name=name))
+        write_run(run, run_record(run_key=run_key, name=name).model_copy(update={"kind": kind}))
         return run
 
     return make

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.lock import exclusive_lock, trainer_is_alive
+from checkpoint.lock import exclusive_lock, run_is_alive
 from checkpoint.manifest import CheckpointError
 
 HOLDER = """
@@ -45,10 +45,10 @@ def test_lock_ends_with_its_process(tmp_path: Path) -> None:
         pass
 
 
-def test_trainer_is_alive_while_it_holds_its_lock(tmp_path: Path) -> None:
-    assert not trainer_is_alive(tmp_path)
+def test_run_is_alive_while_it_holds_its_lock(tmp_path: Path) -> None:
+    assert not run_is_alive(tmp_path)
     with hold(tmp_path / ".lock") as holder:
-        assert trainer_is_alive(tmp_path)
+        assert run_is_alive(tmp_path)
         holder.kill()
         holder.wait()
-        assert not trainer_is_alive(tmp_path)
+        assert not run_is_alive(tmp_path)

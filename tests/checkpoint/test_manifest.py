@@ -19,7 +19,6 @@ from checkpoint.manifest import (
     partial_directory,
     publish_checkpoint,
     read_manifest,
-    read_run,
     recover_interrupted_replacement,
     verify_checkpoint,
 )
@@ -107,19 +106,6 @@ def test_format_of_another_release_is_named(tmp_path: Path) -> None:
         read_manifest(manifest_file.parent)
 
 
-def test_run_of_another_release_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"format_version": 2, "shards": []}')
-    with pytest.raises(CheckpointError, match=r"run\.json: format version 2, this release reads 1"):
-        read_run(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"\xff", b"{}", b"[1]", b""])
-def test_spoilt_run_record_is_one_line(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"^.*run\.json is not a run record \(.*\)$"):
-        read_run(tmp_path)
-
-
 def test_flipped_byte_in_a_manifest_is_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 1)
     manifest_file = save(tmp_path, 2) / "manifest.json"
@@ -179,11 +165,6 @@ def test_nothing_is_recovered_where_the_replacement_was_done(tmp_path: Path) -> 
     recover_interrupted_replacement(tmp_path)
     assert list_steps(tmp_path) == [1, 2]
     assert (tmp_path / "checkpoints" / ".replaced-step-00000001").is_dir()
-
-
-def test_folder_that_is_no_run_says_who_makes_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"is not a run folder \(no run.json\); `smollm2 launch train` makes one"):
-        read_run(tmp_path)
 
 
 def test_published_exports_are_listed_and_hidden_ones_are_not(tmp_path: Path) -> None:

@@ -237,6 +237,23 @@ def test_run_without_checkpoints_is_all_right(new_run: RunMaker) -> None:
     assert (report.problems, report.checkpoint, report.exports) == ([], None, [])
 
 
+def test_data_run_is_shipped_with_its_artefacts_and_not_looked_at_for_checkpoints(
+    new_run: RunMaker, write_log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "list_steps", None)
+    monkeypatch.setattr(service, "draw_loss_curve", None)
+    run = new_run(kind="data")
+    write_log(run, steps=1)
+    (run / "artifacts").mkdir()
+    (run / "artifacts" / "report.html").write_text("<p>")
+    (run / "artifacts" / ".report.json.partial").write_text("{")
+    report = one_pass(run.parent)
+    assert (report.problems, report.kind, report.is_shipped) == ([], "data", True)
+    assert mlflow_run(run.parent).info.status == "FINISHED"
+    stored = {path.name for path in (run.parent / "mlartifacts").rglob("*") if path.is_file()}
+    assert stored == {"report.html"}
+
+
 def test_curve_is_not_drawn_again_before_its_time(new_run: RunMaker, write_log: LogWriter) -> None:
     run = new_run()
     write_log(run, steps=3, state="running")

@@ -21,7 +21,7 @@ import pytest
 from checkpoint.events import EventWriter, events_file
 from checkpoint.journal import journal_file
 from checkpoint.manifest import write_durably
-from checkpoint.tracking import EXPERIMENT, Tracker, TrackingError
+from checkpoint.tracking import EXPERIMENT, KIND_TAG, Tracker, TrackingError
 
 RunMaker = Callable[..., Path]
 LogWriter = Callable[..., None]
@@ -171,6 +171,34 @@ def test_crashed_run_is_killed_and_runs_again_when_resumed(
         fcntl.flock(lock, fcntl.LOCK_EX)
         write_log(run, steps=4, first_step=3, state="running")
         assert tracker.client.get_run(tracker.ship_events(run)).info.status == "RUNNING"
+
+
+def test_runs_are_tagged_with_their_kind(tracker: Tracker, new_run: RunMaker) -> None:
+    training, data = new_run("training", run_key="1" * 32), new_run("data", run_key="2" * 32, kind="data")
+    tags = [tracker.client.get_run(tracker.ship_events(run)).data.tags for run in (training, data)]
+    assert [tag[KIND_TAG] for tag in tags] == ["training", "data"]
+
+
+def test_reason_of_a_failure_is_a_tag(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run()
+    with EventWriter(events_file(run)) as log:
+        log.write("state", step=0, state="failed", reason="no input")
+    assert tracker.client.get_run(tracker.ship_events(run)).data.tags["smollm2.last_failure"] == "failed: no input"
+
+
+def test_dataset_that_a_data_run_made_is_logged_once(tracker: Tracker, new_run: RunMaker) -> None:
+    run, digest = new_run(kind="data"), f"sha256:{'5' * 64}"
+    for _ in range(2):
+        with EventWriter(events_file(run)) as log:
+            log.write("dataset", step=1, name="web", path="/data/web", digest=digest, documents=3, tokens=40)
+        run_id = tracker.ship_events(run)
+        journal_file(run).unlink()
+    shipped = tracker.client.get_run(run_id)
+    assert shipped.data.tags["smollm2.dataset.web"] == digest
+    (made,) = shipped.inputs.dataset_inputs
+    assert (made.dataset.name, made.dataset.digest) == ("web", "5" * 36)
+    assert (made.dataset.source, made.dataset.profile) == ('{"uri": "/data/web"}', '{"documents": 3, "tokens": 40}')
+    assert [(tag.key, tag.value) for tag in made.tags] == [("mlflow.data.context", "output")]
 
 
 def test_samples_and_files_become_artefacts(tracker: Tracker, new_run: RunMaker, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from checkpoint.manifest import MIN_PROBE_TOKENS, list_steps, read_manifest, read_run, verify_checkpoint
+from checkpoint.manifest import MIN_PROBE_TOKENS, list_steps, read_manifest, verify_checkpoint
+from checkpoint.run_record import read_run
 from launch.data.loader import PackedSamples, Source
 from model.config import SmolLM2Config
 from model.hf import load_pretrained, save_pretrained

@@ -19,6 +19,7 @@ def snapshot(**fields: Any) -> Snapshot:
         "input_bytes_total": 8_000_000,
         "documents_in": 1000,
         "documents_kept": 970,
+        "tokens_before": 0,
         "tokens": 500_000,
         "tokens_per_s_now": 60_000.0,
         "tokens_per_s_mean": 50_000.0,

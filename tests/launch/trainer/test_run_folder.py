@@ -19,9 +19,8 @@ from checkpoint.manifest import (
     describe_files,
     partial_directory,
     publish_checkpoint,
-    read_run,
-    write_run,
 )
+from checkpoint.run_record import RunRecord, read_run, write_run
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.run_folder import (
@@ -314,3 +313,11 @@ def test_lock_of_a_trainer_that_is_just_ending_is_waited_for(tmp_path: Path) -> 
     os.close(hold_lock(tmp_path, patience_s=15))
     assert time.monotonic() - started_s < 10
     assert process.wait() == 0
+
+
+def test_folder_of_a_data_run_is_refused(config: TrainConfig, inputs: Inputs) -> None:
+    write_run(
+        config.run_dir, RunRecord(kind="data", run_key="k", name="web", created_ms=1, code_revision="c", versions={})
+    )
+    with pytest.raises(TrainingError, match=r"^run_dir=.* is that of the data run 'web'; choose another run_dir$"):
+        start(config, inputs)
