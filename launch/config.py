@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
@@ -194,6 +194,17 @@ class TrainConfig(_Settings):
     validation: ValidationConfig
     logging: LoggingConfig = LoggingConfig()
     launcher: LauncherConfig = LauncherConfig()
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _fp8_is_not_here(cls, precision: Any) -> Any:
+        # docs/performance.md says what it would take
+        if str(precision).startswith(("fp8", "float8")):
+            raise ValueError(
+                f"fp8 training is not supported (got {precision}): nothing of it could be tested without a GPU; "
+                "use bfloat16"
+            )
+        return precision
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

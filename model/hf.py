@@ -75,8 +75,21 @@ class PretrainedWeights:
         return _FLOATING[self._dtypes[to_huggingface_name(EMBEDDING)]]
 
     def tensor(self, name: str) -> Tensor:
-        """One parameter, whole, in the dtype it is stored in. Raises KeyError for a name that is not in `names`."""
-        return self._read(to_huggingface_name(name))
+        """One parameter, whole, in the dtype it is stored in. Raises KeyError for a name that is not in `names`.
+
+        Raises WeightsError where it holds NaN or infinity: a model with one such value computes nothing else.
+        """
+        stored_name = to_huggingface_name(name)
+        tensor = self._read(stored_name)
+        # the sum of a finite tensor can overflow, the smallest and the largest element cannot
+        smallest, largest = torch.aminmax(tensor)
+        if not torch.isfinite(torch.stack((smallest, largest))).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise WeightsError(
+                f"{self.path}: {stored_name} holds {count:,} of {tensor.numel():,} values that are NaN or infinite; "
+                "fetch it again, or take another checkpoint"
+            )
+        return tensor
 
     def _read(self, huggingface_name: str) -> Tensor:
         with safe_open(self._files[huggingface_name], framework="pt") as file:
@@ -84,7 +97,7 @@ class PretrainedWeights:
             return tensor
 
     def _check_stored_head(self) -> None:
-        if not torch.equal(self.tensor(HEAD), self.tensor(EMBEDDING)):
+        if not torch.equal(self._read(to_huggingface_name(HEAD)), self._read(to_huggingface_name(EMBEDDING))):
             raise WeightsError(
                 f"{self.path}: tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight; "
                 f"set tie_word_embeddings=false in {CONFIG_FILE} to keep both"

@@ -87,6 +87,10 @@ def _not_computed(tree: dict[str, Any]) -> Iterator[str]:
             yield f"{key}=true; this model has no biases"
     if tree.get("hidden_act", "silu") != "silu":
         yield f"hidden_act={tree['hidden_act']!r}; this model computes silu only"
+    if tree.get("sliding_window"):
+        yield f"sliding_window={tree['sliding_window']}; this model attends to the whole document"
+    if tree.get("partial_rotary_factor", 1.0) != 1.0:
+        yield f"partial_rotary_factor={tree['partial_rotary_factor']}; this model rotates whole heads"
     if tree.get("quantization_config"):
         yield "quantization_config is set; save the model dequantized first"
     for key in ("rope_scaling", "rope_parameters"):

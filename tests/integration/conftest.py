@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -167,6 +168,35 @@ def start_training(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path
         return Started(run, process)
 
     return start
+
+
+@pytest.fixture(scope="session")
+def run_one_rank() -> Callable[[str, dict[str, Any], Path], dict[str, Any]]:
+    """`run_one_rank("x_rank.py", job, folder)`: a script of this folder as the only rank, and what it saved."""
+    return _run_one_rank
+
+
+def _run_one_rank(script: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    import torch
+
+    torch.save(job, folder / "job.pt")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder / "job.pt"), str(folder / "out.pt")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return dict(torch.load(folder / "out.pt"))
 
 
 def _chain(random: np.random.Generator) -> list[int]:

@@ -6,10 +6,6 @@ are loaded plainly, and by `init_from` into the trainer's engine: ZeRO-3, one ra
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +17,6 @@ from torch.nn import functional as F
 from model.hf import load_pretrained
 from model.parameters import to_huggingface_name
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"vocab_size": 199, "intermediate_size": 160, "num_hidden_layers": 2, "max_position_embeddings": 128}
 DIRECTORIES: dict[str, dict[str, Any]] = {
     "9 heads on 3, tied": {
@@ -63,28 +58,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def engine_results(directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("engine")
+def engine_results(
+    run_one_rank: Any, directories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     paths = {name: str(path) for name, path in directories.items()}
-    torch.save({"tokens": TOKENS, "labels": LABELS, "directories": paths}, folder / "job.pt")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    environment = os.environ | {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    script = Path(__file__).with_name("published_rank.py")
-    command = [sys.executable, str(script), str(folder / "job.pt"), str(folder / "results.pt")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return dict(torch.load(folder / "results.pt"))
+    job = {"tokens": TOKENS, "labels": LABELS, "directories": paths}
+    return run_one_rank("published_rank.py", job, tmp_path_factory.mktemp("engine"))
 
 
 def plain_results(directory: Path) -> dict[str, Any]:

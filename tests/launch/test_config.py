@@ -74,6 +74,12 @@ def test_an_optimizer_that_does_not_fit_together_is_refused(changes: dict[str, A
     assert line in message(optimizer={"learning_rate": 1e-3, **changes})
 
 
+@pytest.mark.parametrize("precision", ["fp8", "float8_e4m3fn"])
+def test_fp8_is_refused_by_name(precision: str) -> None:
+    line = f"fp8 training is not supported (got {precision}): nothing of it could be tested without a GPU; use bfloat16"
+    assert line in message(precision=precision)
+
+
 def test_muons_momentum_is_not_kept_in_bfloat16() -> None:
     muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
     line = "zero.reduce_dtype=bfloat16 with optimizer.name=muon would keep Muon's momentum in it; use float32"

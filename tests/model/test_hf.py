@@ -142,6 +142,20 @@ def test_all_differences_are_listed(saved: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_no_numbers_are_named(saved: Path, value: float) -> None:
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][3, 2:4] = value
+
+    change_tensors(saved, damage)
+    with pytest.raises(WeightsError) as caught:
+        load_pretrained(saved)
+    assert str(caught.value) == (
+        f"{saved}: model.layers.1.mlp.up_proj.weight holds 2 of 1,920 values that are NaN or infinite; "
+        "fetch it again, or take another checkpoint"
+    )
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "none")[0].endswith(
         "no such folder; wanted a Hugging Face model directory on this machine"

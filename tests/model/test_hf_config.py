@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import transformers
 
 from model.config import SmolLM2Config
 from model.hf_config import WeightsError, huggingface_config, read_huggingface_config
@@ -81,6 +82,8 @@ def test_the_first_of_several_eos_ids_is_kept() -> None:
             "architectures=['MistralForCausalLM'] of model_type='mistral'; "
             "wanted LlamaForCausalLM of model_type 'llama'",
         ),
+        ({"sliding_window": 4096}, "sliding_window=4096; this model attends to the whole document"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; this model rotates whole heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is set; save the model dequantized first"),
         ({"vocab_size": ...}, "vocab_size is missing"),
         (
@@ -100,6 +103,18 @@ def test_what_is_not_computed_is_one_line(changes: dict[str, Any], line: str) ->
     with pytest.raises(WeightsError) as caught:
         read(**changes)
     assert str(caught.value) == f"config.json: {line}"
+
+
+def test_a_mistral_with_a_sliding_window_is_told_both() -> None:
+    """As transformers writes it."""
+    tree = transformers.MistralConfig(hidden_size=48, num_attention_heads=6, num_key_value_heads=2).to_dict()
+    with pytest.raises(WeightsError) as caught:
+        read_huggingface_config({**tree, "architectures": ["MistralForCausalLM"]}, origin="config.json")
+    assert str(caught.value).splitlines() == [
+        "config.json: architectures=['MistralForCausalLM'] of model_type='mistral'; "
+        "wanted LlamaForCausalLM of model_type 'llama'",
+        "config.json: sliding_window=4096; this model attends to the whole document",
+    ]
 
 
 def test_all_problems_are_told_at_once() -> None:

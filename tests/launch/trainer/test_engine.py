@@ -48,3 +48,16 @@ def test_pretrained_weights_of_another_shape_are_refused(
     model = {**train_config().model.model_dump(), "num_hidden_layers": 3}
     with pytest.raises(TrainingError, match=r"model.num_hidden_layers=3 but init_from=.* has 2; set"):
         _choose_fill(train_config(init_from=weights, model=model), print)
+
+
+def test_every_difference_of_shape_is_listed(train_config: Callable[..., TrainConfig], weights: Path) -> None:
+    changes = {"vocab_size": 512, "hidden_size": 64, "num_key_value_heads": 1, "tie_word_embeddings": False}
+    model = {**train_config().model.model_dump(), **changes}
+    with pytest.raises(TrainingError) as caught:
+        _choose_fill(train_config(init_from=weights, model=model), print)
+    assert [line.split(" but ")[0] for line in str(caught.value).splitlines()] == [
+        "model.vocab_size=512",
+        "model.hidden_size=64",
+        "model.num_key_value_heads=1",
+        "model.tie_word_embeddings=False",
+    ]
