@@ -96,7 +96,7 @@ def _run(config: PipelineConfig, events: RunEvents, *, append: bool = False) -> 
         if base.manifest is not None and not plan.units:
             workspace.remove()
             return RunResult(base.manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
-        events.begin(goes_on=append or workspace.has_begun(), earlier=base.records)
+        events.begin(goes_on=append or workspace.has_begun(), earlier=base.records.values())
         status_file = config.output_dir / STATUS_FILE
         with RunStatus(status_file, name=config.name, executor=config.executor, tell=events.tell_progress) as status:
             workspace.remove_partials()

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +38,17 @@ METRICS_INTERVAL_S = 10.0
 _MAX_REASON_CHARACTERS = 1000
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """Of the units of the version that a run adds to."""
+
+    units: int = 0
+    input_bytes: int = 0
+    documents_in: int = 0
+    documents_kept: int = 0
+    tokens: int = 0
+
+
 class RunEvents:
     """Does nothing without a `run_dir`. A context manager: leaving it says how the attempt ended, if it had begun."""
 
@@ -47,7 +59,7 @@ class RunEvents:
         self._has_opened = self._has_begun = self._has_complained = False
         self._began_s = self._told_s = 0.0
         self._snapshot: Snapshot | None = None
-        self._earlier: Sequence[UnitRecord] = ()
+        self._earlier = _Sums()
 
     def __enter__(self) -> RunEvents:
         return self
@@ -62,7 +74,7 @@ class RunEvents:
             with self._tolerating():
                 self._stack.close()
 
-    def begin(self, *, goes_on: bool, earlier: Sequence[UnitRecord] = ()) -> None:
+    def begin(self, *, goes_on: bool, earlier: Iterable[UnitRecord] = ()) -> None:
         """An attempt begins, once it is sure to be one. `goes_on`: something of the dataset was made before.
 
         `earlier` are the units of the version that the dataset is at. Raises PipelineError if the folder is another's.
@@ -71,7 +83,7 @@ class RunEvents:
             return
         self._open(goes_on=goes_on)
         self._has_begun = True
-        self._earlier = earlier
+        self._earlier = _add_up(earlier)
         # file times may be of coarser clocks than this
         self._began_s, self._told_s = time.time() - 1, time.monotonic()
         if self._events is not None and self._config.run_dir is not None:
@@ -148,7 +160,7 @@ class RunEvents:
     @property
     def _step(self) -> int:
         done = self._snapshot.input_bytes_done if self._snapshot is not None else 0
-        return done + sum(record.size_bytes for record in self._earlier)
+        return done + self._earlier.input_bytes
 
     def _write_progress(self) -> None:
         assert self._snapshot is not None
@@ -179,21 +191,34 @@ def parameters(config: PipelineConfig) -> dict[str, str | float]:
     return dict(_flatten(json.loads(config.model_dump_json())))
 
 
-def progress_metrics(snapshot: Snapshot, earlier: Sequence[UnitRecord] = ()) -> dict[str, float]:
+def progress_metrics(snapshot: Snapshot, earlier: _Sums) -> dict[str, float]:
     """Sums of all attempts and of the `earlier` version; rates are those of now."""
-    documents_in = snapshot.documents_in + sum(record.tally.documents_in for record in earlier)
-    documents_kept = snapshot.documents_kept + sum(record.tally.documents_kept for record in earlier)
+    documents_in = snapshot.documents_in + earlier.documents_in
+    documents_kept = snapshot.documents_kept + earlier.documents_kept
     metrics = {
-        "progress/input_bytes": snapshot.input_bytes_done + sum(record.size_bytes for record in earlier),
+        "progress/input_bytes": snapshot.input_bytes_done + earlier.input_bytes,
         "progress/input_fraction": snapshot.input_bytes_done / max(1, snapshot.input_bytes_total),
-        "progress/units_done": snapshot.units_done + len(earlier),
+        "progress/units_done": snapshot.units_done + earlier.units,
         "progress/documents_in": documents_in,
         "progress/documents_kept": documents_kept,
-        "progress/tokens": snapshot.tokens_before + snapshot.tokens + sum(record.tokens for record in earlier),
+        "progress/tokens": snapshot.tokens_before + snapshot.tokens + earlier.tokens,
         "progress/tokens_per_s": snapshot.tokens_per_s_now,
         "progress/input_bytes_per_s": snapshot.input_bytes_per_s_now,
     }
     return metrics | ({"progress/kept_fraction": documents_kept / documents_in} if documents_in else {})
+
+
+def _add_up(records: Iterable[UnitRecord]) -> _Sums:
+    sums = _Sums()
+    for record in records:
+        sums = _Sums(
+            units=sums.units + 1,
+            input_bytes=sums.input_bytes + record.size_bytes,
+            documents_in=sums.documents_in + record.tally.documents_in,
+            documents_kept=sums.documents_kept + record.tally.documents_kept,
+            tokens=sums.tokens + record.tokens,
+        )
+    return sums
 
 
 def dataset_metrics(manifest: DatasetManifest) -> dict[str, float]:
