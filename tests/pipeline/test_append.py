@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -378,7 +379,7 @@ def test_a_killed_append_leaves_the_old_version_and_goes_on(
     config_file = tmp_path / "config.yaml"
     config_file.write_text(dump(config))
     process = subprocess.Popen(
-        ["python", "-m", "pipeline", "run", str(config_file), "--append"],
+        [sys.executable, "-m", "pipeline", "run", str(config_file), "--append"],
         cwd=Path(__file__).resolve().parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
