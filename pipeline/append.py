@@ -10,9 +10,10 @@ which input they hold.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.next_version import take_next
+from pipeline.packed_models import PackedModels
 from pipeline.plan import Plan, Unit, units_of
-from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_file, read_manifest, write_durably
+from pipeline.shards.format import (
+    TOKENIZER_FILE,
+    DatasetManifest,
+    digest_file,
+    read_manifest,
+    write_durably,
+    write_parts_durably,
+)
 from pipeline.shards.reader import check_size
 from pipeline.sources.piece import Piece
 from pipeline.unit import DISTRUST_FILE, UnitRecord
@@ -43,10 +52,15 @@ class KeptUnit(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """What a run adds to: nothing, or the last version of a dataset."""
+    """What a run adds to: nothing, or the last version of a dataset.
+
+    `versions` tells with which version each unit came.
+    """
 
     manifest: DatasetManifest | None = None
-    units: tuple[KeptUnit, ...] = ()
+    units: tuple[Unit, ...] = ()
+    versions: tuple[int, ...] = ()
+    records: PackedModels[UnitRecord] = field(default_factory=lambda: PackedModels(UnitRecord))
 
     @property
     def version(self) -> int:
@@ -58,8 +72,9 @@ class Base:
         return None if self.manifest is None else self.manifest.digest()
 
     @property
-    def records(self) -> list[UnitRecord]:
-        return [kept.record for kept in self.units]
+    def kept_units(self) -> Iterator[KeptUnit]:
+        for unit, version in zip(self.units, self.versions, strict=True):
+            yield KeptUnit(version=version, unit=unit, record=self.records[unit.index])
 
     def lend_tokenizer(self, workspace: Workspace) -> None:
         """Give a run the tokenizer of what is there, so that none is trained anew."""
@@ -80,7 +95,7 @@ class Base:
         """
         if self.manifest is None:
             return plan
-        before = _versions(kept.unit for kept in self.units)
+        before = _versions(self.units)
         after = _versions(plan.units)
         changes = [f"{path} is gone" for source, path in before if (source, path) not in after]
         changes += [
@@ -115,7 +130,7 @@ def open_base(config: PipelineConfig, workspace: Workspace) -> Base:
             "with deduplication, make a new dataset of all files"
         )
     manifest = read_manifest(config.output_dir)
-    base = Base(manifest, read_units(config.output_dir, manifest))
+    base = read_base(config.output_dir, manifest)
     if has_unfinished_append(workspace, base):
         workspace.check_config(config)
     else:
@@ -146,7 +161,7 @@ def refuse_unfinished_append(dataset: Path, manifest: DatasetManifest, workspace
     """Raises PipelineError if an append was interrupted: a run without it would take its work away."""
     if workspace.last_planned_unit() is None or not (dataset / UNITS_FILE).is_file():
         return
-    if has_unfinished_append(workspace, Base(manifest, read_units(dataset, manifest))):
+    if has_unfinished_append(workspace, read_base(dataset, manifest)):
         raise PipelineError(
             f"a run --append to {dataset} was interrupted; run it again with --append to finish it, "
             f"or {workspace.way_out}"
@@ -159,20 +174,18 @@ def has_unfinished_append(workspace: Workspace, base: Base) -> bool:
     return last is not None and last >= len(base.units)
 
 
-def write_units(dataset: Path, base: Base, plan: Plan, records: Sequence[UnitRecord]) -> None:
+def write_units(dataset: Path, base: Base, plan: Plan, records: Mapping[int, UnitRecord]) -> None:
     """Keep the base's units and these, which make its next version. To be called before the manifest is written."""
-    kept = [
-        *base.units,
-        *(
-            # without its time, which varies
-            KeptUnit(version=base.version + 1, unit=unit, record=record.model_copy(update={"seconds": 0.0}))
-            for unit, record in zip(plan.units, records, strict=True)
-        ),
-    ]
-    write_durably(dataset / UNITS_FILE, b"".join(f"{unit.model_dump_json()}\n".encode() for unit in kept))
+    new = (
+        # without its time, which varies
+        KeptUnit(version=base.version + 1, unit=unit, record=records[unit.index].model_copy(update={"seconds": 0.0}))
+        for unit in plan.units
+    )
+    lines = (f"{kept.model_dump_json()}\n".encode() for kept in itertools.chain(base.kept_units, new))
+    write_parts_durably(dataset / UNITS_FILE, lines)
 
 
-def read_units(dataset: Path, manifest: DatasetManifest) -> tuple[KeptUnit, ...]:
+def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
     """The units of the manifest's version. Raises PipelineError if the file is missing or damaged."""
     path = dataset / UNITS_FILE
     if manifest.origin is not None:
@@ -180,9 +193,17 @@ def read_units(dataset: Path, manifest: DatasetManifest) -> tuple[KeptUnit, ...]
             f"{dataset} was made by `smollm2 pipeline {manifest.origin.verb}`, not by a run; make a dataset of the new "
             "files and merge the two"
         )
+    units: list[Unit] = []
+    versions: list[int] = []
+    records = PackedModels(UnitRecord)
     try:
         with path.open("rb") as file:
-            units = [KeptUnit.model_validate_json(line) for line in file]
+            for line in file:
+                kept = KeptUnit.model_validate_json(line)
+                if kept.version <= manifest.version:
+                    units.append(kept.unit)
+                    versions.append(kept.version)
+                    records.add(kept.unit.index, kept.record)
     except FileNotFoundError:
         raise PipelineError(
             f"{path} is missing, and with it what {dataset} was made of; make a dataset of the new files and merge "
@@ -192,7 +213,7 @@ def read_units(dataset: Path, manifest: DatasetManifest) -> tuple[KeptUnit, ...]
         raise PipelineError(
             f"{path} is damaged ({error.errors()[0]['msg']}); make a dataset of the new files and merge the two"
         ) from None
-    return tuple(unit for unit in units if unit.version <= manifest.version)
+    return Base(manifest, tuple(units), tuple(versions), records)
 
 
 def _check_config(config: PipelineConfig) -> None:

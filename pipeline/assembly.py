@@ -6,20 +6,18 @@ What stands beside the shards of a finished version stays until the manifest of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.next_version import place_of_next, take_next
-from pipeline.report import Tally, add_up, add_up_encoding, report_tree
+from pipeline.report import Tally, add_up, report_tree
 from pipeline.report_page import report_page
 from pipeline.shards.format import (
-    SPLITS,
     TOKENIZER_FILE,
     DatasetManifest,
     DroppedRecord,
-    ShardRecord,
     SourceRecord,
     Split,
     SplitRecord,
@@ -30,13 +28,14 @@ from pipeline.shards.format import (
     write_manifest,
 )
 from pipeline.shards.hugging_face import write_hugging_face_files
+from pipeline.totals import Totals, add_up_units
 from pipeline.unit import UnitRecord
 from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, Workspace
 
 
 def assemble(
     config: PipelineConfig,
-    records: Sequence[UnitRecord],
+    records: Iterable[UnitRecord],
     *,
     tokenizer: TokenizerRecord,
     tokenizer_content: bytes,
@@ -51,8 +50,9 @@ def assemble(
     """
     dataset = config.output_dir
     place = place_of_next(dataset)
-    splits = {split: split_record(_shards(records, split)) for split in SPLITS}
-    total = report_and_check(config, records, seconds=seconds)
+    totals = add_up_units(records)
+    splits = {split: split_record(shards) for split, shards in totals.shards.items()}
+    total = report_and_check(config, totals, seconds=seconds)
     _check_not_empty(config, total, splits)
 
     for split, record in splits.items():
@@ -70,8 +70,8 @@ def assemble(
             for reason, dropped in total.dropped.items()
         },
         config_digest=config_digest(config),
-        encoding=add_up_encoding(record.encoding for record in records),
-        sources=_source_records(records),
+        encoding=totals.encoding,
+        sources=_source_records(totals),
         version=version,
         previous=previous,
     )
@@ -80,27 +80,22 @@ def assemble(
     return manifest
 
 
-def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, seconds: float) -> Tally:
+def report_and_check(config: PipelineConfig, totals: Totals, *, seconds: float) -> Tally:
     """Write the report of all units, or of those that are done, and return its sum.
 
-    A report of a finished version is left alone: this one waits for its manifest. Raises PipelineError if the sums do
-    not agree or if too many records are bad.
+    A report of a finished version is left alone: this one waits for its manifest. Raises PipelineError if too many
+    records are bad.
     """
-    _check_balance(records)
-    by_source = {
-        source.name: add_up(record.tally for record in records if record.source == source.name)
-        for source in config.sources
-    }
+    by_source = {source.name: totals.tallies.get(source.name, Tally()) for source in config.sources}
     report = report_tree(
         config.name,
         by_source,
-        tokens_by_split={split: split_record(_shards(records, split)).tokens for split in SPLITS},
+        tokens_by_split={split: split_record(shards).tokens for split, shards in totals.shards.items()},
         seconds=seconds,
         worker_seconds_by_source={
-            source.name: sum(record.seconds for record in records if record.source == source.name)
-            for source in config.sources
+            source.name: totals.worker_seconds.get(source.name, 0.0) for source in config.sources
         },
-        encoding=add_up_encoding(record.encoding for record in records),
+        encoding=totals.encoding,
     )
     place = place_of_next(config.output_dir)
     write_durably(place / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
@@ -110,35 +105,13 @@ def report_and_check(config: PipelineConfig, records: Sequence[UnitRecord], *, s
     return total
 
 
-def _shards(records: Sequence[UnitRecord], split: Split) -> Iterator[ShardRecord]:
-    return (shard for record in records for shard in record.shards[split])
-
-
-def _source_records(records: Sequence[UnitRecord]) -> dict[str, SourceRecord]:
-    """By name, in the order of their first units."""
-    grouped: dict[str, list[UnitRecord]] = {}
-    for record in records:
-        grouped.setdefault(record.source, []).append(record)
+def _source_records(totals: Totals) -> dict[str, SourceRecord]:
     return {
         source: SourceRecord(
-            documents=sum(record.tally.documents_kept for record in group),
-            tokens=sum(record.tokens for record in group),
-            text_bytes=sum(record.tally.text_bytes_kept for record in group),
+            documents=tally.documents_kept, tokens=totals.tokens[source], text_bytes=tally.text_bytes_kept
         )
-        for source, group in grouped.items()
+        for source, tally in totals.tallies.items()
     }
-
-
-def _check_balance(records: Sequence[UnitRecord]) -> None:
-    for record in records:
-        tally = record.tally
-        written = sum(shard.documents for shards in record.shards.values() for shard in shards)
-        if not tally.is_balanced() or written != tally.documents_kept:
-            raise PipelineError(
-                f"unit {record.index} does not add up: {tally.documents_in} documents in, {tally.documents_kept} kept, "
-                f"{tally.documents_dropped} dropped, {written} written; "
-                f"remove .work/units/{record.index:05d}.json in the output folder and run again"
-            )
 
 
 def _check_bad_records(config: PipelineConfig, total: Tally, *, report: Path) -> None:

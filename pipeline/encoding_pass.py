@@ -8,10 +8,11 @@ finished version stay as they are, so a version that it has made is not added to
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from pipeline.status import RunStatus
 from pipeline.throughput import Throughput
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.engine import EngineName
+from pipeline.totals import add_up_units
 from pipeline.unit import Progress, UnitRecord, process_unit
 from pipeline.workspace import Workspace
 
@@ -47,9 +49,9 @@ class EncodingPass:
     encoder: Encoder
     status: RunStatus
     started: float
-    earlier: Sequence[UnitRecord] = ()
+    earlier: Collection[UnitRecord] = ()
 
-    def run(self) -> tuple[dict[int, UnitRecord], int]:
+    def run(self) -> tuple[Mapping[int, UnitRecord], int]:
         """Do the units; gives the records of all units of the plan that are done, and the tokens that were made now.
 
         Raises PipelineError as soon as there are more bad records than the whole input may have (`BadRecordLimit`), and
@@ -69,18 +71,18 @@ class EncodingPass:
         records, more_tokens = self._do_what_is_left()
         return records, tokens + more_tokens
 
-    def _do_what_is_left(self) -> tuple[dict[int, UnitRecord], int]:
+    def _do_what_is_left(self) -> tuple[Mapping[int, UnitRecord], int]:
         config, workspace = self.config, self.workspace
         records = workspace.finished_units(self.plan)
         limit = self._limit()
-        for record in (*self.earlier, *records.values()):
+        for record in itertools.chain(self.earlier, records.values()):
             limit.add(record)
         self._stop_if_too_many_are_bad(limit, records)
         _refuse_doubtful(self.earlier, workspace)
         if records:
             log.info("going on: %d of %d units were done before", len(records), len(self.plan.units))
         items = [unit for unit in self.units if unit.index not in records]
-        throughput = Throughput(self.units, [records[unit.index] for unit in self.units if unit.index in records])
+        throughput = Throughput(self.units, (records[unit.index] for unit in self.units if unit.index in records))
         engine: EngineName = "tokenizers"
         if items and not workspace.distrusts_engine():
             engine = self.encoder.choose(config.tokenizer.engine, input_bytes=self.plan.size_bytes)
@@ -91,7 +93,7 @@ class EncodingPass:
             for message in execute(executor_settings(config), make_task, items):
                 throughput.note(message)
                 if isinstance(message, Finished):
-                    records[message.result.index] = message.result
+                    records.add(message.result.index, message.result)
                     _check_is_here(message.result, workspace)
                     limit.add(message.result)
                     self._stop_if_too_many_are_bad(limit, records)
@@ -110,11 +112,11 @@ class EncodingPass:
 
     def _stop_if_too_many_are_bad(self, limit: BadRecordLimit, records: Mapping[int, UnitRecord]) -> None:
         if limit.is_out_of_reach():
-            done = [*self.earlier, *(records[index] for index in sorted(records))]
-            report_and_check(self.config, done, seconds=time.perf_counter() - self.started)
+            done = itertools.chain(self.earlier, (records[index] for index in sorted(records)))
+            report_and_check(self.config, add_up_units(done), seconds=time.perf_counter() - self.started)
 
 
-def _refuse_doubtful(earlier: Sequence[UnitRecord], workspace: Workspace) -> None:
+def _refuse_doubtful(earlier: Collection[UnitRecord], workspace: Workspace) -> None:
     if not workspace.distrusts_engine():
         return
     if doubtful := sum(record.is_doubtful for record in earlier):

@@ -63,6 +63,21 @@ class Tally(_Counts):
             # an id is the corpus's own text, of any length
             dropped.examples.append(Example(location=shorten(location), content=shorten(example)))
 
+    def add(self, other: Tally) -> None:
+        """Count what another counted, with the first examples of each reason; reasons stay in alphabetical order."""
+        self.documents_in += other.documents_in
+        self.documents_kept += other.documents_kept
+        self.text_bytes_kept += other.text_bytes_kept
+        self.tokens_kept += other.tokens_kept
+        self.histograms += other.histograms
+        if new := other.dropped.keys() - self.dropped.keys():
+            self.dropped = dict(sorted({**self.dropped, **{reason: Dropped() for reason in new}}.items()))
+        for reason, dropped in other.dropped.items():
+            into = self.dropped[reason]
+            into.documents += dropped.documents
+            into.text_bytes += dropped.text_bytes
+            into.examples += dropped.examples[: MAX_EXAMPLES - len(into.examples)]
+
     def with_examples(self, max_examples: int) -> Tally:
         """The same counts with at most so many examples for each reason, the first."""
         dropped = {
@@ -89,17 +104,7 @@ def add_up(tallies: Iterable[Tally]) -> Tally:
     """The sum, with the first examples of each reason; reasons in alphabetical order."""
     total = Tally()
     for tally in tallies:
-        total.documents_in += tally.documents_in
-        total.documents_kept += tally.documents_kept
-        total.text_bytes_kept += tally.text_bytes_kept
-        total.tokens_kept += tally.tokens_kept
-        total.histograms += tally.histograms
-        for reason, dropped in tally.dropped.items():
-            into = total.dropped.setdefault(reason, Dropped())
-            into.documents += dropped.documents
-            into.text_bytes += dropped.text_bytes
-            into.examples = [*into.examples, *dropped.examples][:MAX_EXAMPLES]
-    total.dropped = dict(sorted(total.dropped.items()))
+        total.add(tally)
     return total
 
 

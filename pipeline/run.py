@@ -85,7 +85,7 @@ def run(config: PipelineConfig, *, append: bool = False) -> RunResult:
             workspace.remove_partials()
             encoder, content = prepare(config, plan, workspace, status, base=base)
             encoding = EncodingPass(
-                config, plan, plan.units, workspace, encoder, status, started=started, earlier=base.records
+                config, plan, plan.units, workspace, encoder, status, started=started, earlier=base.records.values()
             )
             records, tokens = encoding.run()
             status.enter_phase("assembly")
@@ -182,11 +182,10 @@ def publish(
     base: Base = NOTHING,
 ) -> DatasetManifest:
     """Make the dataset, or its next version, of the records of all units of the plan."""
-    done = [records[unit.index] for unit in plan.units]
-    write_units(config.output_dir, base, plan, done)
+    write_units(config.output_dir, base, plan, records)
     return assemble(
         config,
-        [*base.records, *done],
+        itertools.chain(base.records.values(), (records[unit.index] for unit in plan.units)),
         tokenizer=encoder.record,
         tokenizer_content=tokenizer_content,
         seconds=seconds,

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.lock import LockedError, locked
+from pipeline.packed_models import PackedModels
 from pipeline.plan import Plan, changed_inputs, plan_to_json
 from pipeline.shards.format import (
     MANIFEST_FILE,
@@ -122,25 +123,24 @@ class Workspace:
         for split in SPLITS:
             split_directory(self.dataset, split).mkdir(exist_ok=True)
         write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
-        if self._plan_path.is_file():
+        if not self._plan_path.is_file():
+            write_durably(self._plan_path, plan_to_json(plan))
+        elif self._plan_path.read_bytes() != plan_to_json(plan):
             if changes := changed_inputs(self._plan_path, plan):
                 raise PipelineError(
                     f"the input has changed since the run in {self.dataset} began: {some_of(changes)}; "
                     f"restore it, or {self.way_out}"
                 )
-            if self._plan_path.read_bytes() != plan_to_json(plan):
-                raise PipelineError(
-                    f"the plan differs from that which the run in {self.dataset} began with, though its input is the "
-                    "same: another version of this program or of a library cuts it otherwise; "
-                    f"go on with the versions that began it, or {self.way_out}"
-                )
-        else:
-            write_durably(self._plan_path, plan_to_json(plan))
+            raise PipelineError(
+                f"the plan differs from that which the run in {self.dataset} began with, though its input is the "
+                "same: another version of this program or of a library cuts it otherwise; "
+                f"go on with the versions that began it, or {self.way_out}"
+            )
 
-    def finished_units(self, plan: Plan) -> dict[int, UnitRecord]:
+    def finished_units(self, plan: Plan) -> PackedModels[UnitRecord]:
         """The records of units whose shards are all there, and whose ids are not doubted; others are done again."""
         distrusts_engine = self.distrusts_engine()
-        records: dict[int, UnitRecord] = {}
+        records = PackedModels(UnitRecord)
         for unit in plan.units:
             path = unit_record_path(self.units_directory, unit.index)
             try:
@@ -151,7 +151,7 @@ class Workspace:
                 log.warning("%s is damaged; its unit is done again", path)
                 continue
             if self.holds_shards_of(record) and not (distrusts_engine and record.is_doubtful):
-                records[unit.index] = record
+                records.add(unit.index, record)
         return records
 
     def distrusts_engine(self) -> bool:

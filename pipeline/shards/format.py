@@ -215,10 +215,15 @@ def digest_file(path: Path) -> str:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
+    write_parts_durably(path, (content,))
+
+
+def write_parts_durably(path: Path, parts: Iterable[bytes]) -> None:
+    """As `write_durably`, content that is too large to be joined in memory."""
     temporary = partial_path(path)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -21,7 +21,7 @@ from pipeline.derived.merge import merge
 from pipeline.document import PipelineError
 from pipeline.run import run
 from pipeline.shards import hugging_face
-from pipeline.shards.format import DatasetError, read_manifest, write_durably, write_manifest
+from pipeline.shards.format import DatasetError, read_manifest, write_durably, write_manifest, write_parts_durably
 from pipeline.shards.verify import verify_dataset
 from pipeline.workspace import Workspace
 
@@ -310,6 +310,7 @@ def test_an_append_stopped_at_any_write_leaves_a_version_and_goes_on(
         with monkeypatch.context() as patch:
             for module in (append, assembly, hugging_face):
                 patch.setattr(module, "write_durably", or_stop(write_durably))
+            patch.setattr(append, "write_parts_durably", or_stop(write_parts_durably))
             patch.setattr(assembly, "write_manifest", or_stop(write_manifest))
             patch.setattr("pipeline.run.Workspace.remove", stop if done == 10 else keep)
             with pytest.raises(KeyboardInterrupt):

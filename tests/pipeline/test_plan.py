@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,12 @@ def test_the_plan_covers_every_byte_once(corpus: Path, make_config: Callable[...
     plan = make_plan(make_config(unit_size_bytes=1000))
     assert plan.size_bytes == sum(file.stat().st_size for file in corpus.iterdir())
     assert all(unit.size_bytes <= 1000 for unit in plan.units)
+
+
+def test_the_plan_is_stored_whole() -> None:
+    pieces = (piece("a \udcff", 3), piece("ä", 4))  # a name that is not UTF-8
+    plan = Plan((Unit(index=0, source="web", pieces=pieces), Unit(index=1, source="code", pieces=pieces[1:])))
+    assert plan_to_json(plan) == json.dumps([asdict(unit) for unit in plan.units]).encode()
 
 
 def test_changed_inputs_are_listed_a_line_a_file(
