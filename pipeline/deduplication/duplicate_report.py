@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.array_file import sections_of
 from pipeline.deduplication.config import DecontaminationConfig
-from pipeline.deduplication.folder import Folder, SignedUnit, damaged
+from pipeline.deduplication.folder import Folder, UnitRows, damaged
 from pipeline.deduplication.signatures import CONTAMINATED_DOCUMENTS
 from pipeline.deduplication.verdicts import REASONS
 from pipeline.shards.format import write_durably
@@ -22,7 +22,7 @@ REPORT_FILE = "deduplication.json"
 CONTAMINATED_FILE = "contaminated.jsonl"
 
 
-def write_report(config: PipelineConfig, units: Sequence[SignedUnit], folder: Folder) -> None:
+def write_report(config: PipelineConfig, units: Sequence[UnitRows], folder: Folder) -> None:
     """`clusters` are of exact and near duplicates together: how many there are of each size."""
     counts = sum(
         (np.bincount(section["verdict"], minlength=256) for section in sections_of(folder.verdicts)),
@@ -50,7 +50,7 @@ def write_report(config: PipelineConfig, units: Sequence[SignedUnit], folder: Fo
 
 
 def _list_contaminated(
-    decontamination: DecontaminationConfig, config: PipelineConfig, units: Sequence[SignedUnit], folder: Folder
+    decontamination: DecontaminationConfig, config: PipelineConfig, units: Sequence[UnitRows], folder: Folder
 ) -> dict[str, int]:
     """Join the lists of the units in their order; contaminated documents by evaluation."""
     documents = Counter({evaluation.name: 0 for evaluation in decontamination.evaluations})

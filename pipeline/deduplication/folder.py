@@ -14,6 +14,7 @@ DATASET/.work/deduplication/
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +23,15 @@ from pipeline.document import PipelineError
 from pipeline.report import Tally
 
 _DIRECTORY = "deduplication"
+
+
+@dataclass(frozen=True, slots=True)
+class UnitRows:
+    """What is known of a signed unit once all are signed: every worker has this of all units."""
+
+    index: int
+    documents: int
+    paragraphs: int
 
 
 class SignedUnit(BaseModel):
@@ -35,6 +45,10 @@ class SignedUnit(BaseModel):
     documents: int
     paragraphs: int
     tally: Tally
+
+    @property
+    def rows(self) -> UnitRows:
+        return UnitRows(self.index, self.documents, self.paragraphs)
 
 
 class Folder:

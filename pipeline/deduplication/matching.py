@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.deduplication.array_file import ArrayFile, ArrayFileWriter, sections_of
 from pipeline.deduplication.clusters import number_dtype
-from pipeline.deduplication.folder import Folder, SignedUnit
+from pipeline.deduplication.folder import Folder, UnitRows
 from pipeline.deduplication.ngrams import Hashes
 from pipeline.deduplication.signatures import PARAGRAPH
 from pipeline.deduplication.verdicts import KEPT
@@ -68,7 +68,7 @@ class _Rows:
 class Matcher:
     """Matches the parts of all keys. `units` in the order of the plan."""
 
-    def __init__(self, folder: Folder, units: Sequence[SignedUnit]) -> None:
+    def __init__(self, folder: Folder, units: Sequence[UnitRows]) -> None:
         self._folder = folder
         self._units = units
         self._firsts = first_documents(units)
@@ -107,7 +107,7 @@ class Matcher:
             across.append(rows[rows.is_first()])
         yield _merged(across)
 
-    def _slice(self, index: int, unit: SignedUnit, part: Part) -> _Rows:
+    def _slice(self, index: int, unit: UnitRows, part: Part) -> _Rows:
         """The part's rows of a unit."""
         slices = [
             _part_of_section(section, part, first=self._firsts[index], dtype=self._dtype)
@@ -144,7 +144,7 @@ def _merged(sorted_rows: Sequence[_Rows]) -> _Rows:
     return together[np.lexsort(together.hashes[::-1])]
 
 
-def first_documents(units: Sequence[SignedUnit]) -> list[int]:
+def first_documents(units: Sequence[UnitRows]) -> list[int]:
     """The number of the first document of each unit among all, and the number of all."""
     firsts = [0]
     for unit in units:

@@ -32,13 +32,14 @@ from pipeline.deduplication.evaluations import (
     load_evaluations,
     read_evaluations,
 )
-from pipeline.deduplication.folder import Folder, SignedUnit
+from pipeline.deduplication.folder import Folder, SignedUnit, UnitRows
 from pipeline.deduplication.matching import Matcher, Part, first_documents, parts_of
 from pipeline.deduplication.signatures import CONTAMINATED_DOCUMENTS, EXACT, PARAGRAPH, UnitSigner, document_keys
 from pipeline.deduplication.verdicts import CONTAMINATED, EXACT_DUPLICATE, KEPT, NEAR_DUPLICATE
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, execute, executor_settings
 from pipeline.filters import chain
+from pipeline.packed_models import PackedModels
 from pipeline.plan import Plan, Unit
 from pipeline.report import Tally, add_up
 from pipeline.shards.format import WORK_DIRECTORY, write_durably
@@ -95,26 +96,32 @@ def _do(what: str, make_task: Callable[[], Task], items: Sequence[Any], config: 
         log.info("deduplication: %d %s in %.1f s", done, what, time.monotonic() - started)
 
 
-def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[SignedUnit]:
+def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[UnitRows]:
     """All units, signed now or before, in the order of the plan.
 
     Raises PipelineError as soon as there are more bad records than the whole input may have.
     """
-    signed = {unit.index: found for unit in plan.units if (found := _signed_before(folder, unit)) is not None}
+    signed = PackedModels(SignedUnit)
+    for unit in plan.units:
+        if (found := _signed_before(folder, unit)) is not None:
+            signed.add(unit.index, found)
     left = [unit for unit in plan.units if unit.index not in signed]
     if signed and left:
         log.info("deduplication: going on: %d of %d units were signed before", len(signed), len(plan.units))
     limit = BadRecordLimit(
         max_bad_record_fraction=config.max_bad_record_fraction, bytes_by_source=plan.size_bytes_by_source
     )
-    for unit in itertools.chain(
-        list(signed.values()), _do("units signed", functools.partial(SignTask, config), left, config)
+    rows = {}
+    before = [*signed]
+    for done in itertools.chain(
+        (signed[index] for index in before), _do("units signed", functools.partial(SignTask, config), left, config)
     ):
-        signed[unit.index] = unit
-        limit.add(unit)
+        rows[done.index] = done.rows
+        signed.add(done.index, done)
+        limit.add(done)
         if limit.is_out_of_reach():
             raise _too_many_are_bad(config, add_up(signed[index].tally for index in sorted(signed)))
-    return [signed[unit.index] for unit in plan.units]
+    return [rows[unit.index] for unit in plan.units]
 
 
 def _signed_before(folder: Folder, unit: Unit) -> SignedUnit | None:
@@ -179,7 +186,7 @@ class SignTask:
         return signed
 
 
-def _link_parts(config: PipelineConfig, units: Sequence[SignedUnit]) -> list[Part]:
+def _link_parts(config: PipelineConfig, units: Sequence[UnitRows]) -> list[Part]:
     documents = sum(unit.documents for unit in units)
     return [part for key in document_keys(config.deduplication) for part in parts_of(key, rows=documents)]
 
@@ -187,7 +194,7 @@ def _link_parts(config: PipelineConfig, units: Sequence[SignedUnit]) -> list[Par
 class LinkTask:
     """A worker's task: find the documents that have a hash in common."""
 
-    def __init__(self, folder: Folder, units: Sequence[SignedUnit]) -> None:
+    def __init__(self, folder: Folder, units: Sequence[UnitRows]) -> None:
         self._matcher = Matcher(folder, units)
 
     def __call__(self, part: Part, tell: Tell) -> None:
@@ -197,14 +204,14 @@ class LinkTask:
 class RemovalTask:
     """A worker's task: find the paragraphs that stand somewhere before."""
 
-    def __init__(self, folder: Folder, units: Sequence[SignedUnit]) -> None:
+    def __init__(self, folder: Folder, units: Sequence[UnitRows]) -> None:
         self._matcher = Matcher(folder, units)
 
     def __call__(self, part: Part, tell: Tell) -> None:
         self._matcher.find_removals(part)
 
 
-def _decide(parts: Sequence[Part], units: Sequence[SignedUnit], folder: Folder) -> None:
+def _decide(parts: Sequence[Part], units: Sequence[UnitRows], folder: Folder) -> None:
     """The first document of a cluster stays."""
     firsts = first_documents(units)
     verdicts = np.full(firsts[-1], KEPT, np.uint8)
