@@ -14,6 +14,7 @@ from configs.command import CommandParser, run_room
 from configs.load import load
 from pipeline import derived_cli, fertility_cli, mixture_cli
 from pipeline.config import PipelineConfig
+from pipeline.config_arguments import add_config_arguments
 from pipeline.document import PipelineError
 from pipeline.interruption import signals_interrupt
 from pipeline.shards.format import DatasetError, digest_bytes, read_manifest, write_durably
@@ -48,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--shard", metavar="i/n", help="only the units whose index is i modulo n, for array jobs; then: commit"
     )
-    _add_config(run)
+    add_config_arguments(run)
     run.add_argument(
         "--append",
         action="store_true",
@@ -62,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Make the dataset of a run whose units were done by `run --shard i/n` for every i.",
         epilog="example: smollm2 pipeline commit configs/data/demo.yaml",
     )
-    _add_config(commit)
+    add_config_arguments(commit)
     commit.set_defaults(run=_commit)
 
     train = verbs.add_parser(
@@ -71,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train the tokenizer that CONFIG describes (tokenizer.train) on its sources.",
         epilog="example: smollm2 pipeline train-tokenizer configs/data/demo.yaml --output data/demo-tokenizer.json",
     )
-    _add_config(train)
+    add_config_arguments(train)
     train.add_argument("--output", type=Path, help="the file to write (default: OUTPUT_DIR-tokenizer.json)")
     train.set_defaults(run=_train_tokenizer)
 
@@ -103,11 +104,6 @@ def _add_looks(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     inspect.add_argument("--samples", type=int, default=3, help="documents to decode (default: 3)")
     inspect.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the lengths of its documents as well")
     inspect.set_defaults(run=_inspect)
-
-
-def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/data/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace the file's")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import PipelineConfig
+from pipeline.config_arguments import add_config_arguments
 from pipeline.document import PipelineError
 from pipeline.shards.format import TOKENIZER_FILE
 from pipeline.text_table import aligned
@@ -30,8 +31,7 @@ def add_verbs(verbs: Any, *, load: LoadConfig) -> None:
         "many tokens a byte and a word takes.",
         epilog="example: smollm2 pipeline fertility configs/data/demo.yaml --reference data/smollm2/tokenizer.json",
     )
-    fertility.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/data/")
-    fertility.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace the file's")
+    add_config_arguments(fertility)
     fertility.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: the config's, or its dataset's)")
     fertility.add_argument("--reference", type=Path, help="a tokenizer.json to compare with")
     fertility.add_argument(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.config_arguments import add_config_arguments
 from pipeline.mixture import MixtureFields, MixturePreview, SourcePreview, preview
 from pipeline.quantities import share, short_number
 from pipeline.text_table import aligned
@@ -23,8 +24,7 @@ def add_verbs(verbs: Any, *, load: LoadConfig) -> None:
         "reads, and at which step a dataset begins again. CONFIG is a training config.",
         epilog="example: smollm2 pipeline mixture configs/train/smollm2-135m.yaml steps=100_000",
     )
-    mixture.add_argument("config", metavar="CONFIG", help="a YAML file, as in configs/train/")
-    mixture.add_argument("overrides", nargs="*", metavar="key=value", help="dotted keys that replace the file's")
+    add_config_arguments(mixture, examples="configs/train/")
     mixture.add_argument("--json", action="store_true", help="the same as JSON")
 
     def run(arguments: argparse.Namespace) -> None:
