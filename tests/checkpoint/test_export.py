@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -234,21 +233,10 @@ def test_second_export_at_the_same_time_is_refused(make_run: RunMaker) -> None:
         assert_refused(run, "another export of .* is under way; wait for its end")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB: room for an export's description and not for its weights."""
-    disk = tmp_path / "small-disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_full_disk_leaves_nothing(make_run: RunMaker, small_disk: Path) -> None:
+def test_full_disk_leaves_nothing(make_run: RunMaker, mount_tmpfs: Callable[[str], Path]) -> None:
     run = make_run("float32")
-    (run / "exports").symlink_to(small_disk)
+    # room for an export's description and not for its weights
+    (run / "exports").symlink_to(mount_tmpfs("size=128k"))
     with pytest.raises(OSError, match="No space left"):
         export_checkpoint(run, 4)
     assert entries(run) == []

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from checkpoint.manifest import checkpoint_directory, list_steps, verify_checkpoint
 
@@ -19,19 +16,6 @@ SCHEDULE = ("schedule.warmup_steps=0", "schedule.decay_steps=0")
 BYTES_NEEDED = 12 * 2_032_896  # what the trainer asks for before it writes
 # A checkpoint takes 80 KB more than that, and the start of an attempt some 20 KB for its logs: half way between.
 SPARE_BYTES = 48 * 1024
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a tmpfs needs root")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def fill(disk: Path, *, leave_bytes: int) -> Path:
@@ -44,8 +28,9 @@ def fill(disk: Path, *, leave_bytes: int) -> Path:
 
 
 def test_disk_that_fills_while_saving_costs_only_the_steps_since_the_last_checkpoint(
-    start_training: Any, disk: Path
+    start_training: Any, mount_tmpfs: Callable[[str], Path]
 ) -> None:
+    disk = mount_tmpfs("size=80m")
     run = disk / "run"
     begun = start_training(run, *SIZE, *SCHEDULE, "steps=2").end()
     assert begun.code == 0, begun.err

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gzip
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,7 @@ from pipeline.source_config import HuggingFaceConfig
 from pipeline.sources import huggingface
 
 datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No download, and no traces in the user's cache."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    huggingface._load.cache_clear()
-    yield
-    huggingface._load.cache_clear()
+pytestmark = pytest.mark.usefixtures("offline_datasets")
 
 
 @pytest.fixture

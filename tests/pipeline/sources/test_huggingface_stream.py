@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,7 @@ from pipeline.source_config import HuggingFaceStreamConfig
 from pipeline.sources import huggingface_stream
 
 datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No download, and no traces in the user's cache."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    huggingface_stream._open.cache_clear()
-    yield
-    huggingface_stream._open.cache_clear()
+pytestmark = pytest.mark.usefixtures("offline_datasets")
 
 
 @pytest.fixture
