@@ -7,6 +7,7 @@ again from its start and writes the same bytes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -23,7 +24,7 @@ from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
 from pipeline.report import Tally
 from pipeline.shards.format import SPLITS, EncodingRecord, ShardRecord, Split, split_directory, write_durably
-from pipeline.shards.writer import ShardWriter
+from pipeline.shards.writer import ShardWriter, shard_path
 from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
 from pipeline.tokenizer.document_ids import encode_documents
@@ -230,11 +231,14 @@ def _remove_other_shards(config: PipelineConfig, unit: Unit, shards: dict[Split,
 
     Only now, and only those: another attempt, thought dead, may be at this unit as well and write the same files.
     """
-    made = {shard.path for records in shards.values() for shard in records}
-    for split in SPLITS:
-        for path in split_directory(config.output_dir, split).glob(f"data-{unit.index:05d}-*.arrow"):
-            if path.relative_to(config.output_dir).as_posix() not in made:
-                path.unlink(missing_ok=True)
+    for split, records in shards.items():
+        directory = split_directory(config.output_dir, split)
+        names = (shard_path(directory, unit=unit.index, number=number) for number in itertools.count(len(records)))
+        # asked for by name: the folder holds the shards of all units, and a listing for each unit would be quadratic
+        others = [*itertools.takewhile(Path.exists, names)]
+        # from the last: so there is none behind a gap, however this is interrupted
+        for path in reversed(others):
+            path.unlink(missing_ok=True)
 
 
 def unit_record_path(units_directory: Path, index: int) -> Path:

@@ -24,6 +24,11 @@ from pipeline.shards.format import SCHEMA, ShardRecord, Split, partial_path, spl
 BATCH_TOKENS = 1 << 20
 
 
+def shard_path(directory: Path, *, unit: int, number: int) -> Path:
+    """Where a unit's shards of a split lie: its first is number 0."""
+    return directory / f"data-{unit:05d}-{number:03d}.arrow"
+
+
 class ShardWriter:
     """Use as a context: leaving it by an error removes what is unfinished; `finish` gives the records."""
 
@@ -51,8 +56,7 @@ class ShardWriter:
         if self._shard is not None and self._shard.content_bytes + size_bytes > self._shard_size_bytes:
             self._close_shard()
         if self._shard is None:
-            name = f"data-{self._unit:05d}-{len(self._records):03d}.arrow"
-            self._shard = _OpenShard(self._directory / name)
+            self._shard = _OpenShard(shard_path(self._directory, unit=self._unit, number=len(self._records)))
         self._shard.add(document_id, ids, size_bytes=size_bytes)
 
     def finish(self) -> tuple[ShardRecord, ...]:

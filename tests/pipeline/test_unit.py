@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -187,14 +188,27 @@ def test_shards_of_an_earlier_attempt_that_made_more_are_removed(
     config = make_config()
     (config.output_dir / "validation").mkdir(parents=True)
     (unit,) = make_plan(config).units
-    stale = [config.output_dir / "data-00000-007.arrow", config.output_dir / "validation" / "data-00000-007.arrow"]
+    folders = (config.output_dir, config.output_dir / "validation")
+    made, *stale = ([folder / f"data-00000-{number:03d}.arrow" for folder in folders] for number in range(3))
     others = [config.output_dir / "data-00001-000.arrow", config.output_dir / "data-000000-000.arrow"]
-    for path in stale + others:
+    for path in (*itertools.chain(*stale), *others):
         path.touch()
     encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
     process_unit(config, unit, encoder, units_directory=config.output_dir)
-    assert not any(path.exists() for path in stale)
-    assert all(path.exists() for path in others)
+    assert not any(path.exists() for path in itertools.chain(*stale))
+    assert all(path.exists() for path in (*made, *others))
+
+
+def test_a_unit_does_not_list_the_shards_of_all_units(
+    corpus: Path, make_config: MakeConfig, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    (config.output_dir / "validation").mkdir(parents=True)
+    (unit,) = make_plan(config).units
+    encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    for listing in ("glob", "iterdir"):
+        monkeypatch.setattr(Path, listing, lambda path, *_: pytest.fail(f"{path} was listed"))
+    assert process_unit(config, unit, encoder, units_directory=config.output_dir).tokens
 
 
 class LateWrong:
@@ -227,7 +241,7 @@ def test_a_unit_whose_engine_differs_is_done_again_by_the_reference(
     expected = process(make_config(output_dir=tmp_path / "expected", shard_size_bytes=1024))
     config = make_config(shard_size_bytes=1024)
     (config.output_dir / "validation").mkdir(parents=True)
-    stale = config.output_dir / "data-00000-999.arrow"
+    stale = config.output_dir / f"data-00000-{len(expected.shards['train']):03d}.arrow"
     stale.write_bytes(b"of the first try")
     (unit,) = make_plan(config).units
     encoder = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
