@@ -68,8 +68,9 @@ def _counts(dataset: Path, manifest: DatasetManifest) -> Iterator[str]:
     yield f"  {manifest.text_bytes_kept / max(1, manifest.tokens):.2f} bytes a token, EOS counted"
     yield f"  tokenizer of {manifest.tokenizer.vocab_size:,} entries, {manifest.tokenizer.digest[:19]}…"
     yield f"  {manifest.documents_in:,} documents in"
+    width = max(map(len, manifest.dropped), default=0)
     for reason, dropped in manifest.dropped.items():
-        yield f"  dropped {reason:<15} {dropped.documents:>10,} documents {dropped.text_bytes:>14,} bytes"
+        yield f"  dropped {reason:<{width}} {dropped.documents:>10,} documents {dropped.text_bytes:>14,} bytes"
 
 
 def _sources(manifest: DatasetManifest) -> Iterator[str]:
