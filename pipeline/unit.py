@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.batches import batches
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
 from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
@@ -205,7 +206,7 @@ def _make_shards(
             )
             for split in SPLITS
         }
-        for batch in _batches(reader):
+        for batch in batches(reader, size=lambda kept: len(kept.document.text), min_size=BATCH_CHARACTERS):
             lengths, sizes = [], []
             for kept, ids in zip(batch, encode_documents(encoder, [kept.document for kept in batch]), strict=True):
                 if len(ids) == 1 or not kept.document.text:
@@ -243,17 +244,3 @@ def _remove_other_shards(config: PipelineConfig, unit: Unit, shards: dict[Split,
 
 def unit_record_path(units_directory: Path, index: int) -> Path:
     return units_directory / f"{index:05d}.json"
-
-
-def _batches(documents: Iterable[KeptDocument]) -> Iterator[list[KeptDocument]]:
-    batch: list[KeptDocument] = []
-    characters = 0
-    for kept in documents:
-        batch.append(kept)
-        characters += len(kept.document.text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-            del kept
-    if batch:
-        yield batch

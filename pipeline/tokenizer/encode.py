@@ -15,7 +15,7 @@ at once.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -24,6 +24,7 @@ import numpy as np
 import orjson
 from tokenizers import Tokenizer
 
+from pipeline.batches import batches
 from pipeline.document import shorten
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.engine import (
@@ -42,6 +43,7 @@ from pipeline.tokenizer.train import TokenizerError
 from pipeline.tokenizer.words import WordEngine
 
 PIECE_CHARACTERS = 1 << 17
+# an encoding in the making takes some 150 bytes a character, so only so many are made at a time
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
 CHECK_CHARACTERS = 1 << 12
@@ -147,7 +149,8 @@ class Encoder:
         """
         ends: list[int] = []
         # piece after piece: together they are a second copy of the texts
-        parts = [self._encode_pieces(batch) for batch in _batches(self._pieces_of(texts, ends))]
+        pieces = self._pieces_of(texts, ends)
+        parts = [self._encode_pieces(batch) for batch in batches(pieces, size=len, min_size=BATCH_CHARACTERS)]
         counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
         stops = np.concatenate([[0], np.cumsum(counts)])[ends]
         ids = np.concatenate([np.empty(0, TOKEN_DTYPE), *(part.ids for part in parts)])
@@ -231,20 +234,6 @@ def _cut(text: str) -> Iterator[str]:
         yield text[start : boundary.end()]
         start = boundary.end()
     yield text[start:]
-
-
-def _batches(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """An encoding in the making takes some 150 bytes a character, so only so many are made at a time."""
-    batch: list[str] = []
-    characters = 0
-    for piece in pieces:
-        batch.append(piece)
-        characters += len(piece)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 def _interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:

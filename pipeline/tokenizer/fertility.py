@@ -6,12 +6,13 @@ tokens of its own, and literals of special tokens are text. Works for every kind
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from pipeline.batches import batches
 from pipeline.tokenizer.train import TokenizerError
 
 _BATCH_CHARACTERS = 1 << 20
@@ -55,7 +56,7 @@ def measure(texts: Iterable[str], tokenizers: Mapping[str, Tokenizer]) -> Fertil
     """The fertility of each tokenizer on the same texts. Reads them as a stream; tokenizers use all cores."""
     documents = text_bytes = words = 0
     tokens = dict.fromkeys(tokenizers, 0)
-    for batch in _batches(texts):
+    for batch in batches(texts, size=len, min_size=_BATCH_CHARACTERS):
         documents += len(batch)
         text_bytes += sum(len(text.encode()) for text in batch)
         words += sum(len(text.split()) for text in batch)
@@ -63,16 +64,3 @@ def measure(texts: Iterable[str], tokenizers: Mapping[str, Tokenizer]) -> Fertil
             encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             tokens[name] += sum(map(len, encodings))
     return Fertility(documents=documents, text_bytes=text_bytes, words=words, tokens=tokens)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
