@@ -111,8 +111,9 @@ class _Worker:
             return Lost(self.item, how=self.killed_for or _how_it_ended(self.process.exitcode))
 
     def end(self) -> None:
-        self.connection.close()
+        # before the pipe closes: a worker that finds it broken would print a traceback
         self.process.kill()
+        self.connection.close()
         self.process.join()
 
 
