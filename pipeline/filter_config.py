@@ -66,14 +66,17 @@ class GopherRepetitionConfig(Section):
 
 
 class C4Config(Section):
-    """C4's cleaning (Raffel et al. 2020, arXiv:1910.10683, §2.2). Removes lines; phrases are told without case."""
+    """C4's cleaning (Raffel et al. 2020, arXiv:1910.10683, §2.2). Removes lines; phrases are told without case.
+
+    The paper's first version said 3 words and 5 sentences, and FineWeb was made with those.
+    """
 
     type: Literal["c4"]
-    min_words_per_line: int = Field(default=3, ge=0)
+    min_words_per_line: int = Field(default=5, ge=0)
     max_word_characters: int = Field(default=1000, ge=1)
-    min_sentences: int = Field(default=5, ge=0)
+    min_sentences: int = Field(default=3, ge=0)
     require_terminal_mark: bool = True
-    terminal_marks: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "!", "?", '"', "'")
+    terminal_marks: tuple[Annotated[str, Field(min_length=1)], ...] = (".", "!", "?", '"')
     remove_citations: bool = True
     dropped_line_phrases: tuple[Annotated[str, Field(min_length=1, pattern="^[^A-Z]*$")], ...] = (
         "javascript",
@@ -91,7 +94,7 @@ class C4Config(Section):
 class FineWebConfig(Section):
     """FineWeb's own filters (Penedo et al. 2024, arXiv:2406.17557, §3.6), and the newlines of its published code.
 
-    The paper drops text with at least 0.1 of its characters in duplicated lines; datatrove's default is 0.01.
+    The paper drops text with at least 0.1 of its characters in duplicated lines; the published code has 0.01.
     """
 
     type: Literal["fineweb"]
@@ -119,9 +122,9 @@ class LanguageConfig(Section):
 class CodeConfig(Section):
     """Source code that nobody wrote by hand, or nobody can read. Lengths are in characters.
 
-    Line lengths and the alphanumeric share are those that The Stack's and StarCoder's preprocessing uses
-    (Li et al. 2023, arXiv:2305.06161, §3.2: 100 on average, 1,000 at most, a quarter alphanumeric). A licence at the
-    top is a block of comments with the word licence or copyright.
+    Line lengths and the alphanumeric share are the defaults of BigCode's published preprocessing of The Stack, which
+    StarCoder's data had with exceptions by file type (Li et al. 2023, arXiv:2305.06161). A licence at the top is a
+    block of comments with the word licence or copyright.
     """
 
     type: Literal["code"]

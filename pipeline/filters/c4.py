@@ -1,9 +1,10 @@
 """C4's cleaning: lines that are no sentences are removed, pages that are no prose dropped.
 
-Raffel et al. 2020, arXiv:1910.10683, §2.2 "The Colossal Clean Crawled Corpus", with the thresholds of its first
-version, which the published implementations use: 3 words a line, 5 sentences a page. Citations such as `[1]` and
-lines with a word of more than 1,000 characters are theirs too. The list of bad words is `banned_words`, the language
-is `language`, and the removal of repeated spans of three sentences belongs to deduplication.
+Raffel et al. 2020, arXiv:1910.10683, §2.2 "The Colossal Clean Crawled Corpus": 5 words a line, 3 sentences a page.
+What the paper leaves out is as in the code that its authors published: citations such as `[1]`, lines with a word of
+more than 1,000 characters, notices on policies. Page rules are asked of the lines that stay. The list of bad words is
+`banned_words`, the language is `language`, and the removal of repeated spans of three sentences belongs to
+deduplication.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def rejection(view: DocumentView, config: C4Config) -> Reason | None:
         lowered = line.lower()
         if config.reject_lorem_ipsum and "lorem ipsum" in lowered:
             return "c4_lorem_ipsum"
-        if config.reject_curly_brackets and "{" in line:
-            return "c4_curly_bracket"
         if any(phrase in lowered for phrase in config.dropped_line_phrases):
             continue
+        if config.reject_curly_brackets and "{" in line:
+            return "c4_curly_bracket"
         kept.append(line)
         if sentences < config.min_sentences:
             sentences += len(sentences_of_line(line))

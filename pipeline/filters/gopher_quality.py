@@ -64,7 +64,8 @@ def _by_words(view: DocumentView, config: GopherQualityConfig) -> Reason | None:
 
 
 def _by_lines(view: DocumentView, config: GopherQualityConfig) -> Reason | None:
-    lines = view.lines
+    # a line end at the end of a text begins no line
+    lines = view.text.splitlines() or [""]
     if sum(line.lstrip().startswith(_BULLETS) for line in lines) / len(lines) > config.max_bullet_line_fraction:
         return "gopher_too_many_bullet_lines"
     if sum(line.rstrip().endswith(_ELLIPSES) for line in lines) / len(lines) > config.max_ellipsis_line_fraction:

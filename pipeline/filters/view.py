@@ -50,8 +50,8 @@ class DocumentView:
 
     @cached_property
     def paragraphs(self) -> Sequence[str]:
-        """Between empty lines, none of them empty."""
-        pieces = self._text.split("\n\n")
+        """Between empty lines, none of them empty, without the white space around the text."""
+        pieces = self._text.strip().split("\n\n")
         return [paragraph for piece in pieces if (paragraph := piece.lstrip("\n"))]
 
     @cached_property

@@ -44,6 +44,11 @@ def test_a_mean_of_a_hundred_characters_passes() -> None:
     assert asked("x" * 150 + "\n" + "x" * 51) == "code_lines_too_long_on_average"
 
 
+def test_a_line_end_at_the_end_is_no_line_more() -> None:
+    assert asked("x" * 150 + "\n" + "x" * 50 + "\n") is None
+    assert asked("x" * 150 + "\r\n" + "x" * 51 + "\r\n") == "code_lines_too_long_on_average"
+
+
 def test_a_quarter_of_the_characters_is_alphanumeric() -> None:
     assert asked("ab+-*/()") is None
     assert asked("ab+-*/().") == "code_too_few_alphanumeric_characters"

@@ -69,6 +69,13 @@ def test_nine_of_ten_lines_may_be_bullets(bullet: str) -> None:
     assert asked("\n".join([f"{bullet} {line}"] * 10)) == "gopher_too_many_bullet_lines"
 
 
+def test_a_line_end_at_the_end_is_no_line_more() -> None:
+    bullets = "- the of alpha alpha alpha alpha alpha alpha\n" * 8
+    assert asked(bullets) == "gopher_too_many_bullet_lines"
+    assert asked(bullets + "alpha\n") is None
+    assert asked("", min_words=0, min_stop_words=0, min_mean_word_length=0, min_alphabetic_word_fraction=0) is None
+
+
 def test_three_of_ten_lines_may_end_with_an_ellipsis() -> None:
     line = "the of alpha alpha alpha alpha alpha alpha alpha alpha alpha"
     assert asked("\n".join([line + "... "] * 3 + [line] * 7)) is None

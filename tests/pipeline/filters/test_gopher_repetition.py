@@ -53,6 +53,12 @@ def test_three_of_ten_paragraphs_may_be_duplicates() -> None:
     assert asked(text.replace("\n\n", "\n"), max_duplicate_paragraph_fraction=0.3) is None
 
 
+def test_white_space_around_the_text_hides_no_duplicate_paragraph() -> None:
+    text = lines(6, copies=4, between="\n\n")
+    assert asked(f" {text} \n", max_duplicate_paragraph_fraction=0.3) == "gopher_duplicate_paragraphs"
+    assert asked("a\n\na\n", max_duplicate_paragraph_fraction=0.3) == "gopher_duplicate_paragraphs"
+
+
 def test_a_fifth_of_the_characters_may_be_in_duplicate_lines() -> None:
     # 4 of 3 + 4·4 + 1 = 20 characters, of 19
     assert asked("1111\n2222\n3333\n1111\n", max_duplicate_line_character_fraction=0.2) is None
