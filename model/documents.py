@@ -68,9 +68,3 @@ class Documents:
             return torch.arange(0, tokens + 1, self.sequence_length, dtype=torch.int32, device=self.device)
         offsets = self.starts.flatten().nonzero().flatten()
         return F.pad(offsets, (0, 1), value=tokens).to(torch.int32)
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each document in the order of the flattened batch; for the CPU, a GPU would be waited for."""
-        lengths: list[int] = self.cumulative_lengths.diff().tolist()
-        return lengths

@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention_backends.selection import HALF_PRECISION, Attend, untraced
+from model.attention_backends.by_document import attend_by_document
+from model.attention_backends.selection import HALF_PRECISION, Attend
 from model.documents import Documents
 
 # above 192 the backward of torch's kernel does not run on every GPU
@@ -29,11 +30,9 @@ def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     if documents.one_document_a_row:
         return Attend(_causal)
     if documents.device.type == "cpu":
-        # traced, the loop would be compiled anew for each number of documents
-        return Attend(untraced(_document_by_document), (documents.lengths,))
+        return Attend(attend_by_document, (documents.cumulative_lengths,))
     if documents.device.type == "cuda" and _varlen_takes(dtype, head_dim):
-        # the sequence length stands for the longest document: a bound that needs no wait for the device
-        return Attend(_within_documents, (_varlen(), documents.cumulative_lengths, documents.sequence_length))
+        return within_documents(documents.cumulative_lengths, documents.sequence_length)
     return Attend(_masked, (documents.may_attend,))
 
 
@@ -44,6 +43,12 @@ def _varlen_takes(dtype: torch.dtype, head_dim: int) -> bool:
         and head_dim <= MAX_VARLEN_HEAD_DIM
         and torch.cuda.get_device_capability() >= MIN_VARLEN_CAPABILITY
     )
+
+
+def within_documents(offsets: Int[Tensor, " documents_plus_one"], sequence_length: int) -> Attend:
+    """torch's kernel for sequences of many lengths."""
+    # the sequence length stands for the longest document: a bound that needs no wait for the device
+    return Attend(_within_documents, (_varlen(), offsets, sequence_length))
 
 
 @cache
@@ -84,19 +89,6 @@ def _causal(
         enable_gqa=query.shape[2] != key.shape[2],
     )
     return attended.transpose(1, 2)
-
-
-def _document_by_document(
-    query: Float[Tensor, "batch seq heads head_dim"],
-    key: Float[Tensor, "batch seq kv_heads head_dim"],
-    value: Float[Tensor, "batch seq kv_heads head_dim"],
-    lengths: list[int],
-) -> Float[Tensor, "batch seq heads head_dim"]:
-    """Work grows with the sum of the documents' squared lengths, where a mask always pays for seq squared."""
-    # [1, batch × seq, …], cut along the tokens
-    pieces = (torch.split(tensor.flatten(0, 1)[None], lengths, dim=1) for tensor in (query, key, value))
-    attended = [_causal(*document) for document in zip(*pieces, strict=True)]
-    return torch.cat(attended, dim=1).reshape(query.shape)
 
 
 def _masked(

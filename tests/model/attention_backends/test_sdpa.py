@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention import varlen
 
-from model.attention_backends import sdpa
+from model.attention_backends import by_document, sdpa
 from model.attention_backends.selection import Attend
 from model.documents import Documents
 
@@ -47,9 +47,21 @@ def test_a_model_gives_each_document_its_own_logits(packed_and_alone: Any) -> No
     torch.testing.assert_close(packed, alone, rtol=0, atol=5e-6)  # fp32, sums in another order
 
 
-def test_a_compiled_layer_is_not_built_again(run_program: Any) -> None:
-    counts = run_program("compiled_layer.py", "sdpa")
-    assert counts == [counts[0]] * 6
+@pytest.mark.parametrize("kernel", ["sdpa", "varlen"])
+def test_a_compiled_layer_is_built_whole_and_then_for_any_number_of_documents(run_program: Any, kernel: str) -> None:
+    """Six batches: the first builds it for its own number, the second for every number."""
+    assert run_program("compiled_layer.py", kernel) == [1, 2, 2, 2, 2, 2]
+
+
+def test_the_operator_is_as_torch_asks() -> None:
+    """torch's own check: shapes without data, registration of the gradient, no change of an input."""
+    heads = [torch.randn(9, count, 8, requires_grad=True) for count in (4, 2, 2)]
+    offsets = torch.tensor([0, 1, 6, 9], dtype=torch.int32)
+    torch.library.opcheck(
+        by_document._forward,
+        (*heads, offsets),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 # the signatures of varlen_attn, by the version of torch that they are from
@@ -90,8 +102,9 @@ def test_torch_s_varlen_attn_gets_offsets_and_causality(
 
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     documents = make_documents()
-    function = sdpa._varlen.__wrapped__()
-    attend = Attend(sdpa._within_documents, (function, documents.cumulative_lengths, documents.sequence_length))
+    sdpa._varlen.cache_clear()
+    attend = sdpa.within_documents(documents.cumulative_lengths, documents.sequence_length)
+    sdpa._varlen.cache_clear()
     against_eager(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)
 
 
