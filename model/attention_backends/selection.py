@@ -65,6 +65,8 @@ class Kernel:
     head_dim_multiple: int = 1
     # by the major number of the GPU's compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
     max_head_dim: Mapping[int, int] | None = None
+    # whether torch.compile follows it; if not, a compiled layer is built in the parts around it
+    is_traced: bool = True
     instead: str = "sdpa"
 
 
@@ -85,6 +87,7 @@ KERNELS = {
         dtypes=HALF_PRECISION,
         head_dim_multiple=8,
         max_head_dim={9: 256},
+        is_traced=False,
         instead="flash_attention_2 or sdpa",
     ),
     "flash_attention_4": Kernel(
@@ -93,6 +96,7 @@ KERNELS = {
         head_dim_multiple=8,
         # on Blackwell the package also takes 256 alone, and 192 only for values of 128
         max_head_dim={9: 256, 10: 128, 11: 128},
+        is_traced=False,
         instead="flash_attention_2 or sdpa",
     ),
 }
