@@ -11,12 +11,23 @@ from functools import cached_property
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Documents:
     """The documents of one batch. What is not asked for is not computed."""
 
-    def __init__(self, input_ids: Int[Tensor, "batch seq"], document_ids: Int[Tensor, "batch seq"] | None) -> None:
+    def __init__(self, input_ids: Int[Tensor, "batch seq"], document_ids: Tensor | None) -> None:
+        """document_ids: whole numbers in the shape of input_ids. Raises ValueError for others."""
+        if document_ids is not None and document_ids.shape != input_ids.shape:
+            raise ValueError(
+                f"document_ids has shape {list(document_ids.shape)}, but input_ids has {list(input_ids.shape)}; "
+                "give every token the number of its document"
+            )
+        if document_ids is not None and document_ids.dtype.is_floating_point:
+            raise ValueError(
+                f"document_ids has dtype {str(document_ids.dtype).removeprefix('torch.')}; number documents by integers"
+            )
         self.batch, self.sequence_length = input_ids.shape
         self.device = input_ids.device
         self.one_document_a_row = document_ids is None
@@ -48,13 +59,12 @@ class Documents:
 
     @cached_property
     def cumulative_lengths(self) -> Int[Tensor, " documents_plus_one"]:
-        """Offsets of the documents in the flattened batch, 0 first and batch × seq last, int32 as kernels want it."""
-        offsets = self.starts.flatten().nonzero().flatten()
-        end = offsets.new_tensor([self.batch * self.sequence_length])
-        return torch.cat((offsets, end)).to(torch.int32)
+        """Offsets of the documents in the flattened batch, 0 first and batch × seq last, int32 as kernels want it.
 
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each document in the order of the flattened batch; on a GPU it waits for the device once."""
-        lengths: list[int] = self.cumulative_lengths.diff().tolist()
-        return lengths
+        With document_ids a GPU is waited for once, because their number is the tensor's size.
+        """
+        tokens = self.batch * self.sequence_length
+        if self.one_document_a_row:
+            return torch.arange(0, tokens + 1, self.sequence_length, dtype=torch.int32, device=self.device)
+        offsets = self.starts.flatten().nonzero().flatten()
+        return F.pad(offsets, (0, 1), value=tokens).to(torch.int32)

@@ -146,7 +146,7 @@ class SmolLM2(nn.Module):
             )
         hidden = self.embed_tokens(input_ids)
         documents = Documents(input_ids, document_ids)
-        attend = selection.bind(self.attn_implementation, documents, dtype=hidden.dtype)
+        attend = selection.bind(self.attn_implementation, documents, dtype=hidden.dtype, head_dim=self.config.head_dim)
         cosine, sine = rotary_angles(
             documents.position_ids, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=hidden.dtype
         )

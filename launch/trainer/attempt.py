@@ -87,7 +87,12 @@ def _build(
         validation = _samples(config, "validation")
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
-        attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
+        attention = resolve(
+            config.attn_implementation,
+            device_type=device_type,
+            dtype=DTYPES[config.precision],
+            head_dim=config.model.head_dim,
+        )
         check_compile(config, device_type=device_type, attention=attention)
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
     except (AttentionBackendError, LossImplementationError, WeightsError) as error:

@@ -12,6 +12,7 @@ import os
 import shutil
 
 from launch.config import TrainConfig, TrainingError
+from model.attention_backends.selection import KERNELS
 
 
 def check_compile(config: TrainConfig, *, device_type: str, attention: str) -> None:
@@ -35,11 +36,10 @@ def check_compile(config: TrainConfig, *, device_type: str, attention: str) -> N
             f"compile={config.compile} needs the Python package triton on a {device_type} device, which is not "
             "installed; install it, or take compile=none"
         )
-    by_document = device_type == "cpu" and attention == "sdpa" and config.data.document_masking
-    if by_document and config.activation_checkpointing.mode == "selective":
+    if config.activation_checkpointing.mode == "selective" and not KERNELS[attention].is_traced:
         raise TrainingError(
             "compile=layers with activation_checkpointing=selective needs attention that torch.compile can see into, "
-            "and on CPUs sdpa goes from document to document; take attn_implementation=eager, "
+            f"and {attention} is not; take attn_implementation={KERNELS[attention].instead}, "
             "activation_checkpointing=full, or compile=none"
         )
 

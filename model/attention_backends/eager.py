@@ -13,7 +13,7 @@ from model.attention_backends.selection import Attend
 from model.documents import Documents
 
 
-def bind(documents: Documents) -> Attend:
+def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """softmax(Q Kᵀ / sqrt(head_dim)) V, with −∞ where a query may not look."""
     return Attend(_attend, (~documents.may_attend,))
 

@@ -1,23 +1,79 @@
-"""PyTorch's scaled_dot_product_attention, which picks a fused kernel for the device by itself."""
+"""PyTorch's scaled_dot_product_attention, which picks a fused kernel for the device by itself.
+
+It knows no documents. A packed batch goes document by document on a CPU; on a GPU to torch's own kernel for sequences
+of many lengths, or with a mask where that kernel does not run (float32, a head_dim it does not take, an older GPU).
+"""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, cast
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention_backends.selection import Attend
+from model.attention_backends.by_document import attend_by_document
+from model.attention_backends.selection import HALF_PRECISION, Attend
 from model.documents import Documents
 
+# above 192 the backward of torch's kernel does not run on every GPU
+MAX_VARLEN_HEAD_DIM = 192
+MIN_VARLEN_CAPABILITY = (8, 0)
 
-def bind(documents: Documents) -> Attend:
-    """Causal without a mask for one document a row; document by document on CPU; with a mask elsewhere."""
+
+def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
+    """Causal without a mask for one document a row; for packed documents what their device can do."""
     if documents.one_document_a_row:
         return Attend(_causal)
     if documents.device.type == "cpu":
-        return Attend(_document_by_document, (documents.lengths,))
+        return Attend(attend_by_document, (documents.cumulative_lengths,))
+    if documents.device.type == "cuda" and _varlen_takes(dtype, head_dim):
+        return within_documents(documents.cumulative_lengths, documents.sequence_length)
     return Attend(_masked, (documents.may_attend,))
+
+
+def _varlen_takes(dtype: torch.dtype, head_dim: int) -> bool:
+    return (
+        dtype in HALF_PRECISION
+        and head_dim % 8 == 0
+        and head_dim <= MAX_VARLEN_HEAD_DIM
+        and torch.cuda.get_device_capability() >= MIN_VARLEN_CAPABILITY
+    )
+
+
+def within_documents(offsets: Int[Tensor, " documents_plus_one"], sequence_length: int) -> Attend:
+    """torch's kernel for sequences of many lengths."""
+    # the sequence length stands for the longest document: a bound that needs no wait for the device
+    return Attend(_within_documents, (_varlen(), offsets, sequence_length))
+
+
+@cache
+def _varlen() -> Callable[..., Tensor]:
+    """varlen_attn, causal and with grouped heads, as this version of torch spells it: its arguments have changed."""
+    # here, because it imports torch's compiler, over a second for those who have no GPU
+    from torch.nn.attention import varlen
+
+    known = inspect.signature(varlen.varlen_attn).parameters
+    spelled: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if "enable_gqa" in known:  # before it there was no check: the kernel itself has always taken grouped heads
+        spelled["enable_gqa"] = True
+    return cast(Callable[..., Tensor], partial(varlen.varlen_attn, **spelled))
+
+
+def _within_documents(
+    query: Float[Tensor, "batch seq heads head_dim"],
+    key: Float[Tensor, "batch seq kv_heads head_dim"],
+    value: Float[Tensor, "batch seq kv_heads head_dim"],
+    varlen_attn: Callable[..., Tensor],
+    offsets: Int[Tensor, " documents_plus_one"],
+    longest: int,
+) -> Float[Tensor, "batch seq heads head_dim"]:
+    tokens = (query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1))
+    return varlen_attn(*tokens, offsets, offsets, longest, longest).view(query.shape)
 
 
 def _causal(
@@ -33,21 +89,6 @@ def _causal(
         enable_gqa=query.shape[2] != key.shape[2],
     )
     return attended.transpose(1, 2)
-
-
-# the number of documents differs from batch to batch: traced, the loop would be compiled anew for each
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch leaves it without types
-def _document_by_document(
-    query: Float[Tensor, "batch seq heads head_dim"],
-    key: Float[Tensor, "batch seq kv_heads head_dim"],
-    value: Float[Tensor, "batch seq kv_heads head_dim"],
-    lengths: list[int],
-) -> Float[Tensor, "batch seq heads head_dim"]:
-    """Work grows with the sum of the documents' squared lengths, where a mask always pays for seq squared."""
-    # [1, batch × seq, …], cut along the tokens
-    pieces = (torch.split(tensor.flatten(0, 1)[None], lengths, dim=1) for tensor in (query, key, value))
-    attended = [_causal(*document) for document in zip(*pieces, strict=True)]
-    return torch.cat(attended, dim=1).reshape(query.shape)
 
 
 def _masked(

@@ -1,16 +1,21 @@
-"""The one table of attention kernels, by the names of transformers, and what each needs in order to run.
+"""The one table of attention kernels, by the names of transformers, and where each of them runs.
 
-Adding a kernel: write its file with a `bind(documents)` that returns an `Attend`, and add one line to `KERNELS`.
+Adding a kernel: write the file of its name with `bind(documents, *, dtype, head_dim) -> Attend`, and add its line to
+`KERNELS`. A kernel that needs a package says so in its file, as PACKAGE (the name that pip knows) and INSTALL (the
+command); the package is imported by `bind`, so never for a kernel that nobody chose.
+
 Only `auto` chooses; a kernel asked for by name runs or is an error, it is never replaced by another.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Callable
+import importlib.metadata
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,63 +47,144 @@ class Attend:
         return self.kernel(query, key, value, *self.arguments)
 
 
+@cache
+def untraced(kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The kernel as a call that torch.compile leaves alone, the same object each time."""
+    # not as a decorator: it imports torch's compiler, over a second for those who compile nothing
+    disable: Callable[..., Callable[..., Tensor]] = torch.compiler.disable
+    return disable(kernel)
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """A line of the table. `module` is imported when the kernel is first used; None: not written yet."""
+    """A line of the table: where a kernel runs. What a line leaves out has no limit."""
 
-    module: str | None
-    package: str | None = None
-    needs_cuda_half_precision: bool = False
+    device_types: tuple[str, ...] = ("cpu", "cuda")
+    device_types_with_backward: tuple[str, ...] = ("cpu", "cuda")
+    dtypes: tuple[torch.dtype, ...] | None = None
+    head_dim_multiple: int = 1
+    # by the major number of the GPU's compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
+    max_head_dim: Mapping[int, int] | None = None
+    # whether torch.compile follows it; if not, a compiled layer is built in the parts around it
+    is_traced: bool = True
+    instead: str = "sdpa"
 
 
 KERNELS = {
-    "eager": Kernel("model.attention_backends.eager"),
-    "sdpa": Kernel("model.attention_backends.sdpa"),
-    "flash_attention_2": Kernel("model.attention_backends.flash_attention_2", "flash_attn", True),
-    "flash_attention_3": Kernel(None),
-    "flash_attention_4": Kernel(None),
-    "flex_attention": Kernel(None),
+    "eager": Kernel(),
+    "sdpa": Kernel(),
+    "flex_attention": Kernel(
+        device_types_with_backward=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16)
+    ),
+    "flash_attention_2": Kernel(
+        device_types=("cuda",),
+        dtypes=HALF_PRECISION,
+        head_dim_multiple=8,
+        max_head_dim={8: 256, 9: 256, 10: 256, 11: 256, 12: 256},
+    ),
+    "flash_attention_3": Kernel(
+        device_types=("cuda",),
+        dtypes=HALF_PRECISION,
+        head_dim_multiple=8,
+        max_head_dim={9: 256},
+        is_traced=False,
+        instead="flash_attention_2 or sdpa",
+    ),
+    "flash_attention_4": Kernel(
+        device_types=("cuda",),
+        dtypes=HALF_PRECISION,
+        head_dim_multiple=8,
+        # on Blackwell the package also takes 256 alone, and 192 only for values of 128
+        max_head_dim={9: 256, 10: 128, 11: 128},
+        is_traced=False,
+        instead="flash_attention_2 or sdpa",
+    ),
 }
 NAMES = ("auto", *KERNELS)
+# where several could run, `auto` takes the first. 3 and 4 are betas: by name only
+AUTO_ORDER = ("flash_attention_2", "sdpa")
 
 
 def check_name(name: str) -> None:
-    """Raises AttentionBackendError for a name that is unknown, not implemented, or lacks its package."""
-    if name == "auto":
-        return
-    if name not in KERNELS:
+    """Raises AttentionBackendError for a name that is unknown or lacks its package."""
+    if name not in NAMES:
         raise AttentionBackendError(f"attn_implementation={name!r} is unknown; take one of {', '.join(NAMES)}")
-    kernel = KERNELS[name]
-    if kernel.module is None:
-        raise AttentionBackendError(f"attn_implementation={name} is not implemented; take flash_attention_2 or sdpa")
-    if kernel.package is not None and importlib.util.find_spec(kernel.package) is None:
-        raise AttentionBackendError(
-            f"attn_implementation={name} needs the Python package {kernel.package}, which is not installed; "
-            "install the extra `gpu`, or take sdpa"
-        )
+    if name != "auto" and (problem := _missing_package(name)):
+        raise AttentionBackendError(f"attn_implementation={name} {problem}")
 
 
-def resolve(name: str, *, device_type: str, dtype: torch.dtype) -> str:
-    """The kernel that `name` means for tensors of this device and dtype: never `auto`. Log what it says.
+def resolve(name: str, *, device_type: str, dtype: torch.dtype, head_dim: int) -> str:
+    """The kernel that `name` means for tensors of this device, dtype and head size: never `auto`. Log what it says.
 
-    `auto` is flash_attention_2 on CUDA in half precision where its package is installed, otherwise sdpa.
-    Raises AttentionBackendError for a kernel that cannot run there.
+    `auto` is the first of AUTO_ORDER that runs there: flash_attention_2 on a GPU in half precision where its package
+    is installed, otherwise sdpa.
+    Raises AttentionBackendError for a kernel that cannot run there, or whose gradients cannot while they are enabled.
     """
-    check_name(name)
-    can_flash = device_type == "cuda" and dtype in HALF_PRECISION
     if name == "auto":
-        return "flash_attention_2" if can_flash and importlib.util.find_spec("flash_attn") is not None else "sdpa"
-    if KERNELS[name].needs_cuda_half_precision and not can_flash:
-        raise AttentionBackendError(
-            f"attn_implementation={name} needs bfloat16 on a CUDA device, got {str(dtype).removeprefix('torch.')} "
-            f"on {device_type}; take sdpa"
+        return next(
+            candidate
+            for candidate in AUTO_ORDER
+            if not _problem(candidate, device_type, dtype, head_dim) and not _missing_package(candidate)
         )
+    if name in KERNELS and (problem := _problem(name, device_type, dtype, head_dim)):
+        raise AttentionBackendError(f"attn_implementation={name} {problem}; take {KERNELS[name].instead}")
+    check_name(name)
     return name
 
 
-def bind(name: str, documents: Documents, *, dtype: torch.dtype) -> Attend:
+def bind(name: str, documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """The kernel prepared for one batch: what all layers share (mask, offsets) is computed here, once."""
-    kernel = KERNELS[resolve(name, device_type=documents.device.type, dtype=dtype)]
-    assert kernel.module is not None
-    bind_kernel = cast(Callable[[Documents], Attend], importlib.import_module(kernel.module).bind)
-    return bind_kernel(documents)
+    kernel = resolve(name, device_type=documents.device.type, dtype=dtype, head_dim=head_dim)
+    attend: Attend = _module(kernel).bind(documents, dtype=dtype, head_dim=head_dim)
+    return attend
+
+
+def _problem(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """What of a kernel's line does not hold, as the middle of a sentence."""
+    kernel = KERNELS[name]
+    if device_type not in kernel.device_types:
+        return f"needs a device of type {' or '.join(kernel.device_types)}, got {device_type}"
+    if torch.is_grad_enabled() and device_type not in kernel.device_types_with_backward:
+        return f"has no backward on {device_type}"
+    if kernel.dtypes is not None and dtype not in kernel.dtypes:
+        return f"needs {' or '.join(map(_name_of, kernel.dtypes))}, got {_name_of(dtype)}"
+    if head_dim % kernel.head_dim_multiple:
+        return f"needs a head_dim that is a multiple of {kernel.head_dim_multiple}, got {head_dim}"
+    if device_type == "cuda" and kernel.max_head_dim is not None:
+        major, minor = torch.cuda.get_device_capability()
+        if major not in kernel.max_head_dim:
+            majors = " or ".join(f"{supported}.x" for supported in kernel.max_head_dim)
+            return f"needs a GPU of compute capability {majors}, got {major}.{minor}"
+        if head_dim > kernel.max_head_dim[major]:
+            limit = kernel.max_head_dim[major]
+            return f"needs a head_dim of at most {limit} on compute capability {major}.{minor}, got {head_dim}"
+    return None
+
+
+def _missing_package(name: str) -> str | None:
+    module = _module(name)
+    package: str | None = getattr(module, "PACKAGE", None)
+    if package is None or is_installed(package):
+        return None
+    return (
+        f"needs the package {package}, which is not installed; install it with `{module.INSTALL}`, "
+        f"or take {KERNELS[name].instead}"
+    )
+
+
+@cache
+def is_installed(package: str) -> bool:
+    """Whether pip knows it. By package rather than by module: two packages of FlashAttention share a module's name."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"model.attention_backends.{name}")
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -47,18 +47,19 @@ def main() -> None:
     }
     results = {name: _measure(mode, backend="aot_eager") for name, mode in modes.items()}
     results["none, inductor"] = _measure("none", backend="inductor")
+    results["selective, sdpa"] = _measure("selective", backend="aot_eager", kernel="sdpa")
     eager_bind, selection.bind = selection.bind, _bind_offsets
     results["offsets"] = _measure("none", backend="aot_eager")
     selection.bind = eager_bind
     print(json.dumps(results))
 
 
-def _measure(mode: Any, *, backend: str) -> dict[str, Any]:
+def _measure(mode: Any, *, backend: str, kernel: str = "eager") -> dict[str, Any]:
     torch._dynamo.reset()
     counters.clear()
     checkpointing = ActivationCheckpointing.model_validate(mode)
     plain, compiled = (
-        SmolLM2(CONFIG, attn_implementation="eager", activation_checkpointing=checkpointing, compile_backend=chosen)
+        SmolLM2(CONFIG, attn_implementation=kernel, activation_checkpointing=checkpointing, compile_backend=chosen)
         for chosen in (None, backend)
     )
     builds, worst = [], 0.0
@@ -80,7 +81,7 @@ def _measure(mode: Any, *, backend: str) -> dict[str, Any]:
     return {"builds": builds, "worst_difference": worst}
 
 
-def _bind_offsets(name: str, documents: Documents, *, dtype: torch.dtype) -> Attend:
+def _bind_offsets(name: str, documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """A kernel of the kind of flash attention's for documents: it is told where they begin, however many they are."""
     return Attend(_attend_by_offsets, (documents.cumulative_lengths,))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +35,27 @@ def test_cumulative_lengths_flatten_the_rows() -> None:
 
 
 def test_rows_never_share_a_document() -> None:
-    assert documents_of(torch.ones(2, 6, dtype=torch.long)).lengths == [6, 6]
+    assert documents_of(torch.ones(2, 6, dtype=torch.long)).cumulative_lengths.tolist() == [0, 6, 12]
+
+
+def test_one_document_a_row_has_the_offsets_of_the_rows() -> None:
+    """Without looking at a token: on a GPU nothing is waited for."""
+    documents = documents_of(None)
+    assert documents.cumulative_lengths.tolist() == [0, 6, 12]
+    assert documents.cumulative_lengths.dtype == torch.int32
+    assert "starts" not in vars(documents)
+
+
+def test_document_ids_of_another_shape_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^document_ids has shape \[2, 5\], but input_ids has \[2, 6\]; give every token"
+    ):
+        documents_of(HAND_WORKED[:, :5])
+
+
+def test_document_ids_that_are_no_integers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"^document_ids has dtype float32; number documents by integers$"):
+        documents_of(HAND_WORKED.float())
 
 
 def test_attention_stays_behind_and_inside() -> None:
@@ -55,7 +76,7 @@ def test_boundaries_agree_however_they_are_told(rows: list[list[int]]) -> None:
     for row in rows:
         cuts = [0, *(i for i in range(1, 9) if row[i] != row[i - 1]), 9]
         runs += [end - start for start, end in pairwise(cuts)]
-    assert documents.lengths == runs
+    assert documents.cumulative_lengths.diff().tolist() == runs
     assert documents.position_ids.flatten().tolist() == [position for run in runs for position in range(run)]
     # a token sees itself and what precedes it in its document: position + 1 keys
     assert torch.equal(documents.may_attend.sum(-1)[:, 0], documents.position_ids + 1)

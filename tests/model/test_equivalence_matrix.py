@@ -13,10 +13,11 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from model.activation_checkpointing import ActivationCheckpointing, Mode
 from model.attention_backends.selection import KERNELS, AttentionBackendError, resolve
 from model.config import SmolLM2Config
 from model.init import initialize
-from model.transformer import ActivationCheckpointing, SmolLM2
+from model.transformer import SmolLM2
 
 # SmolLM2-135M's 9 heads on 3, the seed's 3 full heads, and one key/value head for all
 LAYOUTS = {"gqa": (9, 3), "mha": (3, 3), "mqa": (9, 1)}
@@ -30,17 +31,24 @@ def backends() -> list[str]:
     names = []
     for name in KERNELS:
         try:
-            names.append(resolve(name, device_type="cpu", dtype=torch.float64))
+            names.append(resolve(name, device_type="cpu", dtype=torch.float64, head_dim=16))
         except AttentionBackendError:
             continue
     return names
+
+
+def modes() -> dict[str, ActivationCheckpointing]:
+    """Those that need no DeepSpeed, each with what it wants."""
+    names = [mode for mode in get_args(Mode) if mode not in ("deepspeed", "every_n_layers")]
+    by_name = {mode: ActivationCheckpointing(mode=mode) for mode in names}
+    return by_name | {"every_n_layers": ActivationCheckpointing(mode="every_n_layers", every_n_layers=2)}
 
 
 def ways() -> list[tuple[str, Any]]:
     """Kernel and mode, all but the reference's own."""
     return [
         (backend, mode)
-        for backend, mode in itertools.product(backends(), get_args(ActivationCheckpointing))
+        for backend, mode in itertools.product(backends(), modes())
         if (backend, mode) != ("eager", "none")
     ]
 
@@ -61,7 +69,7 @@ def results(
         initializer_range=0.2,  # attention is far from uniform, so that a wrong mask or angle shows
         tie_word_embeddings=tied,
     )
-    model = SmolLM2(config, attn_implementation=backend, activation_checkpointing=activation_checkpointing)
+    model = SmolLM2(config, attn_implementation=backend, activation_checkpointing=modes()[activation_checkpointing])
     initialize(model, seed=0)
     model.to(torch.float64)
     if compiled == "layers":
@@ -103,7 +111,7 @@ def test_outputs_and_gradients_are_the_references(
 
 
 @pytest.mark.campaign  # compiling takes minutes
-@pytest.mark.parametrize("activation_checkpointing", get_args(ActivationCheckpointing))
+@pytest.mark.parametrize("activation_checkpointing", modes())
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_compiled_layers_give_the_references(layout: str, backend: str, activation_checkpointing: str) -> None:

@@ -97,7 +97,12 @@ class TestCompiled:
         assert later == [first] * len(later)
 
 
-def test_kernel_with_a_tensor_for_each_batchs_documents_is_built_twice(compiled: dict[str, Any]) -> None:
+def test_selective_keeps_to_the_gradients_with_attention_by_documents(compiled: dict[str, Any]) -> None:
+    assert compiled["selective, sdpa"]["worst_difference"] < 5e-6
+
+
+@pytest.mark.parametrize("case", ["offsets", "selective, sdpa"])
+def test_kernel_with_a_tensor_for_each_batchs_documents_is_built_twice(compiled: dict[str, Any], case: str) -> None:
     # once for the first number of documents, once for any number
-    first, *later = compiled["offsets"]["builds"]
+    first, *later = compiled[case]["builds"]
     assert later == [2 * first] * len(later)

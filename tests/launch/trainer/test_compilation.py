@@ -37,14 +37,17 @@ def test_missing_triton_is_named(train_config: Callable[..., TrainConfig], monke
     )
 
 
-def test_selective_over_documents_one_by_one_is_refused(train_config: Callable[..., TrainConfig]) -> None:
+def test_selective_over_a_kernel_that_the_compiler_cannot_follow_is_refused(
+    train_config: Callable[..., TrainConfig],
+) -> None:
     config = train_config(compile="layers", activation_checkpointing="selective")
-    assert "take attn_implementation=eager, activation_checkpointing=full, or compile=none" in refusal(
-        config, attention="sdpa"
-    )
-    check_compile(config, device_type="cpu", attention="eager")
+    assert (
+        "and flash_attention_3 is not; take attn_implementation=flash_attention_2 or sdpa, "
+        "activation_checkpointing=full, or compile=none"
+    ) in refusal(config, attention="flash_attention_3")
+    check_compile(config, device_type="cpu", attention="sdpa")
     full = train_config(compile="layers", activation_checkpointing="full")
-    check_compile(full, device_type="cpu", attention="sdpa")
+    check_compile(full, device_type="cpu", attention="flash_attention_3")
 
 
 def test_build_clock_counts_what_was_built_since_it_was_asked() -> None:

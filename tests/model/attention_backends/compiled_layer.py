@@ -1,5 +1,6 @@
-"""How often torch.compile builds a layer over batches whose documents differ, as JSON: counts after each batch.
+"""How often torch.compile has built a layer after each of six batches of other documents, as JSON.
 
+Kernels by name; `varlen` is sdpa's for a GPU, which without one can be traced but not computed.
 A program, not a test: under pytest every function carries jaxtyping's checks, which torch.compile cannot trace.
 """
 
@@ -11,7 +12,7 @@ import sys
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from model.attention_backends import selection
+from model.attention_backends import sdpa, selection
 from model.config import SmolLM2Config
 from model.documents import Documents
 from model.transformer import DecoderLayer
@@ -31,17 +32,27 @@ def main(kernel: str) -> None:
         max_position_embeddings=SEQUENCE_LENGTH,
     )
     counter = CompileCounter()
-    layer = torch.compile(DecoderLayer(config), backend=counter)
-    hidden, angles = torch.ones(1, SEQUENCE_LENGTH, 48), torch.ones(1, SEQUENCE_LENGTH, 1, 8)
+    device = "meta" if kernel == "varlen" else "cpu"
+    layer = torch.compile(DecoderLayer(config).to(device), backend=counter, fullgraph=True)
+    hidden = torch.ones(1, SEQUENCE_LENGTH, 48, device=device)
+    angles = torch.ones(1, SEQUENCE_LENGTH, 1, 8, device=device)
     input_ids = torch.zeros(1, SEQUENCE_LENGTH, dtype=torch.long)
     counts = []
     for lengths in BATCHES:
         document_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
-        attend = selection.bind(kernel, Documents(input_ids, document_ids), dtype=hidden.dtype)
-        layer(hidden, angles, angles, attend).sum().backward()
+        documents = Documents(input_ids, document_ids)
+        if kernel == "varlen":
+            attend = sdpa.within_documents(documents.cumulative_lengths.to(device), SEQUENCE_LENGTH)
+        else:
+            attend = selection.bind(kernel, documents, dtype=hidden.dtype, head_dim=8)
+        attended = layer(hidden, angles, angles, attend)
+        if torch.is_grad_enabled():
+            attended.sum().backward()
         counts.append(counter.frame_count)
     print(json.dumps(counts))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    # flex_attention has no backward on CPU
+    with torch.set_grad_enabled(sys.argv[1] != "flex_attention"):
+        main(sys.argv[1])
