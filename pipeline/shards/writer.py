@@ -124,9 +124,8 @@ class _OpenShard:
     def _write_batch(self) -> None:
         # from buffers: pa.array would import pandas to ask whether it is handed a series
         count = len(self._ids)
-        tokens = pa.Array.from_buffers(
-            pa.uint16(), self._pending_tokens, [None, pa.py_buffer(np.concatenate(self._ids))]
-        )
+        ids = np.concatenate(self._ids) if count > 1 else self._ids[0]
+        tokens = pa.Array.from_buffers(pa.uint16(), self._pending_tokens, [None, pa.py_buffer(ids)])
         input_ids = pa.Array.from_buffers(SCHEMA.types[0], count, [None, _offsets(self._ids)], children=[tokens])
         names = [document_id.encode() for document_id in self._document_ids]
         document_ids = pa.Array.from_buffers(pa.string(), count, [None, _offsets(names), pa.py_buffer(b"".join(names))])

@@ -59,16 +59,6 @@ def test_ids_are_those_of_encoding_each_document_whole(
     assert got == [plain_ids(tokenizer_file, text) for text in texts]
 
 
-def test_a_long_text_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "PIECE_CHARACTERS", 4)
-    assert list(encode._cut("one two\nthree\n\n four")) == ["one two", "\nthree", "\n\n four"]
-
-
-def test_a_text_without_spaces_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "PIECE_CHARACTERS", 4)
-    assert list(encode._cut("abcdefghijkl")) == ["abcdefghijkl"]
-
-
 def test_a_tokenizer_that_adds_a_prefix_space_encodes_whole(
     edited: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
