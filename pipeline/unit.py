@@ -119,10 +119,11 @@ class UnitReader:
                         record.reason, size_bytes=record.size_bytes, location=record.location, example=record.example
                     )
                     continue
+                text_bytes = utf8_bytes(record.text)
                 # an estimate: a compressed file holds more text than bytes
-                read_bytes += utf8_bytes(record.text)
+                read_bytes += text_bytes
                 self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
-                kept = self._judge(record)
+                kept = self._judge(record, text_bytes=text_bytes)
                 if kept is not None:
                     # handed on without a name here, so that whoever takes a large text says how long it lives
                     handed_on = [kept]
@@ -133,23 +134,26 @@ class UnitReader:
         if self._verdicts is not None:
             self._verdicts.end()
 
-    def _judge(self, document: Document) -> KeptDocument | None:
+    def _judge(self, document: Document, *, text_bytes: int) -> KeptDocument | None:
         """The document as filters and deduplication leave it, or None once it is dropped."""
-        view = DocumentView(document.text, url=document.url or "")
+        given = document.text
+        view = DocumentView(given, url=document.url or "")
         reason = rejection(view, self._config.filters)
         if reason is not None:
-            self.drop(document, reason, text_bytes=utf8_bytes(document.text))
+            self.drop(document, reason, text_bytes=text_bytes)
             return None
-        if view.text != document.text:
+        if view.text != given:
             document = replace(document, text=view.text)
+            text_bytes = utf8_bytes(document.text)
         if self._verdicts is not None:
             judged = self._verdicts.judge(document)
             if isinstance(judged, str):
-                self.drop(document, judged, text_bytes=utf8_bytes(document.text))
+                self.drop(document, judged, text_bytes=text_bytes)
                 return None
-            document = judged
+            if judged is not document:
+                document, text_bytes = judged, utf8_bytes(judged.text)
         split = split_of(document.text, validation_fraction=self._config.validation_fraction)
-        return KeptDocument(document=document, split=split, text_bytes=utf8_bytes(document.text))
+        return KeptDocument(document=document, split=split, text_bytes=text_bytes)
 
     def drop(self, document: Document, reason: str, *, text_bytes: int) -> None:
         self.tally.drop(

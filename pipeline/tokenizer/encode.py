@@ -21,6 +21,7 @@ from typing import Any, get_args
 
 import numpy as np
 import orjson
+import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
@@ -35,11 +36,13 @@ from pipeline.tokenizer.engine import (
     TokenizersEngine,
     bytes_without_token,
     is_plain_byte_level_bpe,
+    vocabulary_of,
 )
 from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
 from pipeline.tokenizer.pieces import Cutter
 from pipeline.tokenizer.train import TokenizerError
+from pipeline.tokenizer.verdict import Verdict
 from pipeline.tokenizer.words import WordEngine
 
 PIECE_CHARACTERS = 1 << 17
@@ -61,12 +64,15 @@ class Encoder:
 
         Raises TokenizerError if it is not one, has no `eos_token`, or has more entries than 16 bits can number.
         """
-        try:
-            self.tokenizer = Tokenizer.from_str(content.decode())
-        except Exception as error:  # tokenizers raises bare Exception
-            reason = " ".join(str(error).split())[:200]
-            raise TokenizerError(f"{origin} is not a tokenizer.json of the tokenizers library: {reason}") from None
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.eos_token = eos_token
+        self.origin = origin
+        self._content = content
+        # the process that starts workers then needs no library, whose loading they would wait for
+        loads = Verdict(content, f"tokenizers {tokenizers.__version__}", finding="loads")
+        vocabulary = vocabulary_of(self._tree) if loads.is_known() else None
+        if vocabulary is None:
+            vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+            loads.remember()
         vocab_size = max(vocabulary.values(), default=-1) + 1
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise TokenizerError(
@@ -76,29 +82,42 @@ class Encoder:
             raise TokenizerError(
                 f"{origin} has no token {eos_token!r}; set tokenizer.eos_token to the one that ends documents"
             )
-        self.eos_token = eos_token
-        self.origin = origin
         self.record = TokenizerRecord(
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
         )
-        self._content = content
         is_plain = is_plain_byte_level_bpe(self._tree)
         self._cutter = Cutter(self._tree) if is_plain else None
-        literal = without_special_pieces(self._tree)
-        self._reference: Engine = TokenizersEngine(
-            self.tokenizer if literal is None else Tokenizer.from_str(orjson.dumps(literal).decode())
-        )
-        self._slow: Engine = WordEngine(self._reference) if is_plain else self._reference
         self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if is_plain else b""
         self._guard = Guard(self._missing_bytes)
+        self._literal = without_special_pieces(self._tree)
         self._fast: Engine | None = None
         self.begin_unit()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The library's own, loaded when first asked for."""
+        try:
+            return Tokenizer.from_str(self._content.decode())
+        except Exception as error:  # tokenizers raises bare Exception
+            reason = " ".join(str(error).split())[:200]
+            raise TokenizerError(f"{self.origin} is not a tokenizer.json of the tokenizers library: {reason}") from None
 
     @cached_property
     def _tree(self) -> dict[str, Any]:
         """The `tokenizer.json`, parsed. 16 MB of SmolLM2's."""
         tree: dict[str, Any] = orjson.loads(self._content)
         return tree
+
+    @cached_property
+    def _reference(self) -> Engine:
+        return TokenizersEngine(
+            self.tokenizer if self._literal is None else Tokenizer.from_str(orjson.dumps(self._literal).decode())
+        )
+
+    @cached_property
+    def _slow(self) -> Engine:
+        """The reference, in a faster way where there is one."""
+        return WordEngine(self._reference) if self._cutter is not None else self._reference
 
     def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
@@ -107,7 +126,7 @@ class Encoder:
             self._content,
             self._tree,
             wanted=wanted,
-            reference=self._reference,
+            reference=lambda: self._reference,
             guard=self._guard,
             input_bytes=input_bytes,
         )
@@ -117,16 +136,20 @@ class Encoder:
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
             self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
-            self.__dict__.pop("_tree", None)  # not needed while encoding
+            self.__dict__.pop("_tree", None)  # large, and not needed while encoding
         else:
             self._fast = engine
         self.begin_unit()
 
     def begin_unit(self, *, after: EngineDifferenceError | None = None) -> None:
         """Count afresh. `after` a difference the unit is done by the reference."""
-        self._engine = self._slow if self._fast is None or after else self._fast
+        self._distrusted = after is not None
         self._difference = None if after is None else str(after)
         self._pieces = self._checked = self._guarded = 0
+
+    @property
+    def _engine(self) -> Engine:
+        return self._slow if self._fast is None or self._distrusted else self._fast
 
     def unit_record(self) -> EncodingRecord:
         """What the engine has done since `begin_unit`."""
