@@ -200,7 +200,7 @@ class Encoder:
             part = self._encode_pieces([piece]).ids
             if count + len(part) > len(ids):
                 # of a large array the pages are moved, not copied
-                ids.resize((count + len(part)) * 9 // 8, refcheck=False)
+                ids.resize((count + len(part)) * 33 // 32, refcheck=False)
             ids[count : count + len(part)] = part
             count += len(part)
         ids.resize(count + 1, refcheck=False)

@@ -275,7 +275,7 @@ def test_a_large_document_is_encoded_in_bounded_memory(
     tokenizer.write_bytes(train_tokenizer([" internationalization" * 20], vocab_size=273 + 16))
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps({"text": word * repeats}) + "\n")
-    config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0)
+    config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0, unit_size_bytes=1 << 30)
     config.output_dir.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", BIG_DOCUMENT],
