@@ -15,9 +15,9 @@ def batches(items: Iterable[Item], *, size: Callable[[Item], int], min_size: int
     for item in items:
         batch.append(item)
         batch_size += size(item)
+        del item  # as large as a document: whoever takes the batch says how long it lives
         if batch_size >= min_size:
             yield batch
             batch, batch_size = [], 0
-            del item  # as large as a document, and the next may be long in coming
     if batch:
         yield batch

@@ -78,12 +78,17 @@ class KeptDocument:
     text_bytes: int
 
 
-def split_of(content: bytes, *, validation_fraction: float) -> Split:
+def split_of(text: str, *, validation_fraction: float) -> Split:
     """By a hash of the text, so that equal texts are never on both sides."""
     if validation_fraction == 0:
         return "train"
-    draw = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2.0**64
+    draw = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
     return "validation" if draw < validation_fraction else "train"
+
+
+def utf8_bytes(text: str) -> int:
+    """The size of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class UnitReader:
@@ -114,34 +119,41 @@ class UnitReader:
                         record.reason, size_bytes=record.size_bytes, location=record.location, example=record.example
                     )
                     continue
-                content = record.text.encode()
+                text_bytes = utf8_bytes(record.text)
                 # an estimate: a compressed file holds more text than bytes
-                read_bytes += len(content)
+                read_bytes += text_bytes
                 self.input_bytes = done_bytes + min(read_bytes, piece.size_bytes)
-                view = DocumentView(record.text, url=record.url or "")
-                reason = rejection(view, self._config.filters)
-                if reason is not None:
-                    self.drop(record, reason, text_bytes=len(content))
-                    continue
-                if view.text != record.text:
-                    record = replace(record, text=view.text)
-                    content = record.text.encode()
-                if self._verdicts is not None:
-                    judged = self._verdicts.judge(record)
-                    if isinstance(judged, str):
-                        self.drop(record, judged, text_bytes=len(content))
-                        continue
-                    if judged is not record:
-                        record, content = judged, judged.text.encode()
-                split = split_of(content, validation_fraction=self._config.validation_fraction)
-                kept = KeptDocument(document=record, split=split, text_bytes=len(content))
-                del content, record  # as large as the text; who takes the document says how long that lives
-                yield kept
-                del kept
+                kept = self._judge(record, text_bytes=text_bytes)
+                if kept is not None:
+                    # handed on without a name here, so that whoever takes a large text says how long it lives
+                    handed_on = [kept]
+                    del record, kept
+                    yield handed_on.pop()
             done_bytes += piece.size_bytes
             self.input_bytes = done_bytes
         if self._verdicts is not None:
             self._verdicts.end()
+
+    def _judge(self, document: Document, *, text_bytes: int) -> KeptDocument | None:
+        """The document as filters and deduplication leave it, or None once it is dropped."""
+        given = document.text
+        view = DocumentView(given, url=document.url or "")
+        reason = rejection(view, self._config.filters)
+        if reason is not None:
+            self.drop(document, reason, text_bytes=text_bytes)
+            return None
+        if view.text != given:
+            document = replace(document, text=view.text)
+            text_bytes = utf8_bytes(document.text)
+        if self._verdicts is not None:
+            judged = self._verdicts.judge(document)
+            if isinstance(judged, str):
+                self.drop(document, judged, text_bytes=text_bytes)
+                return None
+            if judged is not document:
+                document, text_bytes = judged, utf8_bytes(judged.text)
+        split = split_of(document.text, validation_fraction=self._config.validation_fraction)
+        return KeptDocument(document=document, split=split, text_bytes=text_bytes)
 
     def drop(self, document: Document, reason: str, *, text_bytes: int) -> None:
         self.tally.drop(
@@ -208,14 +220,22 @@ def _make_shards(
         }
         for batch in batches(reader, size=lambda kept: len(kept.document.text), min_size=BATCH_CHARACTERS):
             lengths, sizes = [], []
-            for kept, ids in zip(batch, encode_documents(encoder, [kept.document for kept in batch]), strict=True):
+            rows = encode_documents(encoder, [kept.document for kept in batch])
+            # a text goes before its ids are written, and those go when they are
+            batch.reverse()
+            rows.reverse()
+            while batch:
+                kept, ids = batch.pop(), rows.pop()
                 if len(ids) == 1 or not kept.document.text:
                     # only an EOS, or a header and an EOS: there is no token for any byte of the text
                     reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)
                     continue
-                writers[kept.split].add(kept.document.document_id, ids)
                 lengths.append(len(ids))
                 sizes.append(kept.text_bytes)
+                split, document_id = kept.split, kept.document.document_id
+                del kept
+                writers[split].add(document_id, ids)
+                del ids
             reader.tally.keep(tokens=lengths, text_bytes=sizes)
             tokens += sum(lengths)
             if time.perf_counter() - told >= PROGRESS_INTERVAL_S:

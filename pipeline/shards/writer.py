@@ -52,12 +52,13 @@ class ShardWriter:
 
     def add(self, document_id: str, ids: NDArray[np.uint16]) -> None:
         """Append a document: ids that end in EOS. Raises OSError, with the file's name, when the disk is full."""
-        size_bytes = ids.nbytes + len(document_id.encode())
+        document_id_utf8 = document_id.encode()
+        size_bytes = ids.nbytes + len(document_id_utf8)
         if self._shard is not None and self._shard.content_bytes + size_bytes > self._shard_size_bytes:
             self._close_shard()
         if self._shard is None:
             self._shard = _OpenShard(shard_path(self._directory, unit=self._unit, number=len(self._records)))
-        self._shard.add(document_id, ids, size_bytes=size_bytes)
+        self._shard.add(document_id_utf8, ids, size_bytes=size_bytes)
 
     def finish(self) -> tuple[ShardRecord, ...]:
         """Close the last shard. Every shard is on disk for good when this returns."""
@@ -94,10 +95,10 @@ class _OpenShard:
         self._file = DigestingFile(self._temporary)
         self._stream: Any = pa.ipc.new_stream(self._file, SCHEMA)
         self._ids: list[NDArray[np.uint16]] = []
-        self._document_ids: list[str] = []
+        self._document_ids: list[bytes] = []
         self._pending_tokens = 0
 
-    def add(self, document_id: str, ids: NDArray[np.uint16], *, size_bytes: int) -> None:
+    def add(self, document_id: bytes, ids: NDArray[np.uint16], *, size_bytes: int) -> None:
         self._ids.append(ids)
         self._document_ids.append(document_id)
         self._pending_tokens += len(ids)
@@ -124,11 +125,10 @@ class _OpenShard:
     def _write_batch(self) -> None:
         # from buffers: pa.array would import pandas to ask whether it is handed a series
         count = len(self._ids)
-        tokens = pa.Array.from_buffers(
-            pa.uint16(), self._pending_tokens, [None, pa.py_buffer(np.concatenate(self._ids))]
-        )
+        ids = np.concatenate(self._ids) if count > 1 else self._ids[0]
+        tokens = pa.Array.from_buffers(pa.uint16(), self._pending_tokens, [None, pa.py_buffer(ids)])
         input_ids = pa.Array.from_buffers(SCHEMA.types[0], count, [None, _offsets(self._ids)], children=[tokens])
-        names = [document_id.encode() for document_id in self._document_ids]
+        names = self._document_ids
         document_ids = pa.Array.from_buffers(pa.string(), count, [None, _offsets(names), pa.py_buffer(b"".join(names))])
         self._stream.write_batch(pa.RecordBatch.from_arrays([input_ids, document_ids], schema=SCHEMA))
         self._ids, self._document_ids, self._pending_tokens = [], [], 0

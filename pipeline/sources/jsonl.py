@@ -17,6 +17,7 @@ from pipeline.sources.compression import open_piece
 from pipeline.sources.fields import record_of, value_at
 from pipeline.sources.frames import frame_ranges
 from pipeline.sources.lines import Lines
+from pipeline.sources.long_json import LONG_BYTES, NO_LONG_STRINGS, parse
 from pipeline.sources.piece import Piece, byte_ranges
 from pipeline.sources.storage import find_files, readable
 from pipeline.sources.suffix import is_compressed
@@ -37,38 +38,53 @@ def read_piece(config: JsonlConfig, piece: Piece) -> Iterator[Record]:
     with open_piece(piece) as file:
         lines = Lines(file, piece)
         while not lines.is_over:
-            # no name for either: a line is gone when its record is handed on, and that when the next line is read
-            yield from _next_record(config, lines, name)
+            # no name for either: a line is gone before its record is handed on, and that is not held while it is used
+            records = _next_record(config, lines, name)
+            if records:
+                yield records.pop()
 
 
-def _next_record(config: JsonlConfig, lines: Lines, name: str) -> tuple[Record, ...]:
+def _next_record(config: JsonlConfig, lines: Lines, name: str) -> list[Record]:
     """The record of the next line; none if the line is blank, or was the last."""
     place, line = lines.read()
     size_bytes = len(line)
-    line = line.removeprefix(BOM_UTF8).strip()
-    return (json_record(config, line, location=f"{name}@{place}", size_bytes=size_bytes),) if line else ()
+    content: bytes | bytearray = line.removeprefix(BOM_UTF8).strip()
+    del line
+    if len(content) >= LONG_BYTES:
+        content = bytearray(content)
+    return [json_record(config, content, location=f"{name}@{place}", size_bytes=size_bytes)] if content else []
 
 
-def json_record(config: JsonlConfig | JsonArrayConfig, content: bytes, *, location: str, size_bytes: int) -> Record:
-    """A record of the JSON text of an object, of which no more than MAX_RECORD_BYTES + 1 need be given."""
+def json_record(
+    config: JsonlConfig | JsonArrayConfig, content: bytes | bytearray, *, location: str, size_bytes: int
+) -> Record:
+    """A record of the JSON text of an object, of which no more than MAX_RECORD_BYTES + 1 need be given.
+
+    A bytearray is parsed as a long text, in less memory, and may be empty afterwards.
+    """
+    example = bytes(content[:1000])
     if size_bytes > MAX_RECORD_BYTES:
-        return BadRecord(location, "too_large", size_bytes, shorten(content[:1000]))
+        return BadRecord(location, "too_large", size_bytes, shorten(example))
+    strings = NO_LONG_STRINGS
     try:
-        record = orjson.loads(content)
+        if isinstance(content, bytearray):
+            record, strings = parse(content)
+        else:
+            record = orjson.loads(content)
     except orjson.JSONDecodeError:
-        return BadRecord(location, _why_not_json(content), size_bytes, shorten(content[:1000]))
+        return BadRecord(location, _why_not_json(content), size_bytes, shorten(example))
     if not isinstance(record, dict):
-        return BadRecord(location, "not_an_object", size_bytes, shorten(content[:1000]))
+        return BadRecord(location, "not_an_object", size_bytes, shorten(example))
     return record_of(
         config,
-        lambda path: value_at(record, path),
+        lambda path: strings.whole(value_at(record, path)),
         location=location,
         size_bytes=size_bytes,
-        example=content[:1000],
+        example=example,
     )
 
 
-def _why_not_json(content: bytes) -> BadReason:
+def _why_not_json(content: bytes | bytearray) -> BadReason:
     try:
         content.decode()
     except UnicodeDecodeError:

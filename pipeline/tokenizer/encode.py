@@ -2,9 +2,8 @@
 makes them.
 
 Literals of special tokens in a text are text: no text can make an EOS. The ids of a document are those of encoding it
-whole, though a long one is encoded in pieces: a piece ends before a space or newline that follows a non-space, where
-no match of GPT-2's pattern can reach across and none looks back. That holds for byte-level BPE without a normalizer,
-where the reference also remembers words (`words.py`); for any other tokenizer documents are encoded whole.
+whole, though with byte-level BPE a long one is encoded in pieces (`pieces.py`), and the reference remembers words
+(`words.py`); with any other tokenizer documents are encoded whole.
 
 A fast engine is not believed for ever: of every unit the first piece and each CHECK_EVERY-th after it, or
 CHECK_CHARACTERS of a longer one, is encoded by the reference too, and the first difference raises
@@ -14,14 +13,15 @@ at once.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import orjson
+import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
@@ -36,10 +36,13 @@ from pipeline.tokenizer.engine import (
     TokenizersEngine,
     bytes_without_token,
     is_plain_byte_level_bpe,
+    vocabulary_of,
 )
 from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
+from pipeline.tokenizer.pieces import Cutter
 from pipeline.tokenizer.train import TokenizerError
+from pipeline.tokenizer.verdict import Verdict
 from pipeline.tokenizer.words import WordEngine
 
 PIECE_CHARACTERS = 1 << 17
@@ -47,7 +50,6 @@ PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
 CHECK_CHARACTERS = 1 << 12
-_BOUNDARY = re.compile(r"\S(?=[ \n])")
 
 
 class EngineDifferenceError(Exception):
@@ -62,12 +64,15 @@ class Encoder:
 
         Raises TokenizerError if it is not one, has no `eos_token`, or has more entries than 16 bits can number.
         """
-        try:
-            self.tokenizer = Tokenizer.from_str(content.decode())
-        except Exception as error:  # tokenizers raises bare Exception
-            reason = " ".join(str(error).split())[:200]
-            raise TokenizerError(f"{origin} is not a tokenizer.json of the tokenizers library: {reason}") from None
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        self.eos_token = eos_token
+        self.origin = origin
+        self._content = content
+        # the process that starts workers then needs no library, whose loading they would wait for
+        loads = Verdict(content, f"tokenizers {tokenizers.__version__}", finding="loads")
+        vocabulary = vocabulary_of(self._tree) if loads.is_known() else None
+        if vocabulary is None:
+            vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+            loads.remember()
         vocab_size = max(vocabulary.values(), default=-1) + 1
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise TokenizerError(
@@ -77,23 +82,42 @@ class Encoder:
             raise TokenizerError(
                 f"{origin} has no token {eos_token!r}; set tokenizer.eos_token to the one that ends documents"
             )
-        self.eos_token = eos_token
-        self.origin = origin
         self.record = TokenizerRecord(
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
         )
-        self._content = content
-        self._tree = orjson.loads(content)
-        self._splits_exactly = is_plain_byte_level_bpe(self._tree)
-        literal = without_special_pieces(self._tree)
-        self._reference: Engine = TokenizersEngine(
-            self.tokenizer if literal is None else Tokenizer.from_str(orjson.dumps(literal).decode())
-        )
-        self._slow: Engine = WordEngine(self._reference) if self._splits_exactly else self._reference
-        self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if self._splits_exactly else b""
+        is_plain = is_plain_byte_level_bpe(self._tree)
+        self._cutter = Cutter(self._tree) if is_plain else None
+        self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if is_plain else b""
         self._guard = Guard(self._missing_bytes)
+        self._literal = without_special_pieces(self._tree)
         self._fast: Engine | None = None
         self.begin_unit()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The library's own, loaded when first asked for."""
+        try:
+            return Tokenizer.from_str(self._content.decode())
+        except Exception as error:  # tokenizers raises bare Exception
+            reason = " ".join(str(error).split())[:200]
+            raise TokenizerError(f"{self.origin} is not a tokenizer.json of the tokenizers library: {reason}") from None
+
+    @cached_property
+    def _tree(self) -> dict[str, Any]:
+        """The `tokenizer.json`, parsed. 16 MB of SmolLM2's."""
+        tree: dict[str, Any] = orjson.loads(self._content)
+        return tree
+
+    @cached_property
+    def _reference(self) -> Engine:
+        return TokenizersEngine(
+            self.tokenizer if self._literal is None else Tokenizer.from_str(orjson.dumps(self._literal).decode())
+        )
+
+    @cached_property
+    def _slow(self) -> Engine:
+        """The reference, in a faster way where there is one."""
+        return WordEngine(self._reference) if self._cutter is not None else self._reference
 
     def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
@@ -102,7 +126,7 @@ class Encoder:
             self._content,
             self._tree,
             wanted=wanted,
-            reference=self._reference,
+            reference=lambda: self._reference,
             guard=self._guard,
             input_bytes=input_bytes,
         )
@@ -112,15 +136,20 @@ class Encoder:
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
             self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
+            self.__dict__.pop("_tree", None)  # large, and not needed while encoding
         else:
             self._fast = engine
         self.begin_unit()
 
     def begin_unit(self, *, after: EngineDifferenceError | None = None) -> None:
         """Count afresh. `after` a difference the unit is done by the reference."""
-        self._engine = self._slow if self._fast is None or after else self._fast
+        self._distrusted = after is not None
         self._difference = None if after is None else str(after)
         self._pieces = self._checked = self._guarded = 0
+
+    @property
+    def _engine(self) -> Engine:
+        return self._slow if self._fast is None or self._distrusted else self._fast
 
     def unit_record(self) -> EncodingRecord:
         """What the engine has done since `begin_unit`."""
@@ -143,45 +172,55 @@ class Encoder:
         return int(number)
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, ending in EOS and holding it nowhere else: views of one array.
+        """The ids of each text, ending in EOS and holding it nowhere else.
 
         Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
-        ends: list[int] = []
-        # piece after piece: together they are a second copy of the texts
-        pieces = self._pieces_of(texts, ends)
-        parts = [self._encode_pieces(batch) for batch in batches(pieces, size=len, min_size=BATCH_CHARACTERS)]
-        counts = np.concatenate([np.empty(0, np.int64), *(np.diff(part.offsets) for part in parts)])
-        stops = np.concatenate([[0], np.cumsum(counts)])[ends]
-        ids = np.concatenate([np.empty(0, TOKEN_DTYPE), *(part.ids for part in parts)])
-        del parts
-        if np.any(ids == self.record.eos_token_id):
-            raise TokenizerError(
-                f"{self.origin} makes {self.eos_token!r} out of text; "
-                'mark it as `"special": true` in added_tokens, so that it only ends documents'
-            )
-        with_eos = np.insert(ids, stops, TOKEN_DTYPE.type(self.record.eos_token_id))
-        bounds = [0, *(stops + np.arange(1, len(stops) + 1)).tolist()]
+        rows: list[TokenIds] = []
+        for is_long, group in groupby(texts, key=lambda text: len(text) > PIECE_CHARACTERS):
+            if is_long:
+                rows += map(self._encode_alone, group)
+            else:
+                for batch in batches(group, size=len, min_size=BATCH_CHARACTERS):
+                    rows += self._encode_together(batch)
+        return rows
+
+    def _encode_together(self, texts: list[str]) -> list[TokenIds]:
+        """Views of one array."""
+        flat = self._encode_pieces(texts)
+        with_eos = np.insert(flat.ids, flat.offsets[1:], TOKEN_DTYPE.type(self.record.eos_token_id))
+        bounds = (flat.offsets + np.arange(len(flat.offsets))).tolist()
         return [with_eos[start:stop] for start, stop in pairwise(bounds)]
 
-    def _pieces_of(self, texts: Sequence[str], ends: list[int]) -> Iterator[str]:
-        """What is encoded at a time; after each text, how many pieces there were so far is added to `ends`."""
+    def _encode_alone(self, text: str) -> TokenIds:
+        ids = np.empty(0, TOKEN_DTYPE)
         count = 0
-        for text in texts:
-            if self._splits_exactly and len(text) > PIECE_CHARACTERS:
-                for piece in _cut(text):
-                    count += 1
-                    yield piece
-            else:
-                count += 1
-                yield text
-            ends.append(count)
+        # piece after piece: together they are a second copy of the text
+        for piece in (text,) if self._cutter is None else self._cutter.pieces(text, characters=PIECE_CHARACTERS):
+            part = self._encode_pieces([piece]).ids
+            if count + len(part) > len(ids):
+                # of a large array the pages are moved, not copied
+                ids.resize((count + len(part)) * 33 // 32, refcheck=False)
+            ids[count : count + len(part)] = part
+            count += len(part)
+        ids.resize(count + 1, refcheck=False)
+        ids[-1] = self.record.eos_token_id
+        return ids
 
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
         return len(self._missing_bytes)
 
     def _encode_pieces(self, pieces: list[str]) -> FlatIds:
+        flat = self._encode_unchecked(pieces)
+        if np.any(flat.ids == self.record.eos_token_id):
+            raise TokenizerError(
+                f"{self.origin} makes {self.eos_token!r} out of text; "
+                'mark it as `"special": true` in added_tokens, so that it only ends documents'
+            )
+        return flat
+
+    def _encode_unchecked(self, pieces: list[str]) -> FlatIds:
         first = self._pieces
         self._pieces += len(pieces)
         if self._engine is not self._fast:
@@ -222,18 +261,6 @@ def read_tokenizer(path: Path) -> bytes:
         raise TokenizerError(
             f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, or train one (tokenizer.train)"
         ) from None
-
-
-def _cut(text: str) -> Iterator[str]:
-    """Pieces of about PIECE_CHARACTERS that encode independently; text without spaces stays in one piece."""
-    start = 0
-    while len(text) - start > PIECE_CHARACTERS:
-        boundary = _BOUNDARY.search(text, start + PIECE_CHARACTERS - 1)
-        if boundary is None:
-            break
-        yield text[start : boundary.end()]
-        start = boundary.end()
-    yield text[start:]
 
 
 def _interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:

@@ -133,6 +133,16 @@ def is_plain_byte_level_bpe(tokenizer: dict[str, Any]) -> bool:
     return bool(byte_level["use_regex"]) and not byte_level["add_prefix_space"] and not plain_added_tokens
 
 
+def vocabulary_of(tokenizer: dict[str, Any]) -> dict[str, int] | None:
+    """All entries of this `tokenizer.json` and their ids, if the file alone tells them: every added token is an entry
+    of its model already. None where the library has to be asked."""
+    model_entries = tokenizer["model"].get("vocab")
+    if not isinstance(model_entries, dict):
+        return None
+    added_tokens = tokenizer.get("added_tokens", [])
+    return model_entries if all(model_entries.get(token["content"]) == token["id"] for token in added_tokens) else None
+
+
 def bytes_without_token(vocabulary: dict[str, int]) -> bytes:
     """The bytes that a byte-level BPE has no token for, and drops silently."""
     return bytes(byte for byte, character in enumerate(_BYTE_CHARACTERS) if character not in vocabulary)

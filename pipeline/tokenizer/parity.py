@@ -12,8 +12,10 @@ them goes to the reference (`Guard`); a vocabulary that lacks none needs no guar
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+import tokenizers
 
 from pipeline.document import shorten
 from pipeline.tokenizer.engine import (
@@ -96,13 +98,19 @@ def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Itera
 
 
 def choose_engine(
-    content: bytes, tree: dict[str, Any], *, wanted: str, reference: Engine, guard: Guard, input_bytes: int
+    content: bytes,
+    tree: dict[str, Any],
+    *,
+    wanted: str,
+    reference: Callable[[], Engine],
+    guard: Guard,
+    input_bytes: int,
 ) -> EngineName:
     """The engine that `tokenizer.engine` asks for; `auto`: splintr if it may stand in. Says once what it took, and why.
 
-    `content` is that of a `tokenizer.json`, and `tree` the same, parsed. A word of one letter is compared at the length
-    of the input, which no word in it exceeds, up to LONG_CHARACTERS. What was found equal once is remembered for this
-    tokenizer, these versions and these cases (`verdict.py`).
+    `content` is that of a `tokenizer.json`, and `tree` the same, parsed; `reference` is made if it is needed. A word of
+    one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS. What was
+    found equal once is remembered for this tokenizer, these versions and these cases (`verdict.py`).
 
     Raises TokenizerError if the fast engine is asked for by name and cannot be used.
     """
@@ -120,13 +128,13 @@ def choose_engine(
 
 
 def _difference(
-    content: bytes, tree: dict[str, Any], reference: Engine, guard: Guard, *, input_bytes: int
+    content: bytes, tree: dict[str, Any], reference: Callable[[], Engine], guard: Guard, *, input_bytes: int
 ) -> str | None:
     # to the next power of two, so that inputs of about one size share a verdict
     long_characters = min(LONG_CHARACTERS, 1 << input_bytes.bit_length())
     special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
     cases = hard_cases(special_tokens, long_characters=long_characters)
-    engines = (f"splintr {splintr_version()}", f"{reference.name} {reference.version}")
+    engines = (f"splintr {splintr_version()}", f"tokenizers {tokenizers.__version__}")
     verdict = Verdict(content, *engines, *cases)
     remembered = verdict.is_known()
     if not remembered:
@@ -134,7 +142,7 @@ def _difference(
             fast = SplintrEngine(tree)
         except TokenizerError as error:
             return str(error)
-        difference = first_difference(reference, fast, guard, cases)
+        difference = first_difference(reference(), fast, guard, cases)
         if difference is not None:
             return f"{engines[0]} differs from {engines[1]} on {difference}"
         verdict.remember()

@@ -1,7 +1,9 @@
-"""Remembers, in the user's cache folder, which comparisons of engines found them equal, so that each is made once.
+"""Remembers, in the user's cache folder, which comparisons of engines found them equal and which tokenizers could be
+loaded, so that each is found out once.
 
 A verdict is known by a digest of all that went into it, so that it never speaks for another tokenizer, another version
-or other cases. Only equality is remembered. A cache that cannot be read or written is no cache: one compares again.
+or other cases. Only what was found in order is remembered. A cache that cannot be read or written is no cache: one
+looks again.
 """
 
 from __future__ import annotations
@@ -10,17 +12,18 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
+from typing import Literal
 
 
 class Verdict:
-    """Whether a comparison, named by everything that it depends on, has been made and found no difference."""
+    """Whether something, named by everything that it depends on, was looked at and found in order."""
 
-    def __init__(self, *ingredients: bytes | str) -> None:
+    def __init__(self, *ingredients: bytes | str, finding: Literal["equal", "loads"] = "equal") -> None:
         sha256 = hashlib.sha256()
         for ingredient in ingredients:
             content = ingredient.encode() if isinstance(ingredient, str) else ingredient
             sha256.update(len(content).to_bytes(8, "little") + content)
-        self._name = f"equal-{sha256.hexdigest()}"
+        self._name = f"{finding}-{sha256.hexdigest()}"
 
     def is_known(self) -> bool:
         with contextlib.suppress(OSError, RuntimeError):

@@ -101,7 +101,7 @@ def test_ids_are_those_of_one_document_at_a_time(
     for file in sorted(corpus.iterdir()):
         for line in file.read_text().splitlines():
             text = json.loads(line)["text"]
-            split = split_of(text.encode(), validation_fraction=config.validation_fraction)
+            split = split_of(text, validation_fraction=config.validation_fraction)
             expected[split].append([*tokenizer.encode(text).ids, 0])
     assert ids_of(config.output_dir) == expected["train"]
     assert ids_of(config.output_dir / "validation") == expected["validation"]
@@ -109,10 +109,10 @@ def test_ids_are_those_of_one_document_at_a_time(
 
 
 def test_the_split_follows_the_text_alone() -> None:
-    assert split_of(b"abc", validation_fraction=0.0) == "train"
+    assert split_of("abc", validation_fraction=0.0) == "train"
     # blake2b of 8 bytes of b"abc" is d8bb14d833d59559, over 2^64 that is 0.8466
-    assert split_of(b"abc", validation_fraction=0.8465) == "train"
-    assert split_of(b"abc", validation_fraction=0.8467) == "validation"
+    assert split_of("abc", validation_fraction=0.8465) == "train"
+    assert split_of("abc", validation_fraction=0.8467) == "validation"
 
 
 def test_the_record_says_what_was_written(

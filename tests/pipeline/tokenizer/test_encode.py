@@ -59,16 +59,6 @@ def test_ids_are_those_of_encoding_each_document_whole(
     assert got == [plain_ids(tokenizer_file, text) for text in texts]
 
 
-def test_a_long_text_is_cut_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "PIECE_CHARACTERS", 4)
-    assert list(encode._cut("one two\nthree\n\n four")) == ["one two", "\nthree", "\n\n four"]
-
-
-def test_a_text_without_spaces_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "PIECE_CHARACTERS", 4)
-    assert list(encode._cut("abcdefghijkl")) == ["abcdefghijkl"]
-
-
 def test_a_tokenizer_that_adds_a_prefix_space_encodes_whole(
     edited: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,3 +140,21 @@ def test_bytes_without_a_token_are_counted(encoder: Encoder, edited: Callable[..
 
     assert encoder.missing_byte_tokens() == 0
     assert Encoder(edited(drop_two_bytes), eos_token="<|endoftext|>").missing_byte_tokens() == 2
+
+
+def test_a_tokenizer_that_has_loaded_before_is_not_loaded_to_be_described(
+    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    assert "tokenizer" in vars(first)
+    second = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    assert "tokenizer" not in vars(second)
+    assert second.record == first.record
+    assert second.encode(["the shard"])[0].tolist() == first.encode(["the shard"])[0].tolist()
+
+
+def test_a_tokenizer_that_does_not_load_is_refused_every_time() -> None:
+    for _ in range(2):
+        with pytest.raises(TokenizerError, match=r"is not a tokenizer.json of the tokenizers library"):
+            Encoder(b'{"model": {"vocab": {"a": 0}}}', eos_token="a")

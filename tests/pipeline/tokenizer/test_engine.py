@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine
+from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine, vocabulary_of
 from pipeline.tokenizer.train import TokenizerError
 
 
@@ -41,3 +41,14 @@ def test_a_file_that_splintr_refuses_is_one_line() -> None:
     with pytest.raises(TokenizerError, match=r"^splintr cannot read the tokenizer: ") as caught:
         SplintrEngine({"model": {"type": "Nothing", "vocab": {}}})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_file_tells_the_vocabulary_if_every_added_token_is_an_entry_of_the_model(tokenizer_file: Path) -> None:
+    tree = json.loads(tokenizer_file.read_bytes())
+    library = Tokenizer.from_file(str(tokenizer_file))
+    assert vocabulary_of(tree) == library.get_vocab(with_added_tokens=True)
+    added = {"id": 300, "content": "<new>", "special": True}
+    assert vocabulary_of(tree | {"added_tokens": [*tree["added_tokens"], added]}) is None
+    moved = [tree["added_tokens"][0] | {"id": 5}]
+    assert vocabulary_of(tree | {"added_tokens": moved}) is None
+    assert vocabulary_of(tree | {"model": {"type": "Unigram", "vocab": [["a", 0.0]]}}) is None
