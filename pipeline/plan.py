@@ -19,8 +19,10 @@ from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
 
-# what a kill costs at most: filtering, deduplicating and encoding it takes a core some seconds (docs/data.md)
+# what a kill costs a worker at most: less than ten seconds, whatever the engine (benchmarks/lost_work.py). Filters that
+# look into a text go through some 2 to 7 MB/s, everything else through 7 to 45
 UNIT_SIZE_BYTES = 32 << 20
+FILTERED_UNIT_SIZE_BYTES = 8 << 20
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
@@ -74,22 +76,24 @@ def make_plan(config: PipelineConfig) -> Plan:
 
     Raises SourceError for a source that has no input or cannot be opened.
     """
-    cut_bytes = config.unit_size_bytes or UNIT_SIZE_BYTES
+    cut_bytes = config.unit_size_bytes or _default_unit_size_bytes(config)
     pieces: dict[str, list[Piece]] = {}
     for source in config.sources:
         pieces[source.name] = list(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
         if not pieces[source.name]:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
-    return Plan(units_of(pieces, unit_size_bytes=config.unit_size_bytes))
+    return Plan(units_of(pieces, config))
 
 
 def units_of(
-    pieces: Mapping[str, Sequence[Piece]], *, unit_size_bytes: int | None, first_index: int = 0
+    pieces: Mapping[str, Sequence[Piece]], config: PipelineConfig, *, first_index: int = 0
 ) -> tuple[Unit, ...]:
-    """Units of the pieces of each source, numbered on; None: of a size that makes no more than about MAX_UNITS."""
+    """Units of the pieces of each source, numbered on; of the default size, or larger, no more than about MAX_UNITS."""
+    unit_size_bytes = config.unit_size_bytes
     if unit_size_bytes is None:
         total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
-        unit_size_bytes = UNIT_SIZE_BYTES * max(1, math.ceil(total_bytes / (UNIT_SIZE_BYTES * MAX_UNITS)))
+        default_bytes = _default_unit_size_bytes(config)
+        unit_size_bytes = default_bytes * max(1, math.ceil(total_bytes / (default_bytes * MAX_UNITS)))
     units: list[Unit] = []
     for source, of_source in pieces.items():
         groups = list(group_pieces(of_source, unit_size_bytes=unit_size_bytes))
@@ -99,6 +103,11 @@ def units_of(
             for index, group in enumerate(groups, start=first_index + len(units))
         ]
     return tuple(units)
+
+
+def _default_unit_size_bytes(config: PipelineConfig) -> int:
+    is_filtered = any(chosen.type not in ("length", "url") for chosen in config.filters)
+    return FILTERED_UNIT_SIZE_BYTES if is_filtered else UNIT_SIZE_BYTES
 
 
 def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[tuple[Piece, ...]]:
