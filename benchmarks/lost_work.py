@@ -8,8 +8,9 @@ the last records was written, so what is lost can be told from the times of the 
 that record to the kill.
 
 The text is prose of real sentences (of the docstrings of the standard library and the descriptions of installed
-packages), because a document that every filter lets through costs the most. Seconds are those of the clock: on a
-machine that does something else besides they are more. `--engine tokenizers` is the slower one.
+packages), because a document that every filter lets through costs the most. Beside the seconds of the clock stand
+those of the processor, which are fewer on a machine that does something else besides: the clock's, times the share
+that the workers had of a core. `--engine tokenizers` is the slower one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -51,6 +53,14 @@ FILTERS = (
     {"type": "pii"},
     {"type": "length", "min_characters": 50},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of one worker by one kill, by the clock and of the processor."""
+
+    seconds: float
+    cpu_s: float
 
 
 def sentences() -> list[str]:
@@ -95,8 +105,27 @@ def times_of(dataset: Path, records: str) -> list[float]:
     return sorted(path.stat().st_mtime for path in dataset.glob(records))
 
 
-def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: float) -> list[float] | None:
-    """Seconds that each worker lost; None if the pass was over before."""
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:  # it has ended
+        return []
+
+
+def share_of_a_core(run: subprocess.Popen[bytes]) -> float:
+    """That the workers have had since they began; they are children of the server that they are forked off."""
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    now_s = float(Path("/proc/uptime").read_text().split()[0])
+    used_s = there_s = 0.0
+    for worker in (worker for child in children_of(run.pid) for worker in children_of(child)):
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        used_s += (int(fields[11]) + int(fields[12])) / ticks_per_s
+        there_s += now_s - int(fields[19]) / ticks_per_s
+    return used_s / there_s
+
+
+def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: float) -> list[Loss] | None:
+    """What each worker lost; None if the pass was over before."""
     done_before = len(times_of(dataset, records))
     log = subprocess.DEVNULL
     run = subprocess.Popen([sys.executable, "-m", "pipeline", "run", str(config_file)], stdout=log, stderr=log)
@@ -108,15 +137,17 @@ def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: f
         time.sleep(POLL_S)
     if run.poll() is not None:
         return None
-    killed = time.time()
+    killed, share = time.time(), share_of_a_core(run)
     run.kill()
     run.wait()
     is_over = records == SIGNED and any(dataset.glob(".work/deduplication/links/*"))
     begun = [written for written in times_of(dataset, records) if written < killed][-WORKERS:]
-    return None if is_over or (dataset / "manifest.json").exists() else [killed - written for written in begun]
+    if is_over or (dataset / "manifest.json").exists():
+        return None
+    return [Loss(killed - written, (killed - written) * share) for written in begun]
 
 
-def losses(config_file: Path, config: PipelineConfig, records: str, *, kills: int) -> Iterator[list[float]]:
+def losses(config_file: Path, config: PipelineConfig, records: str, *, kills: int) -> Iterator[list[Loss]]:
     """Of so many kills in a pass; the dataset begins anew when the pass is over."""
     draw = random.Random(2)
     while kills:
@@ -154,10 +185,11 @@ def main() -> None:
         print(f"{len(plan.units)} units of {mean_mb:.1f} MB, {WORKERS} workers, engine {arguments.engine}")
         for what, records in (("signing", SIGNED), ("encoding", ENCODED)):
             found = losses(folder / "config.yaml", config, records, kills=arguments.kills)
-            lost = [seconds for of_workers in found for seconds in of_workers]
+            lost = [loss for of_workers in found for loss in of_workers]
+            seconds, cpu_s = [loss.seconds for loss in lost], [loss.cpu_s for loss in lost]
             print(
-                f"{what:9} {arguments.kills} kills, seconds lost of a worker: median {statistics.median(lost):.1f}, "
-                f"most {max(lost):.1f}",
+                f"{what:9} {arguments.kills} kills, lost of a worker: processor median {statistics.median(cpu_s):.1f}, "
+                f"most {max(cpu_s):.1f} s; clock median {statistics.median(seconds):.1f}, most {max(seconds):.1f} s",
                 flush=True,
             )
 
