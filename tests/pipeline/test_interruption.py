@@ -261,7 +261,7 @@ def test_a_document_of_50_mb_is_encoded_in_bounded_memory(tmp_path: Path, make_c
     tokenizer.write_bytes(train_tokenizer([word * 20], vocab_size=273 + 16))
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps({"text": word * 2_400_000}) + "\n")  # 50.4 MB
-    config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0)
+    config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0, unit_size_bytes=1 << 30)
     config.output_dir.mkdir()
     done = subprocess.run(
         [sys.executable, "-c", BIG_DOCUMENT],
