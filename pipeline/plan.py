@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,9 @@ FILTERED_UNIT_SIZE_BYTES = 8 << 20
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
+
+# whose pieces are ranges of bytes
+_TYPES_OF_RANGES = ("jsonl",)
 
 MAX_NAMED_PIECES = 8
 
@@ -94,12 +97,18 @@ def units_of(
         total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
         default_bytes = _default_unit_size_bytes(config)
         unit_size_bytes = default_bytes * max(1, math.ceil(total_bytes / (default_bytes * MAX_UNITS)))
+    types = {source.name: source.type for source in config.sources}
     units: list[Unit] = []
     for source, of_source in pieces.items():
         groups = list(group_pieces(of_source, unit_size_bytes=unit_size_bytes))
         max_examples = examples_per_unit(len(groups)) if groups else 0
         units += [
-            Unit(index=index, source=source, pieces=group, max_examples=max_examples)
+            Unit(
+                index=index,
+                source=source,
+                pieces=_joined(group) if types[source] in _TYPES_OF_RANGES else group,
+                max_examples=max_examples,
+            )
             for index, group in enumerate(groups, start=first_index + len(units))
         ]
     return tuple(units)
@@ -108,6 +117,18 @@ def units_of(
 def _default_unit_size_bytes(config: PipelineConfig) -> int:
     is_filtered = any(chosen.type not in ("length", "url") for chosen in config.filters)
     return FILTERED_UNIT_SIZE_BYTES if is_filtered else UNIT_SIZE_BYTES
+
+
+def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Ranges of a file that follow each other, as one: what is read is the same, and a plan of many TB stays small."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last is not None and (last.path, last.stop) == (piece.path, piece.start):
+            joined[-1] = replace(last, stop=piece.stop, size_bytes=last.size_bytes + piece.size_bytes)
+        else:
+            joined.append(piece)
+    return tuple(joined)
 
 
 def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[tuple[Piece, ...]]:

@@ -38,13 +38,22 @@ def test_a_large_input_is_cut_into_so_many_units_by_grouping_its_ranges(
 ) -> None:
     ranges = [piece(str(number), UNIT_SIZE_BYTES) for number in range(5 * MAX_UNITS // 2)]
     default = make_config()
-    assert {len(unit.pieces) for unit in units_of({"few": ranges[:MAX_UNITS]}, default)} == {1}
-    units = units_of({"web": ranges[:10], "code": ranges}, default, first_index=7)
-    assert [len(unit.pieces) for unit in units[:4]] == [3, 3, 3, 1]
+    assert {len(unit.pieces) for unit in units_of({"corpus": ranges[:MAX_UNITS]}, default)} == {1}
+    units = units_of({"corpus": ranges}, default, first_index=7)
+    assert [len(unit.pieces) for unit in units[:2]] == [3, 3]
     assert [unit.index for unit in units] == list(range(7, 7 + len(units)))
     assert len(units) <= MAX_UNITS
     # what the config says is what is done
-    assert len(units_of({"code": ranges}, make_config(unit_size_bytes=UNIT_SIZE_BYTES))) == len(ranges)
+    assert len(units_of({"corpus": ranges}, make_config(unit_size_bytes=UNIT_SIZE_BYTES))) == len(ranges)
+
+
+def test_ranges_that_follow_each_other_in_a_unit_are_one(make_config: Callable[..., PipelineConfig]) -> None:
+    ranges = [Piece("a", "1", start, start + 10, 30) for start in (0, 10, 20, 40)] + [Piece("b", "1", 50, 60, 30)]
+    (unit,) = units_of({"corpus": ranges}, make_config())
+    assert unit.pieces == (Piece("a", "1", 0, 30, 90), Piece("a", "1", 40, 50, 30), Piece("b", "1", 50, 60, 30))
+    parquet = {"name": "corpus", "type": "parquet", "files": ["a"]}
+    (unit,) = units_of({"corpus": ranges}, make_config(sources=[parquet]))
+    assert unit.pieces == tuple(ranges)  # row groups, which name their records
 
 
 def test_units_are_smaller_where_filters_look_into_texts(
