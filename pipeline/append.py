@@ -111,7 +111,7 @@ class Base:
         pieces: dict[str, list[Piece]] = {unit.source: [] for unit in plan.units}
         for unit in plan.units:
             pieces[unit.source] += [piece for piece in unit.pieces if (unit.source, piece.path) not in before]
-        return Plan(units_of(pieces, unit_size_bytes=config.unit_size_bytes, first_index=len(self.units)))
+        return Plan(units_of(pieces, config, first_index=len(self.units)))
 
 
 NOTHING = Base()

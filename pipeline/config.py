@@ -79,7 +79,9 @@ class PipelineConfig(Section):
     validation_fraction: float = Field(default=0.001, ge=0, lt=1)
     max_bad_record_fraction: float = Field(default=0.001, ge=0, le=1)
     unit_size_bytes: int | None = Field(
-        default=None, ge=1, description="None: 32 MiB of input, or as much more as makes 16,384 units of all of it"
+        default=None,
+        ge=1,
+        description="None: 32 MiB of input, 8 with filters that look into texts; more beyond 16,384 units",
     )
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
     shuffle_seed: int | None = Field(

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,16 @@ from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
 
-# what a kill costs at most: filtering, deduplicating and encoding it takes a core some seconds (docs/data.md)
+# what a kill costs a worker at most: less than ten seconds, whatever the engine (benchmarks/lost_work.py). Filters that
+# look into a text go through some 2 to 7 MB/s, everything else through 7 to 45
 UNIT_SIZE_BYTES = 32 << 20
+FILTERED_UNIT_SIZE_BYTES = 8 << 20
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
+
+# whose pieces are ranges of bytes
+_TYPES_OF_RANGES = ("jsonl",)
 
 MAX_NAMED_PIECES = 8
 
@@ -74,31 +79,56 @@ def make_plan(config: PipelineConfig) -> Plan:
 
     Raises SourceError for a source that has no input or cannot be opened.
     """
-    cut_bytes = config.unit_size_bytes or UNIT_SIZE_BYTES
+    cut_bytes = config.unit_size_bytes or _default_unit_size_bytes(config)
     pieces: dict[str, list[Piece]] = {}
     for source in config.sources:
         pieces[source.name] = list(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
         if not pieces[source.name]:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
-    return Plan(units_of(pieces, unit_size_bytes=config.unit_size_bytes))
+    return Plan(units_of(pieces, config))
 
 
 def units_of(
-    pieces: Mapping[str, Sequence[Piece]], *, unit_size_bytes: int | None, first_index: int = 0
+    pieces: Mapping[str, Sequence[Piece]], config: PipelineConfig, *, first_index: int = 0
 ) -> tuple[Unit, ...]:
-    """Units of the pieces of each source, numbered on; None: of a size that makes no more than about MAX_UNITS."""
+    """Units of the pieces of each source, numbered on; of the default size, or larger, no more than about MAX_UNITS."""
+    unit_size_bytes = config.unit_size_bytes
     if unit_size_bytes is None:
         total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
-        unit_size_bytes = UNIT_SIZE_BYTES * max(1, math.ceil(total_bytes / (UNIT_SIZE_BYTES * MAX_UNITS)))
+        default_bytes = _default_unit_size_bytes(config)
+        unit_size_bytes = default_bytes * max(1, math.ceil(total_bytes / (default_bytes * MAX_UNITS)))
+    types = {source.name: source.type for source in config.sources}
     units: list[Unit] = []
     for source, of_source in pieces.items():
         groups = list(group_pieces(of_source, unit_size_bytes=unit_size_bytes))
         max_examples = examples_per_unit(len(groups)) if groups else 0
         units += [
-            Unit(index=index, source=source, pieces=group, max_examples=max_examples)
+            Unit(
+                index=index,
+                source=source,
+                pieces=_joined(group) if types[source] in _TYPES_OF_RANGES else group,
+                max_examples=max_examples,
+            )
             for index, group in enumerate(groups, start=first_index + len(units))
         ]
     return tuple(units)
+
+
+def _default_unit_size_bytes(config: PipelineConfig) -> int:
+    is_filtered = any(chosen.type not in ("length", "url") for chosen in config.filters)
+    return FILTERED_UNIT_SIZE_BYTES if is_filtered else UNIT_SIZE_BYTES
+
+
+def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+    """Ranges of a file that follow each other, as one: what is read is the same, and a plan of many TB stays small."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last is not None and (last.path, last.stop) == (piece.path, piece.start):
+            joined[-1] = replace(last, stop=piece.stop, size_bytes=last.size_bytes + piece.size_bytes)
+        else:
+            joined.append(piece)
+    return tuple(joined)
 
 
 def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[tuple[Piece, ...]]:

@@ -33,15 +33,47 @@ def test_consecutive_pieces_fill_a_unit_and_a_larger_one_stands_alone() -> None:
     assert [[piece.path for piece in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
-def test_a_large_input_is_cut_into_so_many_units_by_grouping_its_ranges() -> None:
+def test_a_large_input_is_cut_into_so_many_units_by_grouping_its_ranges(
+    make_config: Callable[..., PipelineConfig],
+) -> None:
     ranges = [piece(str(number), UNIT_SIZE_BYTES) for number in range(5 * MAX_UNITS // 2)]
-    assert {len(unit.pieces) for unit in units_of({"few": ranges[:MAX_UNITS]}, unit_size_bytes=None)} == {1}
-    units = units_of({"web": ranges[:10], "code": ranges}, unit_size_bytes=None, first_index=7)
-    assert [len(unit.pieces) for unit in units[:4]] == [3, 3, 3, 1]
+    default = make_config()
+    assert {len(unit.pieces) for unit in units_of({"corpus": ranges[:MAX_UNITS]}, default)} == {1}
+    units = units_of({"corpus": ranges}, default, first_index=7)
+    assert [len(unit.pieces) for unit in units[:2]] == [3, 3]
     assert [unit.index for unit in units] == list(range(7, 7 + len(units)))
     assert len(units) <= MAX_UNITS
     # what the config says is what is done
-    assert len(units_of({"code": ranges}, unit_size_bytes=UNIT_SIZE_BYTES)) == len(ranges)
+    assert len(units_of({"corpus": ranges}, make_config(unit_size_bytes=UNIT_SIZE_BYTES))) == len(ranges)
+
+
+def test_ranges_that_follow_each_other_in_a_unit_are_one(make_config: Callable[..., PipelineConfig]) -> None:
+    ranges = [Piece("a", "1", start, start + 10, 30) for start in (0, 10, 20, 40)] + [Piece("b", "1", 50, 60, 30)]
+    (unit,) = units_of({"corpus": ranges}, make_config())
+    assert unit.pieces == (Piece("a", "1", 0, 30, 90), Piece("a", "1", 40, 50, 30), Piece("b", "1", 50, 60, 30))
+    parquet = {"name": "corpus", "type": "parquet", "files": ["a"]}
+    (unit,) = units_of({"corpus": ranges}, make_config(sources=[parquet]))
+    assert unit.pieces == tuple(ranges)  # row groups, which name their records
+
+
+def test_units_are_smaller_where_filters_look_into_texts(
+    tmp_path: Path, make_config: Callable[..., PipelineConfig]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    with (tmp_path / "corpus" / "a.jsonl").open("wb") as file:
+        file.truncate(64 << 20)
+    assert len(make_plan(make_config()).units) == 2
+    assert len(make_plan(make_config(filters=[{"type": "length"}, {"type": "c4"}])).units) == 8
+
+
+def test_compressed_files_count_as_what_is_in_them(tmp_path: Path, make_config: Callable[..., PipelineConfig]) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in "abc":
+        (tmp_path / "corpus" / f"{name}.txt.gz").write_bytes(bytes(1000))
+    source = {"name": "corpus", "type": "text", "files": [f"{tmp_path}/corpus/*"]}
+    plan = make_plan(make_config(sources=[source], unit_size_bytes=6000))
+    assert [len(unit.pieces) for unit in plan.units] == [2, 1]
+    assert plan.size_bytes == 9000
 
 
 def test_units_are_numbered_over_all_sources(
