@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -24,9 +24,22 @@ class AttentionBackendError(ValueError):
     """A kernel that cannot run here, or that does not exist. The message names what is missing and what to take."""
 
 
-# (query [batch, seq, heads, head_dim], key and value [batch, seq, kv_heads, head_dim]) → the shape of query: causal
-# attention within documents, scaled by head_dim^-1/2. Query heads share key/value heads in groups of heads / kv_heads.
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+@dataclass(frozen=True)
+class Attend:
+    """A kernel with what it needs of one batch: causal attention within documents, scaled by head_dim^-1/2.
+
+    Called with query [batch, seq, heads, head_dim] and key, value [batch, seq, kv_heads, head_dim], it returns the
+    shape of query; query heads share key/value heads in groups of heads / kv_heads.
+
+    `kernel` is the same function from step to step and `arguments` holds what changes with the batch. A closure made
+    anew at each step would make torch.compile build each layer anew as well.
+    """
+
+    kernel: Callable[..., Tensor]
+    arguments: tuple[Any, ...] = ()
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return self.kernel(query, key, value, *self.arguments)
 
 
 @dataclass(frozen=True)

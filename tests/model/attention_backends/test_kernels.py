@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +20,7 @@ from model.documents import Documents
 # rows of 33 tokens; one document alone in the second row, a document of one token at an end of the first
 LENGTHS = ((10, 5, 17, 1), (33,))
 KERNELS = ("eager", "sdpa")
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def ids_of(lengths: tuple[tuple[int, ...], ...]) -> torch.Tensor:
@@ -60,7 +66,17 @@ def test_kernels_agree_on_any_boundaries(rows: list[list[int]]) -> None:
     reference = eager.bind(documents)(*heads())
     # the softmax of the reference is fp32
     torch.testing.assert_close(sdpa.bind(documents)(*heads()), reference, rtol=0, atol=1e-6)
-    torch.testing.assert_close(sdpa._masked(documents)(*heads()), reference, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sdpa._masked(*heads(), documents.may_attend), reference, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_compiled_layer_serves_every_batch(kernel: str) -> None:
+    """The second batch may build it once more, for any number of documents; after that nothing is built."""
+    program = Path(__file__).with_name("compiled_layer.py")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, program, kernel], capture_output=True, text=True, check=True, env=environment)
+    counts = json.loads(ran.stdout)
+    assert counts[1:] == [counts[1]] * 5
 
 
 def test_eager_is_the_paper_s_formula() -> None:
