@@ -3,7 +3,8 @@
 Contract: `load(path, Schema, overrides)` returns a validated `Schema` or raises `ConfigError`, whose message has
 one line a problem: what, got, wanted, fix. Scalars stay text until the schema's types read them, so that `1e-3`
 is a float where a float is wanted and `no` is text where text is wanted. A field whose type is a pydantic model
-may be given as the path of a YAML file, relative to the file that names it.
+may be given as the path of a YAML file, relative to the file that names it; for a model with a `SHORTHAND`, the name
+of one of its fields, text is that field's value instead.
 
 Does not know any room's schema, and reads no environment variable.
 """
@@ -136,6 +137,8 @@ def _resolve_value(value: Any, annotation: Any, *, folder: Path) -> Any:
     if model is None:
         return value
     if isinstance(value, str):
+        if (shorthand := getattr(model, "SHORTHAND", None)) is not None:
+            return {shorthand: value}
         file = folder / value
         return _resolve_references(_read_mapping(file), model, folder=file.parent)
     if isinstance(value, dict):

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
 AttentionImplementation = Literal[
@@ -183,7 +184,7 @@ class TrainConfig(_Settings):
     steps: int = Field(ge=1)
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
-    activation_checkpointing: Literal["none", "full"] = "none"
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
     loss_implementation: LossImplementation = "chunked"
     z_loss_coefficient: float = Field(default=0.0, ge=0)  # PaLM (arXiv:2204.02311, §5) trained with 1e-4
     zero: ZeroConfig = ZeroConfig()

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.activation_checkpointing import ActivationCheckpointing, Mode
 from model.config import SmolLM2Config
 from model.hf_config import WeightsError, huggingface_config, read_huggingface_config
 from model.parameters import EMBEDDING, HEAD, from_huggingface_name, parameter_shapes, to_huggingface_name
-from model.transformer import ActivationCheckpointing, SmolLM2
+from model.transformer import SmolLM2
 
 __all__ = [
     "PretrainedWeights",
@@ -108,7 +109,7 @@ def load_pretrained(
     *,
     dtype: torch.dtype | None = None,
     attn_implementation: str = "auto",
-    activation_checkpointing: ActivationCheckpointing = "none",
+    activation_checkpointing: ActivationCheckpointing | Mode = "none",
 ) -> SmolLM2:
     """The model of a directory, on the CPU, in `dtype` (None: as stored), in eval mode.
 

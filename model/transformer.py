@@ -6,37 +6,47 @@ every parameter used only inside the forward of the module that owns it.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from model import loss_selection
+from model.activation_checkpointing import ActivationCheckpointing, Mode
 from model.attention import Attention
 from model.attention_backends import selection
 from model.config import SmolLM2Config
 from model.documents import Documents
 from model.layers import Embedding, RMSNorm, SwiGLU
 from model.loss import LossTerms
+from model.recomputation import CheckpointFunction, Compute, layer_functions
 from model.rope import rotary_angles
-
-ActivationCheckpointing = Literal["none", "full"]
 
 
 class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)).
 
-    def __init__(self, config: SmolLM2Config) -> None:
+    `run` is `compute`, or `compute` made to recompute or compiled: inside of whatever hooks an engine puts on a layer.
+    """
+
+    def __init__(self, config: SmolLM2Config, *, run: Compute | None = None) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = SwiGLU(config)
+        self.run: Compute = run or DecoderLayer.compute
 
     def forward(
+        self,
+        hidden: Float[Tensor, "batch seq hidden"],
+        cosine: Float[Tensor, "batch seq 1 head_dim"],
+        sine: Float[Tensor, "batch seq 1 head_dim"],
+        attend: selection.Attend,
+    ) -> Float[Tensor, "batch seq hidden"]:
+        return self.run(self, hidden, cosine, sine, attend)
+
+    def compute(
         self,
         hidden: Float[Tensor, "batch seq hidden"],
         cosine: Float[Tensor, "batch seq 1 head_dim"],
@@ -76,7 +86,8 @@ class SmolLM2(nn.Module):
     """The model of `config`. Its parameters are NaN until `init.initialize` or a checkpoint fills them.
 
     attn_implementation: a name of `attention_backends.selection.NAMES`; `auto` looks at device and dtype.
-    activation_checkpointing: `full` keeps only each layer's input and computes the layer again in the backward.
+    activation_checkpointing: its settings, or a mode's name; `deepspeed` wants DeepSpeed's `deepspeed_checkpoint`.
+    compile_backend: `inductor`, or another backend of torch.compile, builds the decoder layer; None: runs as written.
     loss_implementation: a name of `loss_selection.NAMES`.
     Raises AttentionBackendError for a kernel that is not there.
     """
@@ -86,16 +97,25 @@ class SmolLM2(nn.Module):
         config: SmolLM2Config,
         *,
         attn_implementation: str = "auto",
-        activation_checkpointing: ActivationCheckpointing = "none",
+        activation_checkpointing: ActivationCheckpointing | Mode = "none",
+        compile_backend: str | None = None,
+        deepspeed_checkpoint: CheckpointFunction | None = None,
         loss_implementation: str = "chunked",
     ) -> None:
         super().__init__()
         selection.check_name(attn_implementation)
         self.config = config
         self.attn_implementation = attn_implementation
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing = ActivationCheckpointing.model_validate(activation_checkpointing)
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        functions = layer_functions(
+            DecoderLayer.compute,
+            self.activation_checkpointing,
+            num_layers=config.num_hidden_layers,
+            compile_backend=compile_backend,
+            deepspeed_checkpoint=deepspeed_checkpoint,
+        )
+        self.layers = nn.ModuleList(DecoderLayer(config, run=function) for function in functions)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.lm_head = LanguageModelHead(
             config,
@@ -130,12 +150,7 @@ class SmolLM2(nn.Module):
         cosine, sine = rotary_angles(
             documents.position_ids, head_dim=self.config.head_dim, theta=self.config.rope_theta, dtype=hidden.dtype
         )
-        recompute = self.activation_checkpointing == "full" and torch.is_grad_enabled()
         for layer in self.layers:
-            if recompute:
-                # nothing in a layer is random, so there is no generator state to keep
-                hidden = checkpoint(layer, hidden, cosine, sine, attend, use_reentrant=False, preserve_rng_state=False)
-            else:
-                hidden = layer(hidden, cosine, sine, attend)
+            hidden = layer(hidden, cosine, sine, attend)
         result: Tensor | LossTerms = self.lm_head(self.norm(hidden), labels, z_loss_coefficient)
         return result

@@ -1,6 +1,8 @@
 """The model under DeepSpeed ZeRO-3: built sharded, filled one parameter at a time, wrapped with our optimizer.
 
-No rank ever holds the whole model: each parameter is gathered, written by rank 0 and partitioned again.
+No rank ever holds the whole model: each parameter is gathered, written by rank 0 and partitioned again. In training
+ZeRO-3 gathers a decoder layer at once (a leaf module, in its words): one round of hooks a layer instead of a dozen,
+and none inside, where torch.compile would stumble over them.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import set_z3_leaf_modules
 
 from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.deepspeed_config import deepspeed_config
 from launch.trainer.optimizer import build_optimizer
 from launch.trainer.ranks import RankEnvironment
+from model.activation_checkpointing import ActivationCheckpointing
 from model.cost import count_parameters
 from model.hf import PretrainedWeights
 from model.init import fill_parameter_
-from model.transformer import SmolLM2
+from model.transformer import DecoderLayer, SmolLM2
 
 DTYPES: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 # What pretrained weights fix. Positions and rope_theta are free: a longer context is trained by changing them.
@@ -51,14 +55,17 @@ def build_engine(
     """
     settings = deepspeed_config(config, world_size=ranks.world_size)
     device = torch.device(get_accelerator().device_name(ranks.local_rank))
+    _prepare_checkpointing(config.activation_checkpointing, device_type=device.type)
     fill = _choose_fill(config, say) if fill_weights else None
     with deepspeed.zero.Init(config_dict_or_path=settings):
         model = SmolLM2(
             config.model,
             attn_implementation=config.attn_implementation,
             activation_checkpointing=config.activation_checkpointing,
+            deepspeed_checkpoint=deepspeed.checkpointing.checkpoint,
             loss_implementation=config.loss_implementation,
         )
+    set_z3_leaf_modules(model, [DecoderLayer])
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if fill is not None:
         for name, parameter in model.named_parameters():
@@ -68,6 +75,21 @@ def build_engine(
     optimizer = build_optimizer(model, config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total)
+
+
+def _prepare_checkpointing(settings: ActivationCheckpointing, *, device_type: str) -> None:
+    """DeepSpeed's settings of mode `deepspeed`, which it keeps for the process. Raises TrainingError."""
+    if settings.cpu_checkpointing and device_type == "cpu" and not settings.partition_activations:
+        # its copy to the host is no copy there, so what it empties afterwards is the only one (0.19.8)
+        raise TrainingError(
+            "activation_checkpointing.cpu_checkpointing=true moves activations off a device and this one is the CPU; "
+            "remove it"
+        )
+    deepspeed.checkpointing.configure(
+        None,
+        partition_activations=settings.partition_activations,
+        checkpoint_in_cpu=settings.cpu_checkpointing,
+    )
 
 
 def _choose_fill(config: TrainConfig, say: Callable[[str], None]) -> Fill:

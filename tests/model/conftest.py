@@ -41,6 +41,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session")
+def sizes() -> dict[str, Any]:
+    """The tiny sizes."""
+    return SIZES
+
+
 @pytest.fixture
 def make_model() -> Callable[..., SmolLM2]:
     """SmolLM2 of the tiny sizes, changed by keyword, with weights of seed 0."""
