@@ -22,6 +22,7 @@ AttentionImplementation = Literal[
     "auto", "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
 ]
 Precision = Literal["bfloat16", "float32"]
+Compile = Literal["none", "layers", "deepcompile"]
 LossImplementation = Literal["chunked", "liger"]
 
 
@@ -185,6 +186,7 @@ class TrainConfig(_Settings):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig
     activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing()
+    compile: Compile = "none"  # the decoder layers by torch.compile, or everything by DeepSpeed's DeepCompile
     loss_implementation: LossImplementation = "chunked"
     z_loss_coefficient: float = Field(default=0.0, ge=0)  # PaLM (arXiv:2204.02311, §5) trained with 1e-4
     zero: ZeroConfig = ZeroConfig()
@@ -222,6 +224,11 @@ class TrainConfig(_Settings):
             raise ValueError(
                 f"zero.reduce_dtype={self.zero.reduce_dtype} with optimizer.name=muon would keep Muon's momentum in "
                 "it; use float32"
+            )
+        if self.compile == "deepcompile" and self.activation_checkpointing.mode != "none":
+            raise ValueError(
+                f"compile=deepcompile with activation_checkpointing={self.activation_checkpointing.mode} is not known "
+                "to work with ZeRO-3; take compile=layers, or activation_checkpointing=none"
             )
         self.accumulation_steps(world_size=1)
         return self

@@ -6,6 +6,7 @@ Called on every rank; only rank 0 has a `StartPoint`, which it shares.
 from __future__ import annotations
 
 import os
+import time
 from contextlib import nullcontext, suppress
 
 import deepspeed
@@ -16,6 +17,7 @@ from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import step_name
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.data.loader import PackedSamples, Source
+from launch.trainer.compilation import check_compile
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import DTYPES, Engine, build_engine
@@ -34,6 +36,7 @@ def run_attempt(
     config: TrainConfig, ranks: RankEnvironment, console: Console, inputs: Inputs, start: StartPoint | None
 ) -> int:
     """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike."""
+    started_s = time.perf_counter()
     _join_process_group(ranks, console)
     start = _share(start)
     for remark in start.remarks:
@@ -45,7 +48,7 @@ def run_attempt(
     with EventWriter(events_file(config.run_dir)) if ranks.is_first else nullcontext() as events:
         trainer = None
         try:
-            trainer = _build(config, ranks, console, inputs, start, events)
+            trainer = _build(config, ranks, console, inputs, start, events, started_s)
             code = trainer.run()
         except Exception as error:
             if events is not None:
@@ -77,6 +80,7 @@ def _build(
     inputs: Inputs,
     start: StartPoint,
     events: EventWriter | None,
+    started_s: float,
 ) -> Trainer:
     try:
         train = _samples(config, "train")
@@ -84,6 +88,7 @@ def _build(
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=DTYPES[config.precision])
+        check_compile(config, device_type=device_type, attention=attention)
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
     except (AttentionBackendError, LossImplementationError, WeightsError) as error:
         raise TrainingError(str(error)) from error
@@ -106,6 +111,7 @@ def _build(
         console=console,
         events=events,
         first_step=start.step,
+        started_s=started_s,
     )
 
 

@@ -37,6 +37,7 @@ def deepspeed_config(config: TrainConfig, *, world_size: int) -> dict[str, Any]:
             "stage3_param_persistence_threshold": config.zero.param_persistence_threshold,
             "stage3_max_live_parameters": config.zero.max_live_parameters,
         },
+        "compile": {"deepcompile": config.compile == "deepcompile"},
         # a checkpoint named by one rank only would be a defect of ours: better to stop
         "checkpoint": {"tag_validation": "Fail"},
         "steps_per_print": _NEVER,

@@ -62,10 +62,12 @@ def build_engine(
             config.model,
             attn_implementation=config.attn_implementation,
             activation_checkpointing=config.activation_checkpointing,
+            compile_backend="inductor" if config.compile == "layers" else None,
             deepspeed_checkpoint=deepspeed.checkpointing.checkpoint,
             loss_implementation=config.loss_implementation,
         )
-    set_z3_leaf_modules(model, [DecoderLayer])
+    if config.compile != "deepcompile":  # which has no hooks to save, and gathers by its own schedule
+        set_z3_leaf_modules(model, [DecoderLayer])
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if fill is not None:
         for name, parameter in model.named_parameters():
@@ -74,6 +76,8 @@ def build_engine(
                     fill(name, parameter)
     optimizer = build_optimizer(model, config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    if config.compile == "deepcompile":
+        engine.compile()
     return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total)
 
 

@@ -17,6 +17,7 @@ from launch.config import TrainConfig
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
 from launch.trainer import guards
+from launch.trainer.compilation import BuildClock
 from launch.trainer.console import Console
 from launch.trainer.engine import Engine
 from launch.trainer.evaluate import measure_probe, validation_loss
@@ -60,11 +61,15 @@ class Trainer:
         console: Console,
         events: EventWriter | None,
         first_step: int,
+        started_s: float | None = None,
     ) -> None:
+        """started_s: time.perf_counter() when the attempt began, None: now."""
         self.config, self.ranks, self.engine = config, ranks, engine
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
         self.console, self.events = console, events
         self.step = first_step  # complete ones
+        self._started_s: float | None = time.perf_counter() if started_s is None else started_s
+        self._build_clock = BuildClock()
         self._throughput = Throughput(
             flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
             device_name=engine.device_name,
@@ -82,7 +87,7 @@ class Trainer:
             for step in range(first_step + 1, config.steps + 1):
                 result = self._train_step(step, loader, signals)
                 self.step = step
-                self._tell_step(step, result)
+                self._tell_step(step, result, self._warm_up(step))
                 if step % config.logging.every_steps == 0 or step == config.steps:
                     self._say_step(step, result, (time.perf_counter() - window_started_s) / (step - window_step))
                     window_started_s, window_step = time.perf_counter(), step
@@ -189,7 +194,7 @@ class Trainer:
         self.console.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
         return loss
 
-    def _tell_step(self, step: int, result: StepResult) -> None:
+    def _tell_step(self, step: int, result: StepResult, warm_up: dict[str, float]) -> None:
         tokens_per_second = self.config.batch_tokens / result.step_time_s
         metrics = {
             TRAIN_LOSS: result.loss,
@@ -199,6 +204,7 @@ class Trainer:
             "train/step_time_s": result.step_time_s,
             "train/data_wait_s": result.data_wait_s,
             "train/tokens_consumed": step * self.config.batch_tokens,
+            **warm_up,
         }
         mfu = self._throughput.mfu(tokens_per_second)
         if mfu is not None:
@@ -206,6 +212,20 @@ class Trainer:
         if result.z_loss is not None:
             metrics["train/z_loss"] = result.z_loss
         self._tell("metrics", step, **metrics)
+
+    def _warm_up(self, step: int) -> dict[str, float]:
+        """How long the first step took to come, and what torch.compile built for this one: nothing, after the first."""
+        built_s = 0.0 if self.config.compile == "none" else self._build_clock.new_seconds()
+        built = f"torch.compile built for {built_s:.1f} s" if built_s else ""
+        metrics = {"train/compile_time_s": built_s} if built else {}
+        if self._started_s is not None:
+            metrics["train/startup_time_s"] = time.perf_counter() - self._started_s
+            self._started_s = None
+            startup = f"{metrics['train/startup_time_s']:.1f} s from the start to here"
+            built = f"{startup}, of which {built}" if built else startup
+        if built:
+            self.console.line(f"step {step}/{self.config.steps}  {built}")
+        return metrics
 
     def _say_step(self, step: int, result: StepResult, step_time_s: float) -> None:
         tokens_per_second = self.config.batch_tokens / step_time_s

@@ -53,8 +53,8 @@ LOCK_PATIENCE_S = 15.0
 # What a resumed run may change; every other setting is part of what the run is.
 _MAY_CHANGE = (
     "run_dir", "steps", "schedule", "optimizer.learning_rate", "optimizer.muon_learning_rate", "micro_batch_size",
-    "attn_implementation", "activation_checkpointing", "loss_implementation", "zero", "checkpoint", "validation",
-    "logging", "launcher", "data.tokenizer",
+    "attn_implementation", "activation_checkpointing", "compile", "loss_implementation", "zero", "checkpoint",
+    "validation", "logging", "launcher", "data.tokenizer",
 )  # fmt: skip
 _PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -30,6 +30,16 @@ class Files(Strict):
 class Hub(Strict):
     type: Literal["hub"]
     repository: str
+
+
+class Recomputation(Strict):
+    SHORTHAND: ClassVar[str] = "mode"
+    mode: Literal["none", "full"] = "none"
+    layers: int = 1
+
+
+class Layers(Strict):
+    recomputation: Recomputation = Recomputation()
 
 
 class Training(Strict):
@@ -91,6 +101,20 @@ def test_a_mapping_may_be_the_path_of_a_file_relative_to_the_naming_file(write, 
     training = load(write("optimizer: parts/slow.yaml\nspare: parts/slow.yaml"), Training)
     assert training.optimizer.learning_rate == 5e-4
     assert training.spare == training.optimizer
+
+
+def test_text_is_the_shorthand_field_of_a_model_that_has_one(write) -> None:
+    full = Recomputation(mode="full")
+    assert load(write("recomputation: full"), Layers).recomputation == full
+    assert load(write(""), Layers, ["recomputation=full"]).recomputation == full
+    assert load(write("recomputation: {mode: full}"), Layers).recomputation == full
+
+
+def test_an_override_reaches_into_a_model_given_by_its_shorthand(write) -> None:
+    file = write("recomputation: full")
+    assert load(file, Layers, ["recomputation.layers=3"]).recomputation == Recomputation(mode="full", layers=3)
+    with pytest.raises(ConfigError, match=r"recomputation.mode=half: input should be 'none' or 'full'"):
+        load(file, Layers, ["recomputation=half"])
 
 
 def test_overrides_win_in_order(write) -> None:

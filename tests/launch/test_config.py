@@ -122,6 +122,11 @@ def test_accumulation_makes_up_the_batch() -> None:
         ({"zero": {"stage": 2}}, "stage=2 is not supported"),
         ({"data__sources": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "the name 'a' stands 2 times"),
         ({"data__sources": []}, "at least 1 item"),
+        ({"activation_checkpointing": "every_n_layers"}, "wants every_n_layers as well"),
+        (
+            {"activation_checkpointing": "full", "compile": "deepcompile"},
+            "compile=deepcompile with activation_checkpointing=full is not known to work with ZeRO-3",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(changes: dict[str, Any], words: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 from model.init import initialize
 from model.parameters import to_huggingface_name
@@ -61,7 +62,7 @@ def make_model() -> Callable[..., SmolLM2]:
         model = SmolLM2(
             tiny_config(**changes),
             attn_implementation=attn_implementation,
-            activation_checkpointing=activation_checkpointing,
+            activation_checkpointing=ActivationCheckpointing.model_validate(activation_checkpointing),
         )
         initialize(model, seed=0)
         return model.to(dtype)

@@ -1,0 +1,63 @@
+"""What cannot be compiled is refused in one line; builds are timed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from launch.config import TrainConfig, TrainingError
+from launch.trainer.compilation import check_compile
+
+
+def refusal(config: TrainConfig, *, device_type: str = "cpu", attention: str = "eager") -> str:
+    with pytest.raises(TrainingError) as caught:
+        check_compile(config, device_type=device_type, attention=attention)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_deepcompile_is_refused_on_a_cpu(train_config: Callable[..., TrainConfig]) -> None:
+    assert "compile=deepcompile needs a CUDA device, this is a cpu" in refusal(train_config(compile="deepcompile"))
+
+
+def test_missing_compiler_is_named(train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    words = refusal(train_config(compile="layers"))
+    assert "needs a C++ compiler and there is no no-such-compiler; install it" in words
+    check_compile(train_config(), device_type="cpu", attention="eager")
+
+
+def test_missing_triton_is_named(train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "needs the Python package triton on a cuda device" in refusal(
+        train_config(compile="layers"), device_type="cuda"
+    )
+
+
+def test_selective_over_documents_one_by_one_is_refused(train_config: Callable[..., TrainConfig]) -> None:
+    config = train_config(compile="layers", activation_checkpointing="selective")
+    assert "take attn_implementation=eager, activation_checkpointing=full, or compile=none" in refusal(
+        config, attention="sdpa"
+    )
+    check_compile(config, device_type="cpu", attention="eager")
+    full = train_config(compile="layers", activation_checkpointing="full")
+    check_compile(full, device_type="cpu", attention="sdpa")
+
+
+def test_build_clock_counts_what_was_built_since_it_was_asked() -> None:
+    # in a process of its own: what this one has built before is not the test's
+    program = """if True:
+        import torch
+        from launch.trainer.compilation import BuildClock
+        clock, double = BuildClock(), torch.compile(lambda x: x + x, backend="aot_eager")
+        before = clock.new_seconds()
+        double(torch.ones(2))
+        built = clock.new_seconds()
+        double(torch.ones(2))
+        print(before, built > 0, clock.new_seconds())
+    """
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["0.0", "True", "0.0"]
