@@ -101,7 +101,7 @@ def test_one_long_document_needs_half_of_the_stated_attention() -> None:
 
 
 def counted_flops(model: Any, tokens: torch.Tensor) -> float:
-    """A step's matrix products a token, by torch's own counter, which does not know the chunked loss's in-place ones."""
+    """A step's matrix products a token, by torch's counter, which does not know the chunked loss's in-place ones."""
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(-1, 1).flatten()).backward()
     return counter.get_total_flops() / tokens.numel()
