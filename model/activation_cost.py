@@ -33,14 +33,16 @@ class ActivationBytes:
     peak: int
 
 
-def attention_kind(attn_implementation: str, *, device_type: str, document_masking: bool) -> AttentionKind:
-    """Of a kernel by its name; `auto` is flash attention on CUDA and sdpa elsewhere."""
+def attention_kind(
+    attn_implementation: str, *, device_type: str, document_masking: bool, dtype_bytes: Literal[2, 4]
+) -> AttentionKind:
+    """Of a kernel by its name. `auto` is flash attention or sdpa, which is as good with documents in half precision."""
     if attn_implementation == "eager":
         return "eager"
     if document_masking and attn_implementation in ("sdpa", "auto"):
         if device_type == "cpu":
             return "by_document"
-        return "masked" if attn_implementation == "sdpa" else "fused"
+        return "masked" if dtype_bytes == _FP32 else "fused"
     return "fused"
 
 

@@ -23,7 +23,7 @@ CheckpointFunction = Callable[..., Tensor]
 
 # Projections are mm and attention's own products bmm, or inside a fused kernel: eager's seq² scores are not kept.
 _KEPT_PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten._scaled_mm.default")
-_KEPT_ATTENTION = ("scaled_dot_product", "flash_attn", "flash_attention", "flex_attention")
+_KEPT_ATTENTION = ("scaled_dot_product", "flash_attn", "flash_attention", "varlen_attn", "flex_attention")
 
 
 def layer_functions(

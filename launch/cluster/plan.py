@@ -159,7 +159,7 @@ def _row(
 
 
 def _memory(config: TrainConfig, checkpointing: ActivationCheckpointing, *, world_size: int) -> MemoryBytes:
-    dtype_bytes: Literal[2, 4] = 2 if config.precision == "bfloat16" else 4
+    dtype_bytes = _dtype_bytes(config)
     parameters = count_parameters(config.model).total
     states = zero3_state_bytes(config.model, dtype="bf16" if dtype_bytes == 2 else "fp32").total
     activations = activation_bytes(
@@ -182,7 +182,16 @@ def _memory(config: TrainConfig, checkpointing: ActivationCheckpointing, *, worl
 
 
 def _attention(config: TrainConfig) -> AttentionKind:
-    return attention_kind(config.attn_implementation, device_type="cuda", document_masking=config.data.document_masking)
+    return attention_kind(
+        config.attn_implementation,
+        device_type="cuda",
+        document_masking=config.data.document_masking,
+        dtype_bytes=_dtype_bytes(config),
+    )
+
+
+def _dtype_bytes(config: TrainConfig) -> Literal[2, 4]:
+    return 2 if config.precision == "bfloat16" else 4
 
 
 def _tokens_per_second(

@@ -79,7 +79,7 @@ def test_bytes_are_what_the_allocator_counts(attention: str, dtype: torch.dtype,
         batch_size=2,
         sequence_length=256,
         dtype_bytes=4 if dtype == torch.float32 else 2,
-        attention=attention_kind(attention, device_type="cpu", document_masking=True),
+        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4),
         device_type="cpu",
     )
     kept, _ = allocated_bytes(loss)
@@ -132,19 +132,21 @@ def test_eager_attention_keeps_square_weights_and_fused_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "device_type", "document_masking", "kind"),
+    ("name", "device_type", "document_masking", "dtype_bytes", "kind"),
     [
-        ("auto", "cuda", True, "fused"),
-        ("auto", "cpu", True, "by_document"),
-        ("sdpa", "cuda", True, "masked"),
-        ("sdpa", "cuda", False, "fused"),
-        ("sdpa", "cpu", True, "by_document"),
-        ("eager", "cuda", True, "eager"),
-        ("flash_attention_2", "cuda", True, "fused"),
+        ("auto", "cuda", True, 2, "fused"),
+        ("auto", "cpu", True, 4, "by_document"),
+        ("sdpa", "cuda", True, 4, "masked"),
+        ("sdpa", "cuda", True, 2, "fused"),
+        ("sdpa", "cuda", False, 4, "fused"),
+        ("sdpa", "cpu", True, 2, "by_document"),
+        ("eager", "cuda", True, 2, "eager"),
+        ("flash_attention_2", "cuda", True, 2, "fused"),
     ],
 )
-def test_kind_of_attention(name: str, device_type: str, document_masking: bool, kind: str) -> None:
-    assert attention_kind(name, device_type=device_type, document_masking=document_masking) == kind
+def test_kind_of_attention(name: str, device_type: str, document_masking: bool, dtype_bytes: Any, kind: str) -> None:
+    got = attention_kind(name, device_type=device_type, document_masking=document_masking, dtype_bytes=dtype_bytes)
+    assert got == kind
 
 
 def test_chunk_is_the_losss() -> None:
