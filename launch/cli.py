@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from configs.command import CommandParser, run_room
 from configs.load import load
 from launch.cluster.hostfile import HostfileError
 from launch.cluster.launcher import LauncherError
+from launch.cluster.plan import DEVICES, WORLD_SIZES, as_json, divisible, format_table, plan
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
 from launch.generate import GenerateError, add_generate_verb
@@ -34,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
+    _add_plan(verbs)
     add_generate_verb(verbs)
     return parser
 
@@ -51,6 +54,57 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     train.add_argument("config", type=Path, help="a YAML file such as configs/train/demo.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-3")
     train.set_defaults(run=_train)
+
+
+def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "plan",
+        help="memory a GPU, tokens a second and days, before anything is started",
+        description="Print what a run takes on GPUs by its config alone: memory a GPU, tokens a second and days, for "
+        "each world size and mode of activation checkpointing, and what fits. The MFU is an assumption of yours.",
+        epilog="example: smollm2 launch plan configs/train/smollm2-1.7b.yaml --device h100 --mfu 0.4",
+    )
+    verb.add_argument("config", type=Path, help="a YAML file such as configs/train/smollm2-135m.yaml")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help="for example micro_batch_size=8")
+    verb.add_argument("--device", default="h100", help=f"one of {', '.join(DEVICES)} (default: %(default)s)")
+    verb.add_argument("--mfu", type=_fraction, default=0.4, help="model FLOPs utilisation (default: %(default)s)")
+    verb.add_argument(
+        "--world-sizes",
+        type=_world_sizes,
+        metavar="N,N",
+        help=f"numbers of GPUs (default: those of {', '.join(map(str, WORLD_SIZES))} over which the batch divides)",
+    )
+    verb.add_argument("--json", action="store_true", help="print the figures as one JSON object, sizes in bytes")
+    verb.set_defaults(run=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config, TrainConfig, arguments.overrides)
+    world_sizes = arguments.world_sizes or divisible(config, WORLD_SIZES)
+    rows = plan(config, device=arguments.device, mfu=arguments.mfu, world_sizes=world_sizes)
+    if arguments.json:
+        figures = {"name": config.name, "device": arguments.device, "mfu": arguments.mfu, "rows": as_json(rows)}
+        print(json.dumps(figures, indent=2))
+    else:
+        print(format_table(config, rows, device=arguments.device, mfu=arguments.mfu))
+    return 0
+
+
+def _fraction(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1, such as 0.4")
+    return number
+
+
+def _world_sizes(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of GPUs, such as 8,16")
+    return [int(part) for part in parts]
 
 
 def _train(arguments: argparse.Namespace) -> int:

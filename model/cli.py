@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from configs.command import CommandParser, run_room
-from configs.load import load
+from configs.load import ConfigError, load
 from model.config import SmolLM2Config
 from model.describe import describe, format_table
 
@@ -35,6 +35,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="TOKENS",
         help="length that attention's FLOPs are counted for (default: the model's max_position_embeddings)",
     )
+    verb.add_argument(
+        "--document-length",
+        type=_positive,
+        metavar="TOKENS",
+        help="length of the packed documents, for the FLOPs that are needed (default: one document a sequence)",
+    )
     verb.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     verb.set_defaults(run=_run_describe)
     return parser
@@ -48,7 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_describe(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, SmolLM2Config, arguments.overrides)
     sequence_length = arguments.sequence_length or config.max_position_embeddings
-    figures = describe(config, sequence_length=sequence_length)
+    document_length = arguments.document_length
+    if document_length is not None and document_length > sequence_length:
+        raise ConfigError(
+            f"--document-length {document_length} is longer than a sequence of {sequence_length} tokens; "
+            f"give at most {sequence_length}, or a longer --sequence-length"
+        )
+    figures = describe(config, sequence_length=sequence_length, document_length=document_length)
     sys.stdout.write((json.dumps(figures, indent=2) if arguments.json else format_table(config, figures)) + "\n")
     return 0
 

@@ -1,11 +1,16 @@
-"""What a model costs, from its config alone: parameters by part, FLOPs a token, bytes under ZeRO-3. No torch."""
+"""What a model costs, from its config alone: parameters by part, FLOPs a token, bytes under ZeRO-3. No torch.
+
+The bytes of activations are in `activation_cost.py`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 from model.parameters import parameter_shapes, row_of
 
@@ -70,6 +75,37 @@ def flops_per_token(config: SmolLM2Config, *, sequence_length: int) -> int:
     """
     attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
     return 6 * count_parameters(config).total + attention
+
+
+def true_flops_per_token(config: SmolLM2Config, *, document_lengths: Sequence[int]) -> float:
+    """Forward and backward FLOPs of the products that a batch of these documents needs, and of no others.
+
+    6 for each weight of a matrix that multiplies (norms do not, nor does the embedding's row) and 12 · layers · hidden
+    for each pair of a token and one that it attends to: a document of n tokens has n · (n + 1) / 2 of them.
+    """
+    count = count_parameters(config)
+    weights = count.attention + count.mlp + config.vocab_size * config.hidden_size
+    pairs = sum(length * (length + 1) // 2 for length in document_lengths)
+    return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * pairs / sum(document_lengths)
+
+
+def recomputed_flops_per_token(
+    config: SmolLM2Config, checkpointing: ActivationCheckpointing, *, sequence_length: int, eager_attention: bool
+) -> int:
+    """FLOPs that activation checkpointing adds, with attention counted as in `flops_per_token`.
+
+    A layer is run again up to the last tensor that its backward wants, which is the input of down_proj: its product is
+    left out. DeepSpeed's function runs all of it. `selective` has kept the products, and fused attention's.
+    """
+    layers = sum(checkpointing.recomputes(index) for index in range(config.num_hidden_layers))
+    attention = 4 * config.hidden_size * sequence_length
+    if checkpointing.mode == "selective":
+        return layers * attention * eager_attention
+    count = count_parameters(config)
+    weights = (count.attention + count.mlp) // config.num_hidden_layers
+    if checkpointing.mode != "deepspeed":
+        weights -= config.hidden_size * config.intermediate_size
+    return layers * (2 * weights + attention)
 
 
 def zero3_state_bytes(config: SmolLM2Config, *, dtype: Literal["bf16", "fp32"] = "bf16") -> StateBytes:

@@ -6,13 +6,23 @@ from dataclasses import asdict
 from typing import Any
 
 from model.config import SmolLM2Config
-from model.cost import count_parameters, count_with_gate_and_up_as_one, flops_per_token, zero3_state_bytes
+from model.cost import (
+    count_parameters,
+    count_with_gate_and_up_as_one,
+    flops_per_token,
+    true_flops_per_token,
+    zero3_state_bytes,
+)
 
 WORLD_SIZES = (1, 8, 64)
 
 
-def describe(config: SmolLM2Config, *, sequence_length: int) -> dict[str, Any]:
-    """All figures by name; sizes in bytes, FLOPs a token for forward and backward."""
+def describe(config: SmolLM2Config, *, sequence_length: int, document_length: int | None = None) -> dict[str, Any]:
+    """All figures by name; sizes in bytes, FLOPs a token for forward and backward.
+
+    document_length: tokens of each document in a sequence, for the FLOPs that are needed; None: one document fills it.
+    """
+    document_length = document_length or sequence_length
     count = count_parameters(config)
     states = zero3_state_bytes(config, dtype="bf16")
     return {
@@ -21,6 +31,8 @@ def describe(config: SmolLM2Config, *, sequence_length: int) -> dict[str, Any]:
         "parameters_with_gate_and_up_as_one_matrix": count_with_gate_and_up_as_one(config),
         "sequence_length": sequence_length,
         "flops_per_token": flops_per_token(config, sequence_length=sequence_length),
+        "document_length": document_length,
+        "true_flops_per_token": true_flops_per_token(config, document_lengths=[document_length]),
         "zero3_state_bytes": {**asdict(states), "total": states.total},
     }
 
@@ -35,6 +47,8 @@ def format_table(config: SmolLM2Config, figures: dict[str, Any]) -> str:
     lines += ["", *_other_tally(config, figures), ""]
     lines.append(f"{'FLOPs a token, forward + backward':<34}{figures['flops_per_token']:>15,}")
     lines.append(f"  6 x parameters + 12 x layers x hidden x {figures['sequence_length']} positions")
+    lines.append(f"{'  of them needed':<34}{figures['true_flops_per_token']:>15,.0f}")
+    lines.append(f"  causal, within documents of {figures['document_length']} tokens, norms not counted")
     lines += ["", "ZeRO-3 states in bf16, all GPUs together"]
     for state, size_bytes in figures["zero3_state_bytes"].items():
         lines.append(f"  {state.replace('_', ' '):<32}{_gibibytes(size_bytes):>15}")

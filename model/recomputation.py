@@ -23,7 +23,7 @@ CheckpointFunction = Callable[..., Tensor]
 
 # Projections are mm and attention's own products bmm, or inside a fused kernel: eager's seq² scores are not kept.
 _KEPT_PRODUCTS = ("aten.mm.default", "aten.addmm.default", "aten._scaled_mm.default")
-_KEPT_ATTENTION = ("scaled_dot_product", "flash_attn", "flash_attention", "flex_attention")
+_KEPT_ATTENTION = ("scaled_dot_product", "flash_", "varlen_attn", "flex_attention")
 
 
 def layer_functions(
@@ -79,7 +79,7 @@ def _checkpointed_by_deepspeed(
 
 
 def _keep_products(context: Any, operation: Any, *arguments: Any, **keywords: Any) -> CheckpointPolicy:
-    # "aten.mm.default", "flash_attn._flash_attn_forward.default", "flex_attention"
+    # "aten.mm.default", "aten._scaled_dot_product_flash_attention.default", "flex_attention"
     name = str(operation)
     if name in _KEPT_PRODUCTS or (any(part in name for part in _KEPT_ATTENTION) and "backward" not in name):
         return CheckpointPolicy.MUST_SAVE

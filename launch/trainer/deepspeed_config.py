@@ -31,7 +31,8 @@ def deepspeed_config(config: TrainConfig, *, world_size: int) -> dict[str, Any]:
             "stage": config.zero.stage,
             "contiguous_gradients": True,
             "overlap_comm": config.zero.overlap_comm,
-            "reduce_scatter": config.optimizer.name != "muon",  # DeepSpeed's Muon wants whole gradients
+            # DeepSpeed's Muon wants whole gradients; on one rank the scatter is a copy of them, 5% of a small step
+            "reduce_scatter": config.optimizer.name != "muon" and world_size > 1,
             "reduce_bucket_size": config.zero.reduce_bucket_size,
             "stage3_prefetch_bucket_size": config.zero.prefetch_bucket_size,
             "stage3_param_persistence_threshold": config.zero.param_persistence_threshold,

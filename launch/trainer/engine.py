@@ -7,6 +7,7 @@ and none inside, where torch.compile would stumble over them.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +57,9 @@ def build_engine(
     settings = deepspeed_config(config, world_size=ranks.world_size)
     device = torch.device(get_accelerator().device_name(ranks.local_rank))
     _prepare_checkpointing(config.activation_checkpointing, device_type=device.type)
+    if config.compile != "none":
+        # compares the signatures of torch's constructors as it is imported, and zero.Init replaces them
+        importlib.import_module("torch._dynamo")
     fill = _choose_fill(config, say) if fill_weights else None
     with deepspeed.zero.Init(config_dict_or_path=settings):
         model = SmolLM2(

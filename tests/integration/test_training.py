@@ -265,6 +265,31 @@ class TestPretrainedStart:
         assert pretrained.metric("train/loss")[2] != pretrained.metric("train/loss")[1]
 
 
+@pytest.fixture(scope="session")
+def compiled(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The first steps with compiled layers that recompute each second of them; eager attention is compiled whole."""
+    overrides = ["compile=layers", "attn_implementation=eager", "steps=12", "schedule.decay_steps=0"]
+    mode = "activation_checkpointing={mode: every_n_layers, every_n_layers: 2}"
+    return start_training(tmp_path_factory.mktemp("compiled") / "run", *overrides, mode).end()
+
+
+class TestCompiledRun:
+    def test_loss_is_that_of_the_layers_as_written(self, compiled: Any, whole: Any) -> None:
+        assert compiled.code == 0, compiled.err
+        # the same model and samples, other kernels: rounding grows from step to step
+        assert compiled.metric("train/loss")[1] == pytest.approx(whole.metric("train/loss")[1], rel=1e-6)
+        assert compiled.metric("train/loss")[12] == pytest.approx(whole.metric("train/loss")[12], rel=1e-3)
+
+    def test_builds_once_and_tells_how_long_it_took(self, compiled: Any) -> None:
+        built = compiled.metric("train/compile_time_s")
+        # none after the first step, through the evaluation and the save at step 10
+        assert list(built) == [1]
+        startup = compiled.metric("train/startup_time_s")
+        assert list(startup) == [1]
+        assert 0 < built[1] < startup[1]
+        assert " s from the start to here, of which torch.compile built for " in compiled.out
+
+
 def test_run_that_diverges_stops_with_one_line(start_training: Any, tmp_path: Path) -> None:
     overrides = ["optimizer.learning_rate=1e30", "schedule.warmup_steps=0", "launcher.ranks_per_node=1"]
     ended = start_training(tmp_path / "run", *overrides).end()

@@ -35,6 +35,24 @@ def test_json_holds_the_figures_and_takes_overrides(capsys: Any) -> None:
     assert figures["config"]["num_hidden_layers"] == 1
 
 
+def test_needed_flops_stand_beside_the_stated(capsys: Any) -> None:
+    command = ["describe", str(MODELS / "demo.yaml"), "--sequence-length", "10", "--document-length", "5"]
+    assert main([*command, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    config = figures["config"]
+    # 15 pairs in a document of five tokens
+    weights = figures["parameters"]["total"] - figures["parameters"]["norms"]
+    assert figures["true_flops_per_token"] == 6 * weights + 12 * config["num_hidden_layers"] * 128 * 3
+    assert main(command) == 0
+    assert "causal, within documents of 5 tokens, norms not counted" in capsys.readouterr().out
+
+
+def test_document_longer_than_a_sequence_is_refused(capsys: Any) -> None:
+    assert main(["describe", str(MODELS / "demo.yaml"), "--document-length", "5000"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--document-length 5000 is longer than a sequence of 2048 tokens; give at most 2048" in line
+
+
 def test_shares_fall_with_the_gpus(capsys: Any) -> None:
     main(["describe", str(MODELS / "smollm2-1.7b.yaml")])
     # 18 × 1,711,376,384 bytes = 28.69 GiB

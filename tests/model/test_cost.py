@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from configs.load import load
+from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
-from model.cost import count_parameters, count_with_gate_and_up_as_one, flops_per_token, zero3_state_bytes
+from model.cost import (
+    count_parameters,
+    count_with_gate_and_up_as_one,
+    flops_per_token,
+    recomputed_flops_per_token,
+    true_flops_per_token,
+    zero3_state_bytes,
+)
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "model"
 
@@ -70,3 +82,55 @@ def test_zero3_states_are_18_bytes_a_parameter_in_bf16_and_20_in_fp32() -> None:
     assert zero3_state_bytes(config, dtype="bf16").total == 18 * 2_229_888
     assert zero3_state_bytes(config, dtype="fp32").total == 20 * 2_229_888
     assert zero3_state_bytes(config).moments == 8 * 2_229_888
+
+
+def test_true_flops_count_pairs_within_documents() -> None:
+    config = config_of("demo")
+    weights = count_parameters(config).total - count_parameters(config).norms
+    # 3 tokens see 1 + 2 + 3 tokens, 2 see 1 + 2: nine pairs over five tokens
+    pairs = 12 * config.num_hidden_layers * config.hidden_size * 9 / 5
+    assert true_flops_per_token(config, document_lengths=[3, 2]) == 6 * weights + pairs
+
+
+def test_one_long_document_needs_half_of_the_stated_attention() -> None:
+    config = config_of("smollm2-135m")
+    stated = flops_per_token(config, sequence_length=2_048)
+    true = true_flops_per_token(config, document_lengths=[2_048])
+    norms, attention = 6 * count_parameters(config).norms, 12 * 30 * 576 * 2_048
+    assert stated - true == norms + attention - attention * 2_049 / 4_096
+
+
+def counted_flops(model: Any, tokens: torch.Tensor) -> float:
+    """A step's matrix products a token, by torch's counter, which does not know the chunked loss's in-place ones."""
+    with FlopCounterMode(display=False) as counter:
+        F.cross_entropy(model(tokens).flatten(0, 1), tokens.roll(-1, 1).flatten()).backward()
+    return counter.get_total_flops() / tokens.numel()
+
+
+def test_stated_flops_are_torchs_count_and_the_norms(make_model: Any, tokens: torch.Tensor) -> None:
+    # eager multiplies whole squares, as the stated definition counts them
+    model = make_model(attn_implementation="eager")
+    stated = flops_per_token(model.config, sequence_length=tokens.shape[1])
+    assert counted_flops(model, tokens) == stated - 6 * count_parameters(model.config).norms
+
+
+@pytest.mark.parametrize("mode", ["full", "every_n_layers", "selective"])
+def test_recomputed_flops_are_torchs_count(make_model: Any, tokens: torch.Tensor, mode: Any) -> None:
+    every = 2 if mode == "every_n_layers" else None
+    checkpointing = ActivationCheckpointing(mode=mode, every_n_layers=every)
+    plain = make_model(attn_implementation="eager")
+    recomputing = make_model(attn_implementation="eager", activation_checkpointing=checkpointing)
+    added = recomputed_flops_per_token(
+        plain.config, checkpointing, sequence_length=tokens.shape[1], eager_attention=True
+    )
+    assert added > 0
+    assert counted_flops(recomputing, tokens) - counted_flops(plain, tokens) == pytest.approx(added, abs=1e-6)
+
+
+def test_deepspeeds_function_runs_the_whole_layer_again() -> None:
+    config = config_of("smollm2-135m")
+    added = recomputed_flops_per_token(
+        config, ActivationCheckpointing(mode="deepspeed"), sequence_length=2_048, eager_attention=False
+    )
+    count = count_parameters(config)
+    assert added == 2 * (count.attention + count.mlp) + 30 * 4 * 576 * 2_048

@@ -66,3 +66,11 @@ def test_deepspeed_reads_what_is_meant(
     assert parsed.grad_accum_dtype == "fp32"
     assert parsed.checkpoint_tag_validation_fail
     assert (parsed.zero_config.param_persistence_threshold, parsed.zero_config.max_live_parameters) == (7, 11)
+
+
+@pytest.mark.parametrize(("world_size", "scatters"), [(1, False), (2, True)])
+def test_one_rank_scatters_no_gradients(
+    train_config: Callable[..., TrainConfig], world_size: int, scatters: bool
+) -> None:
+    settings = deepspeed_config(train_config(), world_size=world_size)
+    assert settings["zero_optimization"]["reduce_scatter"] is scatters

@@ -1,0 +1,155 @@
+"""Bytes of activations in one forward and backward pass, by checkpointing mode and kind of attention. No torch.
+
+The layers are those of `transformer.py` as written, not compiled; tests compare the figures with what torch's allocator
+counts. Not in them: parameters and their gradients, what an allocator rounds up, and what a kernel uses within itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from model.activation_checkpointing import ActivationCheckpointing
+from model.config import SmolLM2Config
+
+# What attention keeps for its backward: `eager` its seq² weights; `fused` kernels a number a query; with a mask sdpa
+# keeps its keys and values repeated for each query head, and from document to document (on CPUs) its result twice.
+AttentionKind = Literal["eager", "fused", "masked", "by_document"]
+CHUNK_LOGITS = 1 << 25  # that of `loss.py`, which imports torch; a test holds them equal
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class ActivationBytes:
+    """Of one rank. `loss` and `peak` include what is kept when they are reached.
+
+    kept: from the forward pass to the backward pass, in the device's memory
+    loss: at the most while the loss and its gradients are computed
+    peak: at any time of the pass
+    """
+
+    kept: int
+    loss: int
+    peak: int
+
+
+def attention_kind(
+    attn_implementation: str, *, device_type: str, document_masking: bool, dtype_bytes: Literal[2, 4]
+) -> AttentionKind:
+    """Of a kernel by its name. `auto` is flash attention or sdpa, which is as good with documents in half precision."""
+    if attn_implementation == "eager":
+        return "eager"
+    if document_masking and attn_implementation in ("sdpa", "auto"):
+        if device_type == "cpu":
+            return "by_document"
+        return "masked" if dtype_bytes == _FP32 else "fused"
+    return "fused"
+
+
+def activation_bytes(
+    config: SmolLM2Config,
+    checkpointing: ActivationCheckpointing,
+    *,
+    batch_size: int,
+    sequence_length: int,
+    dtype_bytes: Literal[2, 4],
+    attention: AttentionKind,
+    device_type: str = "cuda",
+    chunk_logits: int = CHUNK_LOGITS,
+) -> ActivationBytes:
+    """For a micro-batch of `batch_size` sequences and the chunked loss."""
+    layer = _Layer(config, batch_size, sequence_length, dtype_bytes, attention)
+    kept_by_layer = [
+        layer.kept(checkpointing) if checkpointing.recomputes(index) else layer.everything
+        for index in range(config.num_hidden_layers)
+    ]
+    tokens, hidden = batch_size * sequence_length, batch_size * sequence_length * config.hidden_size
+    angles = 2 * dtype_bytes * tokens * config.head_dim
+    mask = batch_size * sequence_length**2 if attention in ("eager", "masked") else 0
+    shared = angles + mask
+    final_norm = _FP32 * hidden + dtype_bytes * hidden + _FP32 * tokens
+    matrix = config.vocab_size * config.hidden_size
+    before_loss = sum(kept_by_layer) + shared + final_norm
+    kept = before_loss + dtype_bytes * (hidden + matrix)
+    peak = loss = before_loss + _loss_bytes(config, tokens, dtype_bytes, device_type, chunk_logits)
+    # autograd holds the head's gradient of a tied matrix until the embedding's is there, at the very end
+    held = shared + (dtype_bytes * matrix if config.tie_word_embeddings else 0)
+    for index in range(config.num_hidden_layers):
+        below = sum(kept_by_layer[:index]) + held
+        peak = max(peak, below + layer.backward(checkpointing, recomputed=checkpointing.recomputes(index)))
+    return ActivationBytes(kept=kept, loss=loss, peak=peak)
+
+
+def _loss_bytes(config: SmolLM2Config, tokens: int, dtype_bytes: int, device_type: str, chunk_logits: int) -> int:
+    """Hidden states and their gradient, the matrix's gradient in fp32 and as it is returned, and one chunk's logits."""
+    chunk_tokens = min(tokens, max(1, chunk_logits // config.vocab_size))
+    matrix = config.vocab_size * config.hidden_size
+    logits = _FP32 * chunk_tokens * config.vocab_size
+    held = 2 * dtype_bytes * tokens * config.hidden_size + _FP32 * matrix
+    if dtype_bytes == _FP32:
+        return held + logits
+    if device_type == "cpu":
+        # CPUs multiply fp32 copies of the matrix and of the chunk's hidden states
+        return held + logits + _FP32 * (matrix + chunk_tokens * config.hidden_size)
+    return held + max(logits + logits // 2, dtype_bytes * matrix)  # a chunk's gradient in half precision beside it
+
+
+class _Layer:
+    """One decoder layer's bytes."""
+
+    def __init__(
+        self,
+        config: SmolLM2Config,
+        batch_size: int,
+        sequence_length: int,
+        dtype_bytes: int,
+        attention: AttentionKind,
+    ) -> None:
+        tokens = batch_size * sequence_length
+        self._dtype_bytes, self._attention_kind = dtype_bytes, attention
+        self.input = dtype_bytes * tokens * config.hidden_size
+        self._fp32_input = _FP32 * tokens * config.hidden_size
+        query = dtype_bytes * tokens * config.num_attention_heads * config.head_dim
+        key = dtype_bytes * tokens * config.num_key_value_heads * config.head_dim
+        statistics = _FP32 * tokens * config.num_attention_heads
+        self._weights = _FP32 * batch_size * config.num_attention_heads * sequence_length**2
+        repeated = 2 * (query - key)
+        # q, k and v, the result, and what the kernel adds
+        self._attention = 2 * query + 2 * key
+        self._attention += {
+            "fused": statistics,
+            "by_document": statistics + query,
+            "masked": statistics + repeated,
+            # softmax in fp32, and its rounding for the product
+            "eager": self._weights + (self._weights // 2 if dtype_bytes < _FP32 else 0) + repeated,
+        }[attention]
+        # its input in fp32, the result before and after the weight, a number a token
+        norm = self._fp32_input + 2 * self.input + _FP32 * tokens
+        self._intermediate = dtype_bytes * tokens * config.intermediate_size
+        # gate, silu(gate), up and their product
+        self._mlp = norm + 4 * self._intermediate
+        self.everything = norm + self._attention + self._mlp
+        fused_result = 0 if attention == "eager" else query + statistics
+        self._products = query + 2 * key + fused_result + 2 * self.input + 2 * self._intermediate
+
+    def kept(self, checkpointing: ActivationCheckpointing) -> int:
+        """Of a layer that recomputes, between the passes."""
+        if checkpointing.cpu_checkpointing:
+            return 0
+        return self.input + (self._products if checkpointing.mode == "selective" else 0)
+
+    def backward(self, checkpointing: ActivationCheckpointing, *, recomputed: bool) -> int:
+        """At the most during the layer's backward: all its activations are there again, and gradients come on top."""
+        there = self.everything
+        if recomputed:
+            # in fp32 the norm keeps the input itself
+            there += self.input if self._dtype_bytes < _FP32 else 0
+            # down_proj's product has been kept and nothing takes it
+            there += self.input if checkpointing.mode == "selective" else 0
+        gradients_of_mlp = 2 * self._intermediate + self.input
+        peak = there + gradients_of_mlp
+        if self._attention_kind == "eager":
+            # of the weights and of the scores; the feed-forward part is done by then, and so are the rounded weights
+            gradients = 2 * self._weights - (self._weights // 2 if self._dtype_bytes < _FP32 else 0) + 3 * self.input
+            peak = max(peak, there - self._mlp + gradients)
+        return peak

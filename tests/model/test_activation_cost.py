@@ -1,0 +1,153 @@
+"""Bytes of activations against what torch's CPU allocator counts, and by hand.
+
+The allocator is read through torch.profiler's memory events: every allocation and release, workspaces of kernels too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from model.activation_checkpointing import ActivationCheckpointing
+from model.activation_cost import CHUNK_LOGITS, ActivationBytes, activation_bytes, attention_kind
+from model.config import SmolLM2Config
+from model.init import initialize
+from model.loss import CHUNK_LOGITS as CHUNK_LOGITS_OF_THE_LOSS
+from model.transformer import SmolLM2
+
+CONFIG = SmolLM2Config(
+    vocab_size=1024,
+    hidden_size=96,
+    intermediate_size=256,
+    num_hidden_layers=4,
+    num_attention_heads=6,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+)
+EVERY_SECOND = {"mode": "every_n_layers", "every_n_layers": 2}
+
+
+def allocated_bytes(work: Callable[[], Any]) -> tuple[int, int]:
+    """What `work` leaves allocated by its result, and the most at any time."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = work()
+    assert profiler.profiler is not None
+    assert profiler.profiler.kineto_results is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    del result
+    return now, peak
+
+
+@pytest.mark.parametrize(
+    ("attention", "dtype", "mode"),
+    [
+        ("sdpa", torch.float32, "none"),
+        ("sdpa", torch.float32, "full"),
+        ("sdpa", torch.float32, "selective"),
+        ("sdpa", torch.bfloat16, EVERY_SECOND),
+        ("sdpa", torch.bfloat16, "selective"),
+        ("eager", torch.float32, "selective"),
+        ("eager", torch.float32, EVERY_SECOND),
+        ("eager", torch.bfloat16, "none"),
+        ("eager", torch.bfloat16, "full"),
+    ],
+)
+def test_bytes_are_what_the_allocator_counts(attention: str, dtype: torch.dtype, mode: Any) -> None:
+    checkpointing = ActivationCheckpointing.model_validate(mode)
+    model = SmolLM2(CONFIG, attn_implementation=attention, activation_checkpointing=checkpointing)
+    initialize(model, seed=0)
+    model.to(dtype)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    tokens = torch.randint(0, CONFIG.vocab_size, (2, 256), generator=torch.Generator().manual_seed(0))
+    document_ids = (torch.arange(256) > 80).long().expand_as(tokens).contiguous()
+
+    def loss() -> torch.Tensor:
+        return model(tokens, document_ids=document_ids, labels=tokens.roll(-1, 1))
+
+    counted = activation_bytes(
+        CONFIG,
+        checkpointing,
+        batch_size=2,
+        sequence_length=256,
+        dtype_bytes=4 if dtype == torch.float32 else 2,
+        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4),
+        device_type="cpu",
+    )
+    kept, _ = allocated_bytes(loss)
+    _, peak = allocated_bytes(lambda: loss().backward())
+    assert counted.kept == pytest.approx(kept, rel=0.01)
+    # what a kernel allocates within itself is not counted
+    assert counted.peak == pytest.approx(peak, rel=0.1)
+
+
+def cost(mode: Any = "none", *, attention: Any = "fused", device_type: str = "cuda") -> ActivationBytes:
+    return activation_bytes(
+        CONFIG,
+        ActivationCheckpointing.model_validate(mode),
+        batch_size=2,
+        sequence_length=256,
+        dtype_bytes=2,
+        attention=attention,
+        device_type=device_type,
+    )
+
+
+def test_full_keeps_one_tensor_a_layer() -> None:
+    tokens = 512
+    head = 2 * 2 * tokens * 16 + (4 + 2) * tokens * 96 + 4 * tokens + 2 * (tokens + 1024) * 96
+    assert cost("full").kept == 4 * 2 * tokens * 96 + head
+
+
+def test_inputs_on_the_host_are_not_in_the_devices_memory() -> None:
+    difference = cost("full").kept - cost({"mode": "deepspeed", "cpu_checkpointing": True}).kept
+    assert difference == 4 * 2 * 512 * 96
+
+
+def test_eager_attention_keeps_square_weights_and_fused_does_not() -> None:
+    def growth(attention: str) -> float:
+        short, long = (
+            activation_bytes(
+                CONFIG,
+                ActivationCheckpointing(),
+                batch_size=1,
+                sequence_length=length,
+                dtype_bytes=2,
+                attention=attention,  # type: ignore[arg-type]
+            ).kept
+            for length in (4096, 8192)
+        )
+        return long / short
+
+    assert growth("fused") == pytest.approx(2, rel=0.01)
+    assert growth("eager") > 3.8
+
+
+@pytest.mark.parametrize(
+    ("name", "device_type", "document_masking", "dtype_bytes", "kind"),
+    [
+        ("auto", "cuda", True, 2, "fused"),
+        ("auto", "cpu", True, 4, "by_document"),
+        ("sdpa", "cuda", True, 4, "masked"),
+        ("sdpa", "cuda", True, 2, "fused"),
+        ("sdpa", "cuda", False, 4, "fused"),
+        ("sdpa", "cpu", True, 2, "by_document"),
+        ("eager", "cuda", True, 2, "eager"),
+        ("flash_attention_2", "cuda", True, 2, "fused"),
+    ],
+)
+def test_kind_of_attention(name: str, device_type: str, document_masking: bool, dtype_bytes: Any, kind: str) -> None:
+    got = attention_kind(name, device_type=device_type, document_masking=document_masking, dtype_bytes=dtype_bytes)
+    assert got == kind
+
+
+def test_chunk_is_the_losss() -> None:
+    assert CHUNK_LOGITS == CHUNK_LOGITS_OF_THE_LOSS
