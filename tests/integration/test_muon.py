@@ -23,6 +23,7 @@ SETTINGS = (
     f"optimizer.muon_learning_rate={MUON_LEARNING_RATE}",
     "optimizer.gradient_clipping=0",
     "optimizer.weight_decay=0",
+    "z_loss_coefficient=1e-3",
     "schedule.warmup_steps=0",
     "schedule.decay_steps=0",
     "checkpoint.every_steps=1",
@@ -69,15 +70,16 @@ def test_the_first_update_of_a_layers_matrix_is_orthogonal_and_of_no_other(
             assert 0.3 < singular_values.median() < 1.3, name
             assert singular_values.max() < 1.3, name
         else:
-            # AdamW's first update is the learning rate, with the gradient's sign; rows without a token do not move
-            moved = update[update != 0].abs()
-            torch.testing.assert_close(moved, torch.full_like(moved, 1e-2), rtol=0.02, atol=0, msg=name)
+            # AdamW's first update is the learning rate with the gradient's sign, and less where that is near eps
+            assert update.abs().max() < 1.001e-2, name
+            assert update.abs().median() > 0.999e-2, name
 
 
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(runs: tuple[Any, Any], tmp_path: Path) -> None:
     whole, resumed = runs
     assert "resuming from step-00000001" in resumed.out
-    for key in ("train/loss", "train/grad_norm", "validation/loss"):
+    assert set(whole.metric("train/z_loss")) == {1, 2, 3}
+    for key in ("train/loss", "train/z_loss", "train/grad_norm", "validation/loss"):
         assert resumed.metric(key) == whole.metric(key)
     ours, theirs = (weights(ended.run, 3, tmp_path / ended.run.name) for ended in runs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

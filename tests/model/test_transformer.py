@@ -118,3 +118,12 @@ def test_sequence_longer_than_positions_is_refused(make_model: Any) -> None:
         ValueError, match="a sequence of 65 tokens, but the model has max_position_embeddings=64; shorten"
     ):
         make_model()(torch.zeros(1, 65, dtype=torch.long))
+
+
+def test_with_a_z_loss_coefficient_the_model_gives_both_terms(make_model: Any, tokens: torch.Tensor) -> None:
+    model = make_model()
+    labels = tokens.roll(-1, dims=1)
+    total, cross_entropy = model(tokens, labels=labels, z_loss_coefficient=0.5)
+    torch.testing.assert_close(cross_entropy, model(tokens, labels=labels).detach(), rtol=0, atol=0)
+    z_loss = 0.5 * model(tokens).logsumexp(dim=-1).square().mean()
+    torch.testing.assert_close(total - cross_entropy, z_loss, rtol=1e-4, atol=0)

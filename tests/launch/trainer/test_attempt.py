@@ -50,3 +50,14 @@ def test_failure_that_a_full_disk_cannot_take_down_keeps_its_cause(fail: Callabl
     events_file(tmp_path / "run").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match="the cause"):
         fail()
+
+
+def test_a_loss_that_cannot_run_here_is_the_users_to_mend(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
+    monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
+    anything: Any = None
+    start = StartPoint(0, "key", ())
+    with pytest.raises(TrainingError, match=r"^loss_implementation=liger needs a CUDA device, got cpu; take chunked$"):
+        attempt._build(train_config(loss_implementation="liger"), anything, anything, anything, start, anything)
