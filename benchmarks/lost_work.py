@@ -112,16 +112,22 @@ def children_of(pid: int) -> list[int]:
         return []
 
 
-def share_of_a_core(run: subprocess.Popen[bytes]) -> float:
-    """That the workers have had since they began; they are children of the server that they are forked off."""
+def share_of_a_core(run: subprocess.Popen[bytes]) -> float | None:
+    """That the workers have had since they began; None if they have ended.
+
+    They are children of the server that they are forked off.
+    """
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     now_s = float(Path("/proc/uptime").read_text().split()[0])
     used_s = there_s = 0.0
     for worker in (worker for child in children_of(run.pid) for worker in children_of(child)):
-        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        try:
+            fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        except FileNotFoundError:
+            continue
         used_s += (int(fields[11]) + int(fields[12])) / ticks_per_s
         there_s += now_s - int(fields[19]) / ticks_per_s
-    return used_s / there_s
+    return used_s / there_s if there_s else None
 
 
 def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: float) -> list[Loss] | None:
@@ -142,7 +148,7 @@ def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: f
     run.wait()
     is_over = records == SIGNED and any(dataset.glob(".work/deduplication/links/*"))
     begun = [written for written in times_of(dataset, records) if written < killed][-WORKERS:]
-    if is_over or (dataset / "manifest.json").exists():
+    if is_over or share is None or (dataset / "manifest.json").exists():
         return None
     return [Loss(killed - written, (killed - written) * share) for written in begun]
 
