@@ -46,7 +46,7 @@ def test_clipping_and_stage_are_passed_on(train_config: Callable[..., TrainConfi
 
 def test_gradients_are_scattered_except_for_muon(train_config: Callable[..., TrainConfig]) -> None:
     muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
-    settings = [deepspeed_config(config, world_size=1) for config in (train_config(), train_config(optimizer=muon))]
+    settings = [deepspeed_config(config, world_size=2) for config in (train_config(), train_config(optimizer=muon))]
     assert [one["zero_optimization"]["reduce_scatter"] for one in settings] == [True, False]
 
 
