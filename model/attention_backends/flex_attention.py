@@ -6,6 +6,8 @@ documents' squared lengths. The first call compiles: seconds on a GPU, up to a m
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,7 +16,12 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from model.attention_backends.selection import Attend
 from model.documents import Documents
 
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import FlexKernelOptions
+
 BLOCK_SIZE = 128
+# one kernel for all lengths: that for fewer than 128 tokens takes groups of 1, 2, 4, … heads, not SmolLM2's of 3
+KERNEL_OPTIONS: FlexKernelOptions = {"FORCE_USE_FLEX_ATTENTION": True}
 _compiled_flex_attention = torch.compile(flex_attention)
 
 
@@ -71,5 +78,6 @@ def _attend(
         value.transpose(1, 2),
         block_mask=mask,
         enable_gqa=query.shape[2] != key.shape[2],
+        kernel_options=KERNEL_OPTIONS,
     )
     return attended.transpose(1, 2)

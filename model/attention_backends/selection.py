@@ -62,6 +62,7 @@ class Kernel:
     device_types: tuple[str, ...] = ("cpu", "cuda")
     device_types_with_backward: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] | None = None
+    min_head_dim_on_cuda: int = 1
     head_dim_multiple: int = 1
     # by the major number of the GPU's compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
     max_head_dim: Mapping[int, int] | None = None
@@ -74,7 +75,9 @@ KERNELS = {
     "eager": Kernel(),
     "sdpa": Kernel(),
     "flex_attention": Kernel(
-        device_types_with_backward=("cuda",), dtypes=(torch.float32, torch.bfloat16, torch.float16)
+        device_types_with_backward=("cuda",),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        min_head_dim_on_cuda=16,
     ),
     "flash_attention_2": Kernel(
         device_types=("cuda",),
@@ -150,6 +153,8 @@ def _problem(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> 
         return f"needs {' or '.join(map(_name_of, kernel.dtypes))}, got {_name_of(dtype)}"
     if head_dim % kernel.head_dim_multiple:
         return f"needs a head_dim that is a multiple of {kernel.head_dim_multiple}, got {head_dim}"
+    if device_type == "cuda" and head_dim < kernel.min_head_dim_on_cuda:
+        return f"needs a head_dim of at least {kernel.min_head_dim_on_cuda} on cuda, got {head_dim}"
     if device_type == "cuda" and kernel.max_head_dim is not None:
         major, minor = torch.cuda.get_device_capability()
         if major not in kernel.max_head_dim:

@@ -24,7 +24,7 @@ from model.documents import Documents
 
 ROOT = Path(__file__).resolve().parents[3]
 # heads, key/value heads, head_dim: of configs/model/smollm2-seed.yaml, of smollm2-135m.yaml, and one key for all
-LAYOUTS = {"seed": (3, 3, 192), "135m": (9, 3, 64), "multi-query": (4, 1, 8)}
+LAYOUTS = {"seed": (3, 3, 192), "135m": (9, 3, 64), "multi-query": (4, 1, 16)}
 # rows of 33 tokens: one-token documents at both ends and in between; a document as long as the sequence; padding (−1)
 CASES = {
     "ragged": [[0] + [1] * 9 + [2] + [3] * 21 + [4], [7] * 33],

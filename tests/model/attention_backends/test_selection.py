@@ -148,6 +148,12 @@ def test_flex_attention_does_not_train_on_a_cpu() -> None:
         assert resolve("flex_attention", device_type="cpu", dtype=torch.float32, head_dim=64) == "flex_attention"
 
 
+def test_flex_attention_of_tiny_heads_on_a_gpu_is_refused() -> None:
+    assert message_of("flex_attention", head_dim=8) == (
+        "attn_implementation=flex_attention needs a head_dim of at least 16 on cuda, got 8; take sdpa"
+    )
+
+
 def test_flex_attention_in_double_precision_is_refused() -> None:
     with torch.no_grad():
         assert "needs float32 or bfloat16 or float16, got float64; take sdpa" in message_of(
