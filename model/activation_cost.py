@@ -13,7 +13,7 @@ from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
 # What attention keeps for its backward: `eager` its seq² weights; `fused` kernels a number a query; with a mask sdpa
-# keeps its keys and values repeated for each query head, and from document to document (on CPUs) its result twice.
+# keeps its keys and values repeated for each query head; from document to document (on CPUs) it keeps as `fused` does.
 AttentionKind = Literal["eager", "fused", "masked", "by_document"]
 CHUNK_LOGITS = 1 << 25  # that of `loss.py`, which imports torch; a test holds them equal
 _FP32 = 4
@@ -118,7 +118,7 @@ class _Layer:
         self._attention = 2 * query + 2 * key
         self._attention += {
             "fused": statistics,
-            "by_document": statistics + query,
+            "by_document": statistics,
             "masked": statistics + repeated,
             # softmax in fp32, and its rounding for the product
             "eager": self._weights + (self._weights // 2 if dtype_bytes < _FP32 else 0) + repeated,

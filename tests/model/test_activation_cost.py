@@ -5,6 +5,7 @@ The allocator is read through torch.profiler's memory events: every allocation a
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -33,8 +34,14 @@ EVERY_SECOND = {"mode": "every_n_layers", "every_n_layers": 2}
 
 def allocated_bytes(work: Callable[[], Any]) -> tuple[int, int]:
     """What `work` leaves allocated by its result, and the most at any time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = work()
+    # what an earlier test left in cycles must not be released, and counted, in between
+    gc.collect()
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            result = work()
+    finally:
+        gc.enable()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
