@@ -43,6 +43,9 @@ class Batch:
     labels: Tensor
     document_ids: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.input_ids.to(device), self.labels.to(device), self.document_ids.to(device))
+
 
 Step = Callable[[Batch], Tensor]
 
@@ -52,7 +55,9 @@ def ours(config: TrainConfig, *, packed: bool = False) -> Step:
     engine = build_engine(config, read_environment(os.environ), fill_weights=True, say=lambda line: None).deepspeed
     return _deepspeed_step(
         engine,
-        lambda batch: engine(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels),
+        lambda batch: (
+            engine(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels).total
+        ),
     )
 
 
@@ -71,7 +76,9 @@ def ours_alone(config: TrainConfig, *, packed: bool = False) -> Step:
     return _plain_step(
         model,
         config,
-        lambda batch: model(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels),
+        lambda batch: (
+            model(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels).total
+        ),
     )
 
 
@@ -88,7 +95,7 @@ def ours_fsdp2(config: TrainConfig) -> Step:
     for layer in model.layers:
         fully_shard(layer)
     fully_shard(model)
-    return _plain_step(model, config, lambda batch: model(batch.input_ids, labels=batch.labels))
+    return _plain_step(model, config, lambda batch: model(batch.input_ids, labels=batch.labels).total)
 
 
 CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {
@@ -100,6 +107,8 @@ CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {
     "transformers, one process": (1, transformers_alone),
     "ours, packed documents, one process": (1, lambda config: ours_alone(config, packed=True)),
     "ours, ZeRO-3, 1 rank": (1, ours),
+    "ours, packed documents, ZeRO-3, 1 rank": (1, lambda config: ours(config, packed=True)),
+    "transformers, ZeRO-3, 1 rank": (1, transformers_deepspeed),
 }
 
 
@@ -154,7 +163,7 @@ def _llama(config: TrainConfig) -> nn.Module:
     theirs = dict(model.named_parameters())
     for name, _ in _whole_names(config):
         fill_parameter_(name, theirs[to_huggingface_name(name)], config=config.model, seed=config.seed)
-    if config.activation_checkpointing != "none":
+    if config.activation_checkpointing.mode != "none":
         model.gradient_checkpointing_enable()
     return model.to(DTYPES[config.precision]).train()
 
