@@ -95,7 +95,7 @@ def ours_fsdp2(config: TrainConfig) -> Step:
     for layer in model.layers:
         fully_shard(layer)
     fully_shard(model)
-    return _plain_step(model, config, lambda batch: model(batch.input_ids, labels=batch.labels).total)
+    return _plain_step(model, config, lambda batch: model(batch.input_ids, labels=batch.labels))
 
 
 CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {

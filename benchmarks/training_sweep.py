@@ -38,6 +38,10 @@ WARM_STEPS, TIMED_STEPS = 3, 10
 SECONDS_A_SETTING = 90  # one that hangs or compiles for ever
 # bf16 has 8 bits: 4e-3 a rounding, of scores, weights and sums
 MAX_KERNEL_DIFFERENCE = 2e-2
+HEADS = (
+    "model", "who", "attention", "checkpointing", "compile", "batch", "documents", "tokens/s", "MFU", "peak GB",
+    "first step s",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -194,8 +198,7 @@ def write(rows: list[Row], folder: Path, *, heading: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")
     best = {model: max(row.tokens_per_second for row in rows if row.setting.model == model) for model in _models(rows)}
-    heads = "model,who,attention,checkpointing,compile,batch,documents,tokens/s,MFU,peak GB,first step s".split(",")
-    lines = [heading, "", "| " + " | ".join(heads) + " |", "| --- " * len(heads) + "|"]
+    lines = [heading, "", "| " + " | ".join(HEADS) + " |", "| --- " * len(HEADS) + "|"]
     for row in rows:
         setting = row.setting
         mark = "**" if row.tokens_per_second and row.tokens_per_second == best[setting.model] else ""
