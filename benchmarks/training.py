@@ -1,0 +1,198 @@
+"""Tokens a second and memory of training on this machine's cores: ours beside transformers' model and torch's FSDP2.
+
+    python benchmarks/training.py --sequence-lengths 512 2048 --rounds 5
+
+Two contenders at a time are alive, with the same weights and the same tokens, and step in turn, so that what else the
+machine does meets both; all ranks of one wait while the other works. The first step of each is not timed, and its loss
+must be equal in both (not for packed documents, which attend to less). A ratio is the median of the rounds' ratios,
+with the least and the most beside it. `peak` is the largest resident memory of a rank, imports and all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from training_contenders import CONTENDERS
+
+from configs.load import load
+from launch.config import TrainConfig
+from launch.trainer.throughput import Throughput
+from model.cost import flops_per_token
+
+ROOT = Path(__file__).parent.parent
+# (the one whose speed is divided, the one it is compared with)
+PAIRS = (
+    ("ours, ZeRO-3, 2 ranks", "transformers, ZeRO-3, 2 ranks"),
+    ("ours, packed documents, ZeRO-3, 2 ranks", "ours, ZeRO-3, 2 ranks"),
+    ("ours, ZeRO-3, 2 ranks", "ours, FSDP2, 2 ranks"),
+    ("ours, one process", "transformers, one process"),
+    ("ours, packed documents, one process", "ours, one process"),
+    ("ours, ZeRO-3, 1 rank", "ours, one process"),
+)
+LOSS_TOLERANCE = 1e-3  # sums in another order; a wrong mask or position shows in the first digit
+
+
+@dataclass(frozen=True)
+class StepMeasurement:
+    """Of one step of all ranks together: the slowest rank's seconds, the largest rank's memory."""
+
+    seconds: float
+    loss: float
+    peak_bytes: int
+
+
+class Ranks:
+    """The processes of one contender, which step when told to."""
+
+    def __init__(self, name: str, settings: Path, errors: IO[str]) -> None:
+        self.name = name
+        world_size, _ = CONTENDERS[name]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._processes: list[subprocess.Popen[str]] = []
+        self._results: list[IO[str]] = []
+        for rank in range(world_size):
+            reading, writing = os.pipe()
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "LOCAL_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "DS_ACCELERATOR": "cpu",
+                "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // world_size)),
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            }
+            command = [sys.executable, str(ROOT / "benchmarks/training_contenders.py"), name, str(settings)]
+            self._processes.append(
+                subprocess.Popen(
+                    [*command, str(writing)],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=errors,
+                    stderr=errors,
+                    text=True,
+                    pass_fds=(writing,),
+                )
+            )
+            os.close(writing)
+            self._results.append(os.fdopen(reading))
+
+    def __enter__(self) -> Self:
+        for result in self._results:
+            self._read(result)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in self._processes:
+            process.wait()
+
+    def step(self, seed: int) -> StepMeasurement:
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(f"{seed}\n")
+            process.stdin.flush()
+        answers = [self._read(result) for result in self._results]
+        return StepMeasurement(
+            seconds=max(answer["seconds"] for answer in answers),
+            loss=statistics.mean(answer["loss"] for answer in answers),
+            peak_bytes=max(answer["peak_bytes"] for answer in answers),
+        )
+
+    def _read(self, result: IO[str]) -> dict[str, Any]:
+        line = result.readline()
+        if not line:
+            raise ContenderError(self.name)
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+
+class ContenderError(Exception):
+    """A contender that ended; its output says why."""
+
+
+def compare(pair: tuple[str, str], config: TrainConfig, *, rounds: int) -> None:
+    """Prints a line for each of the two, and their ratio."""
+    with tempfile.TemporaryDirectory() as temporary, (Path(temporary) / "errors").open("w+") as errors:
+        settings = Path(temporary) / "settings.json"
+        settings.write_text(config.model_dump_json())
+        runs: dict[str, list[StepMeasurement]] = {name: [] for name in pair}
+        try:
+            with Ranks(pair[0], settings, errors) as first, Ranks(pair[1], settings, errors) as second:
+                warm = [contender.step(0) for contender in (first, second)]
+                if "packed" not in pair[0] and abs(warm[0].loss - warm[1].loss) > LOSS_TOLERANCE:
+                    raise SystemExit(f"{pair}: losses of the first step differ: {warm[0].loss} and {warm[1].loss}")
+                for seed in range(1, rounds + 1):
+                    for contender in (first, second) if seed % 2 else (second, first):
+                        runs[contender.name].append(contender.step(seed))
+        except ContenderError as failed:
+            errors.seek(0)
+            raise SystemExit(f"{failed} failed:\n{errors.read()[-4000:]}") from None
+    for name in pair:
+        _print_line(name, runs[name], config)
+    ratios = [theirs.seconds / ours.seconds for ours, theirs in zip(runs[pair[0]], runs[pair[1]], strict=True)]
+    memory = runs[pair[0]][-1].peak_bytes / runs[pair[1]][-1].peak_bytes
+    print(
+        f"  -> {statistics.median(ratios):.2f}x the tokens/s ({min(ratios):.2f} to {max(ratios):.2f}), "
+        f"{memory:.2f}x the peak memory\n",
+        flush=True,
+    )
+
+
+def _print_line(name: str, runs: list[StepMeasurement], config: TrainConfig) -> None:
+    world_size, _ = CONTENDERS[name]
+    tokens = world_size * config.micro_batch_size * config.data.sequence_length
+    seconds = [run.seconds for run in runs]
+    rate = tokens / statistics.median(seconds)
+    throughput = Throughput(
+        flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
+        device_name="cpu",
+        world_size=world_size,
+    )
+    achieved = rate * throughput.flops_per_token / 1e9
+    print(
+        f"{name:<42}{statistics.median(seconds):8.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})"
+        f"{rate:9.0f} tokens/s{achieved:8.1f} GFLOP/s{runs[-1].peak_bytes / 1e9:7.2f} GB peak",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/train/smollm2-135m.yaml", help="(135M)")
+    parser.add_argument("--sequence-lengths", type=int, nargs="+", default=[512, 2048], help="(default: 512 2048)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
+    parser.add_argument("--pairs", type=int, nargs="+", default=range(len(PAIRS)), help="by number (default: all)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example precision=bfloat16")
+    settings = parser.parse_args()
+    for length in settings.sequence_lengths:
+        print(f"sequences of {length} tokens, one a rank and step, medians of {settings.rounds} rounds in turn")
+        for index in settings.pairs:
+            world_size = max(CONTENDERS[name][0] for name in PAIRS[index])
+            overrides = (
+                f"data.sequence_length={length}",
+                "micro_batch_size=1",
+                f"batch_tokens={length * world_size}",
+                "precision=float32",
+                *settings.overrides,
+            )
+            compare(PAIRS[index], load(settings.config, TrainConfig, overrides), rounds=settings.rounds)
+
+
+if __name__ == "__main__":
+    main()
