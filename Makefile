@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data bench-large clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -70,13 +70,17 @@ format: $(READY)  ## ruff, in place
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
-	@for program in $(filter-out benchmarks/large_corpus.py, $(wildcard benchmarks/*.py)); do $(BIN)/python $$program; done
+	@for name in encoding filtering deduplication lost_work data_order loader loss activation_checkpointing training; do \
+	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed
 	$(BIN)/python benchmarks/encoding.py --megabytes 48 180 --rounds 5
 
 bench-large: $(READY)  ## 20 GB of text to a dataset, some ten minutes and 12 GB of disk: rate and memory, first to last
 	$(BIN)/python benchmarks/large_corpus.py --gigabytes 20
+
+bench-model: $(READY)  ## training steps beside transformers and FSDP2, on these cores; on a GPU the sweep, 10 minutes
+	$(BIN)/python benchmarks/$$($(BIN)/python -c 'import torch; print("training_sweep" if torch.cuda.is_available() else "training")').py
 
 clean:  ## remove what the demo made
 	rm -rf data/demo runs/demo
