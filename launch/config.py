@@ -35,7 +35,8 @@ class LocalError(TrainingError):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # what YAML may spell as .inf or .nan trains nothing, and shows only at the first step
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceConfig(_Settings):
