@@ -231,6 +231,18 @@ class TrainConfig(_Settings):
                 f"compile=deepcompile with activation_checkpointing={self.activation_checkpointing.mode} is not known "
                 "to work with ZeRO-3; take compile=layers, or activation_checkpointing=none"
             )
+        if self.compile == "deepcompile" and self.zero.reduce_dtype != self.precision:
+            # DeepSpeed 0.19.8, csrc/compile/z3.cpp: reduces what it has cast to the parameter's dtype
+            raise ValueError(
+                f"zero.reduce_dtype={self.zero.reduce_dtype} with compile=deepcompile, which sums gradients over ranks "
+                f"in the parameters' {self.precision}; set zero.reduce_dtype={self.precision}, or take compile=layers"
+            )
+        every = self.activation_checkpointing.every_n_layers
+        if every is not None and every > self.model.num_hidden_layers:
+            raise ValueError(
+                f"activation_checkpointing.every_n_layers={every} is more than model.num_hidden_layers="
+                f"{self.model.num_hidden_layers}, so that no layer would be computed again; use a smaller one"
+            )
         self.accumulation_steps(world_size=1)
         return self
 

@@ -139,6 +139,15 @@ def test_accumulation_makes_up_the_batch() -> None:
             {"activation_checkpointing": "full", "compile": "deepcompile"},
             "compile=deepcompile with activation_checkpointing=full is not known to work with ZeRO-3",
         ),
+        (
+            {"compile": "deepcompile", "precision": "bfloat16"},
+            "zero.reduce_dtype=float32 with compile=deepcompile, which sums gradients over ranks in the parameters' "
+            "bfloat16; set zero.reduce_dtype=bfloat16, or take compile=layers",
+        ),
+        (
+            {"activation_checkpointing": {"mode": "every_n_layers", "every_n_layers": 99}},
+            "activation_checkpointing.every_n_layers=99 is more than model.num_hidden_layers=",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(changes: dict[str, Any], words: str) -> None:
