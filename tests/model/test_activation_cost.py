@@ -5,15 +5,12 @@ The allocator is read through torch.profiler's memory events: every allocation a
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import loss
 from model.activation_checkpointing import ActivationCheckpointing
@@ -153,47 +150,16 @@ def test_kind_of_attention(name: str, device_type: str, document_masking: bool, 
     assert got == kind
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the storages of tensors that operations return, for a device that has no memory here."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._users: Counter[int] = Counter()
-        self._known: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
-
-    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        result = operation(*arguments, **(keywords or {}))
-        for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, torch.Tensor) and self._known.get(id(tensor)) is not tensor:
-                self._known[id(tensor)] = tensor
-                self._count(tensor)
-        return result
-
-    def _count(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key, size_bytes = storage._cdata, storage.nbytes()
-        self.now += size_bytes * (self._users[key] == 0)
-        self._users[key] += 1
-        self.peak = max(self.peak, self.now)
-
-        def release() -> None:
-            self._users[key] -= 1
-            self.now -= size_bytes * (self._users[key] == 0)
-
-        weakref.finalize(tensor, release)
-
-
 @pytest.mark.parametrize(("vocab_size", "chunk_tokens"), [(8192, 64), (512, 256)], ids=["matrix", "logits"])
 def test_loss_of_a_gpu_holds_the_products_that_a_cpu_adds_in_place(
-    monkeypatch: pytest.MonkeyPatch, vocab_size: int, chunk_tokens: int
+    monkeypatch: pytest.MonkeyPatch, watch_bytes: Callable[..., Any], vocab_size: int, chunk_tokens: int
 ) -> None:
     """On `meta`, which computes nothing, by the products that CUDA takes: of half-precision matrices, in fp32."""
     monkeypatch.setattr(loss, "_multiplicand", lambda matrix, compute_dtype: matrix)
     config = CONFIG.model_copy(update={"vocab_size": vocab_size})
     labels = torch.zeros(512, dtype=torch.long, device="meta")
     chunk_logits = chunk_tokens * vocab_size
-    with LiveBytes() as live:
+    with watch_bytes() as watch:
         hidden, weight = (
             torch.empty(rows, CONFIG.hidden_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
             for rows in (512, vocab_size)
@@ -210,7 +176,7 @@ def test_loss_of_a_gpu_holds_the_products_that_a_cpu_adds_in_place(
     )
     # `loss` is on top of what is kept before it, and has the hidden states in it, but not the matrix
     before_loss = counted.kept - 2 * (512 + vocab_size) * CONFIG.hidden_size
-    assert counted.loss - before_loss == pytest.approx(live.peak - 2 * vocab_size * CONFIG.hidden_size, rel=0.02)
+    assert counted.loss - before_loss == pytest.approx(watch.peak - 2 * vocab_size * CONFIG.hidden_size, rel=0.02)
 
 
 def test_chunk_is_the_losss() -> None:
