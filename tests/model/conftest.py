@@ -45,7 +45,7 @@ def one_thread() -> Iterator[None]:
 
 
 class WatchedBytes(TorchDispatchMode):
-    """Bytes of the storages that operations return: `peak`, the most at any time. A device without memory counts too."""
+    """Bytes of the storages that operations return, at their `peak`; a device without memory counts too."""
 
     def __init__(self, *known: torch.Tensor) -> None:
         super().__init__()
