@@ -35,7 +35,8 @@ class LocalError(TrainingError):
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # what YAML may spell as .inf or .nan trains nothing, and shows only at the first step
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceConfig(_Settings):
@@ -229,6 +230,18 @@ class TrainConfig(_Settings):
             raise ValueError(
                 f"compile=deepcompile with activation_checkpointing={self.activation_checkpointing.mode} is not known "
                 "to work with ZeRO-3; take compile=layers, or activation_checkpointing=none"
+            )
+        if self.compile == "deepcompile" and self.zero.reduce_dtype != self.precision:
+            # DeepSpeed 0.19.8, csrc/compile/z3.cpp: reduces what it has cast to the parameter's dtype
+            raise ValueError(
+                f"zero.reduce_dtype={self.zero.reduce_dtype} with compile=deepcompile, which sums gradients over ranks "
+                f"in the parameters' {self.precision}; set zero.reduce_dtype={self.precision}, or take compile=layers"
+            )
+        every = self.activation_checkpointing.every_n_layers
+        if every is not None and every > self.model.num_hidden_layers:
+            raise ValueError(
+                f"activation_checkpointing.every_n_layers={every} is more than model.num_hidden_layers="
+                f"{self.model.num_hidden_layers}, so that no layer would be computed again; use a smaller one"
             )
         self.accumulation_steps(world_size=1)
         return self

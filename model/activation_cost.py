@@ -13,8 +13,8 @@ from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
 # What attention keeps for its backward: `eager` its seq² weights; `fused` kernels a number a query; with a mask sdpa
-# keeps its keys and values repeated for each query head; from document to document (on CPUs) it keeps as `fused` does.
-AttentionKind = Literal["eager", "fused", "masked", "by_document"]
+# keeps its keys and values repeated for each query head.
+AttentionKind = Literal["eager", "fused", "masked"]
 CHUNK_LOGITS = 1 << 25  # that of `loss.py`, which imports torch; a test holds them equal
 _FP32 = 4
 
@@ -39,11 +39,8 @@ def attention_kind(
     """Of a kernel by its name. `auto` is flash attention or sdpa, which is as good with documents in half precision."""
     if attn_implementation == "eager":
         return "eager"
-    if document_masking and attn_implementation in ("sdpa", "auto"):
-        if device_type == "cpu":
-            return "by_document"
-        return "masked" if dtype_bytes == _FP32 else "fused"
-    return "fused"
+    is_masked = document_masking and attn_implementation in ("sdpa", "auto")
+    return "masked" if is_masked and device_type != "cpu" and dtype_bytes == _FP32 else "fused"
 
 
 def activation_bytes(
@@ -91,7 +88,9 @@ def _loss_bytes(config: SmolLM2Config, tokens: int, dtype_bytes: int, device_typ
     if device_type == "cpu":
         # CPUs multiply fp32 copies of the matrix and of the chunk's hidden states
         return held + logits + _FP32 * (matrix + chunk_tokens * config.hidden_size)
-    return held + max(logits + logits // 2, dtype_bytes * matrix)  # a chunk's gradient in half precision beside it
+    # a chunk's gradient in half precision beside it, and either the next chunk's logits or the matrix's share in fp32
+    beside = max(logits if chunk_tokens < tokens else 0, _FP32 * matrix)
+    return held + logits + logits // 2 + beside
 
 
 class _Layer:
@@ -118,7 +117,6 @@ class _Layer:
         self._attention = 2 * query + 2 * key
         self._attention += {
             "fused": statistics,
-            "by_document": statistics,
             "masked": statistics + repeated,
             # softmax in fp32, and its rounding for the product
             "eager": self._weights + (self._weights // 2 if dtype_bytes < _FP32 else 0) + repeated,

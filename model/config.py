@@ -13,7 +13,7 @@ class SmolLM2Config(BaseModel):
     Raises pydantic's ValidationError, each message saying what, got, wanted and fix.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     vocab_size: int = Field(ge=1, le=1 << 16)
     hidden_size: int = Field(ge=1)

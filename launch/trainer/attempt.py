@@ -26,7 +26,8 @@ from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
-from model.attention_backends.selection import AttentionBackendError, resolve
+from model.attention_backends.selection import AttentionBackendError, bind, resolve
+from model.documents import Documents
 from model.hf import WeightsError
 from model.loss_selection import LossImplementationError, check_loss_implementation
 from pipeline.shards.format import Split
@@ -87,11 +88,14 @@ def _build(
         validation = _samples(config, "validation")
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
-        attention = resolve(
-            config.attn_implementation,
-            device_type=device_type,
-            dtype=DTYPES[config.precision],
-            head_dim=config.model.head_dim,
+        dtype, head_dim = DTYPES[config.precision], config.model.head_dim
+        attention = resolve(config.attn_implementation, device_type=device_type, dtype=dtype, head_dim=head_dim)
+        # once in vain: a package that does not load is told here, before the weights are made
+        bind(
+            attention,
+            Documents(torch.zeros(1, 1, dtype=torch.long, device=device_type), None),
+            dtype=dtype,
+            head_dim=head_dim,
         )
         check_compile(config, device_type=device_type, attention=attention)
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)

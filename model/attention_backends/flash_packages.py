@@ -9,10 +9,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from model.attention_backends.selection import Attend
+from model.attention_backends.selection import Attend, AttentionBackendError
 from model.documents import Documents
 
 MODULES = {
@@ -23,8 +24,18 @@ MODULES = {
 
 
 def bind_package(package: str, kernel: Callable[..., Tensor], documents: Documents) -> Attend:
-    """`kernel`, which is `attend_within_documents` or a wrapper of it, with a package's function and the offsets."""
-    function = importlib.import_module(MODULES[package]).flash_attn_varlen_func
+    """`kernel`, which is `attend_within_documents` or a wrapper of it, with a package's function and the offsets.
+
+    Raises AttentionBackendError for a package that does not load, as one built for another torch does not.
+    """
+    try:
+        function = importlib.import_module(MODULES[package]).flash_attn_varlen_func
+    except (ImportError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AttentionBackendError(
+            f"the package {package} is installed but does not load under torch {torch.__version__} ({reason}); "
+            "install one that was built for it, or take attn_implementation=sdpa"
+        ) from error
     # The sequence length stands for the longest document: the kernels take any bound (blocks beyond a document's end
     # return at once), this one needs no wait for the device, and it is the same at every step.
     return Attend(kernel, (function, documents.cumulative_lengths, documents.sequence_length))

@@ -28,7 +28,9 @@ MIN_VARLEN_CAPABILITY = (8, 0)
 def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """Causal without a mask for one document a row; for packed documents what their device can do."""
     if documents.one_document_a_row:
-        return Attend(_causal)
+        # for grouped heads CUDA has a fused kernel in half precision only, and otherwise one that holds seq² weights
+        shares_keys = documents.device.type != "cuda" or dtype in HALF_PRECISION
+        return Attend(_causal if shares_keys else _causal_repeated)
     if documents.device.type == "cpu":
         return Attend(attend_by_document, (documents.cumulative_lengths,))
     if documents.device.type == "cuda" and _varlen_takes(dtype, head_dim):
@@ -91,6 +93,14 @@ def _causal(
     return attended.transpose(1, 2)
 
 
+def _causal_repeated(
+    query: Float[Tensor, "batch seq heads head_dim"],
+    key: Float[Tensor, "batch seq kv_heads head_dim"],
+    value: Float[Tensor, "batch seq kv_heads head_dim"],
+) -> Float[Tensor, "batch seq heads head_dim"]:
+    return _causal(query, _for_each_query(query, key), _for_each_query(query, value))
+
+
 def _masked(
     query: Float[Tensor, "batch seq heads head_dim"],
     key: Float[Tensor, "batch seq kv_heads head_dim"],
@@ -98,11 +108,15 @@ def _masked(
     may_attend: Bool[Tensor, "batch 1 seq seq"],
 ) -> Float[Tensor, "batch seq heads head_dim"]:
     # repeated rather than enable_gqa: with a mask, CUDA's fused kernels take equal head counts only
-    queries_per_key = query.shape[2] // key.shape[2]
     attended = F.scaled_dot_product_attention(
         query.transpose(1, 2),
-        key.repeat_interleave(queries_per_key, dim=2).transpose(1, 2),
-        value.repeat_interleave(queries_per_key, dim=2).transpose(1, 2),
+        _for_each_query(query, key).transpose(1, 2),
+        _for_each_query(query, value).transpose(1, 2),
         attn_mask=may_attend,
     )
     return attended.transpose(1, 2)
+
+
+def _for_each_query(query: Tensor, shared: Tensor) -> Tensor:
+    """Keys or values repeated to the number of query heads."""
+    return shared.repeat_interleave(query.shape[2] // shared.shape[2], dim=2)

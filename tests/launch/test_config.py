@@ -80,6 +80,18 @@ def test_fp8_is_refused_by_name(precision: str) -> None:
     assert line in message(precision=precision)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"z_loss_coefficient": float("inf")},
+        {"optimizer": {"learning_rate": float("inf")}},
+        {"optimizer": {"learning_rate": 1e-3, "weight_decay": float("inf")}},
+    ],
+)
+def test_a_number_without_end_is_refused(changes: dict[str, Any]) -> None:
+    assert "Input should be a finite number" in message(**changes)
+
+
 def test_muons_momentum_is_not_kept_in_bfloat16() -> None:
     muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
     line = "zero.reduce_dtype=bfloat16 with optimizer.name=muon would keep Muon's momentum in it; use float32"
@@ -126,6 +138,15 @@ def test_accumulation_makes_up_the_batch() -> None:
         (
             {"activation_checkpointing": "full", "compile": "deepcompile"},
             "compile=deepcompile with activation_checkpointing=full is not known to work with ZeRO-3",
+        ),
+        (
+            {"compile": "deepcompile", "precision": "bfloat16"},
+            "zero.reduce_dtype=float32 with compile=deepcompile, which sums gradients over ranks in the parameters' "
+            "bfloat16; set zero.reduce_dtype=bfloat16, or take compile=layers",
+        ),
+        (
+            {"activation_checkpointing": {"mode": "every_n_layers", "every_n_layers": 99}},
+            "activation_checkpointing.every_n_layers=99 is more than model.num_hidden_layers=",
         ),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
@@ -40,6 +42,38 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+class WatchedBytes(TorchDispatchMode):
+    """Bytes of the storages that operations return, at their `peak`; a device without memory counts too."""
+
+    def __init__(self, *known: torch.Tensor) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._seen = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._seen:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        self._seen.add(storage._cdata)
+        self.held += storage.nbytes()
+        self.peak = max(self.peak, self.held)
+        weakref.finalize(storage, self._release, storage._cdata, storage.nbytes())
+
+    def _release(self, address: int, size_bytes: int) -> None:
+        self.held -= size_bytes
+        self._seen.discard(address)
+
+
+@pytest.fixture(scope="session")
+def watch_bytes() -> Callable[..., WatchedBytes]:
+    """Around work: what it allocates, but for the storages of the tensors that it is given."""
+    return WatchedBytes
 
 
 @pytest.fixture(scope="session")

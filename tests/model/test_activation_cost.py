@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from model import loss
 from model.activation_checkpointing import ActivationCheckpointing
 from model.activation_cost import CHUNK_LOGITS, ActivationBytes, activation_bytes, attention_kind
 from model.config import SmolLM2Config
@@ -142,11 +143,11 @@ def test_eager_attention_keeps_square_weights_and_fused_does_not() -> None:
     ("name", "device_type", "document_masking", "dtype_bytes", "kind"),
     [
         ("auto", "cuda", True, 2, "fused"),
-        ("auto", "cpu", True, 4, "by_document"),
+        ("auto", "cpu", True, 4, "fused"),
         ("sdpa", "cuda", True, 4, "masked"),
         ("sdpa", "cuda", True, 2, "fused"),
         ("sdpa", "cuda", False, 4, "fused"),
-        ("sdpa", "cpu", True, 2, "by_document"),
+        ("sdpa", "cpu", True, 2, "fused"),
         ("eager", "cuda", True, 2, "eager"),
         ("flash_attention_2", "cuda", True, 2, "fused"),
     ],
@@ -154,6 +155,35 @@ def test_eager_attention_keeps_square_weights_and_fused_does_not() -> None:
 def test_kind_of_attention(name: str, device_type: str, document_masking: bool, dtype_bytes: Any, kind: str) -> None:
     got = attention_kind(name, device_type=device_type, document_masking=document_masking, dtype_bytes=dtype_bytes)
     assert got == kind
+
+
+@pytest.mark.parametrize(("vocab_size", "chunk_tokens"), [(8192, 64), (512, 256)], ids=["matrix", "logits"])
+def test_loss_of_a_gpu_holds_the_products_that_a_cpu_adds_in_place(
+    monkeypatch: pytest.MonkeyPatch, watch_bytes: Callable[..., Any], vocab_size: int, chunk_tokens: int
+) -> None:
+    """On `meta`, which computes nothing, by the products that CUDA takes: of half-precision matrices, in fp32."""
+    monkeypatch.setattr(loss, "_multiplicand", lambda matrix, compute_dtype: matrix)
+    config = CONFIG.model_copy(update={"vocab_size": vocab_size})
+    labels = torch.zeros(512, dtype=torch.long, device="meta")
+    chunk_logits = chunk_tokens * vocab_size
+    with watch_bytes() as watch:
+        hidden, weight = (
+            torch.empty(rows, CONFIG.hidden_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
+            for rows in (512, vocab_size)
+        )
+        loss.chunked_loss(hidden, weight, labels, chunk_logits=chunk_logits)
+    counted = activation_bytes(
+        config,
+        ActivationCheckpointing(),
+        batch_size=2,
+        sequence_length=256,
+        dtype_bytes=2,
+        attention="fused",
+        chunk_logits=chunk_logits,
+    )
+    # `loss` is on top of what is kept before it, and has the hidden states in it, but not the matrix
+    before_loss = counted.kept - 2 * (512 + vocab_size) * CONFIG.hidden_size
+    assert counted.loss - before_loss == pytest.approx(watch.peak - 2 * vocab_size * CONFIG.hidden_size, rel=0.02)
 
 
 def test_chunk_is_the_losss() -> None:

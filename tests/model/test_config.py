@@ -54,3 +54,8 @@ def test_no_key_value_heads_means_full_attention() -> None:
     config = SmolLM2Config.model_validate({**SIZES, "num_key_value_heads": None})
     assert config.num_key_value_heads == 6
     assert config.head_dim == 8
+
+
+@pytest.mark.parametrize("name", ["rope_theta", "rms_norm_eps", "initializer_range"])
+def test_numbers_without_end_are_refused(name: str) -> None:
+    assert "Input should be a finite number" in message_of(**{name: float("inf")})

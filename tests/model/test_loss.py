@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import math
-import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -126,38 +127,16 @@ def test_what_is_reported_has_no_gradient() -> None:
     assert not chunked_loss(*inputs(), z_loss_coefficient=0.1).cross_entropy.requires_grad
 
 
-def peak_bytes(tokens: int) -> int:
-    """Of what the loss allocates for so many tokens, forward and backward, by the allocations that torch sees."""
-    hidden = torch.ones(tokens, HIDDEN, requires_grad=True)
-    weight = torch.ones(VOCAB, HIDDEN, requires_grad=True)
-    labels = torch.zeros(tokens, dtype=torch.long)
-    held = peak = 0
-    seen = {tensor.untyped_storage()._cdata for tensor in (hidden, weight, labels)}
+def test_memory_does_not_grow_with_tokens_times_vocabulary(watch_bytes: Callable[..., Any]) -> None:
+    def peak_bytes(tokens: int) -> int:
+        hidden = torch.ones(tokens, HIDDEN, requires_grad=True)
+        weight = torch.ones(VOCAB, HIDDEN, requires_grad=True)
+        labels = torch.zeros(tokens, dtype=torch.long)
+        with watch_bytes(hidden, weight, labels) as watch:
+            chunked_cross_entropy(hidden, weight, labels, chunk_logits=16 * VOCAB).backward()
+        peak: int = watch.peak
+        return peak
 
-    def release(address: int, size: int) -> None:
-        nonlocal held
-        held -= size
-        seen.discard(address)
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal held, peak
-            result = function(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, tuple | list) else [result]:
-                storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-                if storage is not None and storage._cdata not in seen:
-                    seen.add(storage._cdata)
-                    held += storage.nbytes()
-                    peak = max(peak, held)
-                    weakref.finalize(storage, release, storage._cdata, storage.nbytes())
-            return result
-
-    with Watch():
-        chunked_cross_entropy(hidden, weight, labels, chunk_logits=16 * VOCAB).backward()
-    return peak
-
-
-def test_memory_does_not_grow_with_tokens_times_vocabulary() -> None:
     few, many = peak_bytes(64), peak_bytes(1024)
     # a token more costs its own gradient, at most twice while it is scaled, its label's mark and nothing else; its
     # logits alone would be 4 × 31 bytes

@@ -15,6 +15,7 @@ from launch.trainer import attempt
 from launch.trainer.console import Console
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint
+from model.attention_backends.selection import AttentionBackendError
 
 
 @pytest.fixture
@@ -60,4 +61,18 @@ def test_a_loss_that_cannot_run_here_is_the_users_to_mend(
     anything: Any = None
     start = StartPoint(0, "key", ())
     with pytest.raises(TrainingError, match=r"^loss_implementation=liger needs a CUDA device, got cpu; take chunked$"):
-        attempt._build(train_config(loss_implementation="liger"), anything, anything, anything, start, anything)
+        attempt._build(train_config(loss_implementation="liger"), anything, anything, anything, start, anything, 0.0)
+
+
+def test_attention_whose_package_does_not_load_is_the_users_to_mend(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bind(*parts: Any, **settings: Any) -> None:
+        raise AttentionBackendError("the package flash-attn is installed but does not load")
+
+    monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
+    monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
+    monkeypatch.setattr(attempt, "bind", bind)
+    anything: Any = None
+    with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
+        attempt._build(train_config(), anything, anything, anything, StartPoint(0, "key", ()), anything, 0.0)

@@ -41,7 +41,7 @@ def samples(
 def engine(config: TrainConfig) -> Engine:
     model = SmolLM2(config.model)
     initialize(model, seed=3)
-    optimizer = build_optimizer(model, config.optimizer, device_type="cpu")
+    optimizer = build_optimizer(model, config.optimizer)
     return Engine(model, optimizer, torch.device("cpu"), "cpu", 0)
 
 

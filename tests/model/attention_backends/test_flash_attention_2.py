@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from hypothesis import given, settings
 
 from model.attention_backends import flash_attention_2
-from model.attention_backends.selection import is_installed
+from model.attention_backends.selection import AttentionBackendError, is_installed
+from model.documents import Documents
 
 MODULE = "flash_attn"
 # the reference's softmax is fp32 even for fp64 inputs
@@ -45,6 +47,18 @@ def test_all_layers_share_one_set_of_offsets(fake_flash: Any, make_documents: An
     assert all(call["cu_seqlens_q"] is documents.cumulative_lengths for call in fake.calls)
     # a bound that is the same for every batch and needs no wait for the device
     assert {call["max_seqlen_q"] for call in fake.calls} == {33}
+
+
+def test_a_package_that_was_built_for_another_torch_is_named(monkeypatch: Any) -> None:
+    # what Python raises for None in sys.modules stands for an undefined symbol of the extension
+    monkeypatch.setitem(sys.modules, MODULE, None)
+    documents = Documents(torch.zeros(1, 3, dtype=torch.long), None)
+    with pytest.raises(AttentionBackendError) as caught:
+        flash_attention_2.bind(documents, dtype=torch.bfloat16, head_dim=8)
+    assert str(caught.value).startswith(
+        f"the package flash-attn is installed but does not load under torch {torch.__version__} ("
+    )
+    assert str(caught.value).endswith("); install one that was built for it, or take attn_implementation=sdpa")
 
 
 @pytest.mark.gpu

@@ -32,6 +32,25 @@ def test_with_a_mask_it_equals_eager(against_eager: Any, make_documents: Any, la
     against_eager(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)
 
 
+def test_with_repeated_keys_it_equals_eager(against_eager: Any, layout: Any) -> None:
+    documents = Documents(torch.zeros(2, 33, dtype=torch.long), None)
+    against_eager(Attend(sdpa._causal_repeated), documents, layout, dtype=torch.float64, tolerance=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "kernel"),
+    [
+        ("cpu", torch.float32, sdpa._causal),
+        ("cuda", torch.bfloat16, sdpa._causal),
+        ("cuda", torch.float32, sdpa._causal_repeated),
+    ],
+)
+def test_keys_are_repeated_where_no_fused_kernel_shares_them(device: str, dtype: torch.dtype, kernel: Any) -> None:
+    documents = Documents(torch.zeros(1, 3, dtype=torch.long), None)
+    documents.device = torch.device(device)
+    assert sdpa.bind(documents, dtype=dtype, head_dim=64).kernel is kernel
+
+
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_it_equals_eager_on_any_boundaries(against_eager: Any, boundaries: Any, data: st.DataObject) -> None:
