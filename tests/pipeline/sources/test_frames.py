@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -135,6 +136,19 @@ def test_cut_pieces_have_every_line_once_and_name_it_as_the_whole_does(tmp_path:
     for unit_size_bytes in sizes:
         assert read(path, unit_size_bytes=unit_size_bytes) == whole
     assert sizes[1500] > sizes[4000] > sizes[WHOLE] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_member_of_gzip_behind_blocks_of_bgzip_is_read_to_its_end(tmp_path: Path, seed: int) -> None:
+    content = lines(120, seed=seed)
+    parts = cut_anywhere(content, seed=seed)
+    path = tmp_path / "a.jsonl.gz"
+    # the line that the blocks end in goes on in the member, which is no block and so is not cut
+    path.write_bytes(bgzip(parts[:12]) + gzip.compress(b"".join(parts[12:])))
+    whole = read(path, unit_size_bytes=WHOLE)
+    assert len(whole) == 120
+    assert len(pieces_of(path, unit_size_bytes=1)) > 5
+    assert read(path, unit_size_bytes=1) == whole
 
 
 def test_one_line_over_many_frames_is_of_the_first(tmp_path: Path) -> None:
