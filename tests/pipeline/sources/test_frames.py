@@ -20,7 +20,7 @@ import zstandard
 
 from pipeline.document import Document, Record, SourceError
 from pipeline.source_config import JsonlConfig
-from pipeline.sources import jsonl, storage
+from pipeline.sources import frames, jsonl, storage
 from pipeline.sources.frames import frame_ranges
 from pipeline.sources.piece import Piece
 from pipeline.sources.storage import stored_file
@@ -328,3 +328,12 @@ def test_without_a_table_a_file_in_a_store_is_one_piece(
     url = put(name, FORMATS[name]([lines(40, seed=seed) for seed in range(50)]))
     assert len(pieces_of(url, unit_size_bytes=EXPANSION * 3000)) == 1
     assert len(requests) <= 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz"])
+def test_a_store_is_not_asked_about_what_is_never_cut(
+    put: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    url = put(name, bytes(9000))
+    monkeypatch.setattr(frames, "open_file", lambda path, **_: pytest.fail(f"{path} was opened"))
+    assert len(pieces_of(url, unit_size_bytes=1000)) == 1
