@@ -133,8 +133,9 @@ def share_of_a_core(run: subprocess.Popen[bytes]) -> float | None:
 def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: float) -> list[Loss] | None:
     """What each worker lost; None if the pass was over before."""
     done_before = len(times_of(dataset, records))
-    log = subprocess.DEVNULL
-    run = subprocess.Popen([sys.executable, "-m", "pipeline", "run", str(config_file)], stdout=log, stderr=log)
+    log_file = config_file.with_name("log")
+    with log_file.open("wb") as log:
+        run = subprocess.Popen([sys.executable, "-m", "pipeline", "run", str(config_file)], stdout=log, stderr=log)
     # both workers have begun a unit of this attempt once it has done two
     while run.poll() is None and len(times_of(dataset, records)) < done_before + WORKERS:
         time.sleep(POLL_S)
@@ -142,6 +143,8 @@ def kill_in_a_pass(config_file: Path, dataset: Path, records: str, *, delay_s: f
     while run.poll() is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
     if run.poll() is not None:
+        if run.returncode:
+            sys.exit(f"the run failed:\n{log_file.read_text()[-2000:]}")
         return None
     killed, share = time.time(), share_of_a_core(run)
     run.kill()

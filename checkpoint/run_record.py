@@ -6,8 +6,7 @@
     RUN/events/          as in `events.py`
     RUN/artifacts/       files that the service stores with the run; hidden ones are passed over
 
-What else a training run has is in `manifest.py`. Imports the standard
-library, pydantic and that contract only.
+What else a training run has is in `manifest.py`. Imports the standard library, pydantic and that contract only.
 """
 
 from __future__ import annotations

@@ -86,12 +86,20 @@ def run_room(
     except OSError as error:
         message = _describe_os_error(error)
     except KeyboardInterrupt as interrupt:
-        print(f"{parser.prog}: interrupted; run the same command to go on", file=sys.stderr)
+        _say(f"{parser.prog}: interrupted; run the same command to go on")
         # a room that lets another signal than Ctrl-C's interrupt it gives its number
         return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
     for line in message.splitlines():
-        print(f"{parser.prog}: {line}", file=sys.stderr)
+        _say(f"{parser.prog}: {line}")
     return 2
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr)
+    except OSError:
+        # the terminal was closed; keep Python from failing on it once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _describe_os_error(error: OSError) -> str:

@@ -196,6 +196,7 @@ def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
     units: list[Unit] = []
     versions: list[int] = []
     records = PackedModels(UnitRecord)
+    documents_in = 0
     try:
         with path.open("rb") as file:
             for line in file:
@@ -204,6 +205,7 @@ def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
                     units.append(kept.unit)
                     versions.append(kept.version)
                     records.add(kept.unit.index, kept.record)
+                    documents_in += kept.record.tally.documents_in
     except FileNotFoundError:
         raise PipelineError(
             f"{path} is missing, and with it what {dataset} was made of; make a dataset of the new files and merge "
@@ -213,6 +215,12 @@ def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
         raise PipelineError(
             f"{path} is damaged ({error.errors()[0]['msg']}); make a dataset of the new files and merge the two"
         ) from None
+    if documents_in != manifest.documents_in:
+        # cut off between two lines: the documents of what is missing would be left out, or made again
+        raise PipelineError(
+            f"{path} is damaged (its units are of {documents_in:,} documents, the manifest of "
+            f"{manifest.documents_in:,}); make a dataset of the new files and merge the two"
+        )
     return Base(manifest, tuple(units), tuple(versions), records)
 
 

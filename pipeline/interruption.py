@@ -40,5 +40,6 @@ def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)
+    for each in _SIGNALS:  # a closing terminal or systemd may send both
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt(number)

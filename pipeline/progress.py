@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
@@ -25,6 +26,7 @@ class ProgressDisplay:
         self._throughput = throughput
         self._shown = time.monotonic()
         self._live: Any = None
+        self._can_draw = True
         self._stderr: Any = None
         self._redirected: list[logging.StreamHandler[Any]] = []
 
@@ -47,8 +49,9 @@ class ProgressDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.update(table(self._throughput.snapshot()), refresh=True)
-            self._live.stop()
+            self._draw()
+            with contextlib.suppress(OSError):
+                self._live.stop()
             for handler in self._redirected:
                 handler.setStream(self._stderr)
 
@@ -57,10 +60,18 @@ class ProgressDisplay:
         now = time.monotonic()
         if self._live is not None and now - self._shown >= REDRAW_INTERVAL_S:
             self._shown = now
-            self._live.update(table(self._throughput.snapshot()), refresh=True)
+            self._draw()
         elif self._live is None and now - self._shown >= LINE_INTERVAL_S:
             self._shown = now
             log.info("%s", progress_line(self._throughput.snapshot()))
+
+    def _draw(self) -> None:
+        """On a terminal that has been closed nothing: SIGHUP ends the run, or is ignored and it goes on."""
+        if self._can_draw:
+            try:
+                self._live.update(table(self._throughput.snapshot()), refresh=True)
+            except OSError:
+                self._can_draw = False
 
 
 def progress_line(snapshot: Snapshot) -> str:

@@ -97,10 +97,11 @@ class Workspace:
         """
         try:
             before: Any = json.loads(self._config_path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return
+            trains = before["tokenizer"]["path"] is None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return  # `check_config` says what is the matter
         has_shards = any(any(split_directory(self.dataset, split).glob("data-*.arrow")) for split in SPLITS)
-        has_trained = self.tokenizer_path.is_file() and before["tokenizer"]["path"] is None
+        has_trained = trains and self.tokenizer_path.is_file()
         if has_shards or has_trained or (self.directory / "deduplication").is_dir() or before == content_of(config):
             return
         log.info("%s: what a start by another config left is removed; it had made no shard", self.dataset)

@@ -108,7 +108,8 @@ def _decompressed(file: BinaryIO, piece: Piece) -> BinaryIO:
     if not head:
         raise EOFError("it has no bytes")
     file.seek(piece.start)
-    if kind == ".gz" and is_bgzip(head):
+    # behind blocks of bgzip, where alone such a file is cut, any member of gzip may follow
+    if kind == ".gz" and (piece.start or is_bgzip(head)):
         kind = "bgzip"
     if kind in _FRAMED:
         return cast(BinaryIO, FramedReader(file, kind, Frames(piece), start=piece.start))

@@ -45,7 +45,7 @@ def frame_ranges(file: StoredFile, *, unit_size_bytes: int) -> Iterator[Piece]:
     """
     range_size_bytes = max(1, unit_size_bytes // EXPANSION)
     start = stop = 0
-    if file.size_bytes > range_size_bytes:
+    if file.size_bytes > range_size_bytes and _may_be_cut(file.path):
         with _reading(file) as read:
             for end in _frame_ends(file, read, max_frame_bytes=_MAX_FRAME_RANGES * range_size_bytes):
                 if start < stop and end - start > range_size_bytes:
@@ -63,16 +63,20 @@ def is_bgzip(head: bytes) -> bool:
     return _bgzip_block_size(head) is not None
 
 
+def _may_be_cut(path: str) -> bool:
+    """By its name: a store of thousands of files that are not cut is not asked about each."""
+    return suffix_of(path) == ".zst" or (suffix_of(path) == ".gz" and not is_url(path))
+
+
 def _frame_ends(file: StoredFile, read: _Read, *, max_frame_bytes: int) -> Iterator[int]:
-    if suffix_of(file.path) == ".zst":
-        ends = _ends_by_table(read, file.size_bytes)
-        if ends is not None:
-            return iter(ends)
-        if not is_url(file.path):
-            return _ends_by_headers(read, file.size_bytes, max_frame_bytes=max_frame_bytes)
-    if suffix_of(file.path) == ".gz" and not is_url(file.path):
+    if suffix_of(file.path) == ".gz":
         return _ends_of_bgzip_blocks(read, file.size_bytes)
-    return iter(())
+    ends = _ends_by_table(read, file.size_bytes)
+    if ends is not None:
+        return iter(ends)
+    if is_url(file.path):
+        return iter(())
+    return _ends_by_headers(read, file.size_bytes, max_frame_bytes=max_frame_bytes)
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class Encoder:
     def __init__(self, content: bytes, *, eos_token: str, origin: str = "tokenizer.json") -> None:
         """`content` is that of a `tokenizer.json`; `origin` names it in messages.
 
-        Raises TokenizerError if it is not one, has no `eos_token`, or has more entries than 16 bits can number.
+        Raises TokenizerError if it is not one, has no `eos_token`, has dropout, or has more entries than 16 bits can
+        number.
         """
         self.eos_token = eos_token
         self.origin = origin
@@ -81,6 +82,10 @@ class Encoder:
         if eos_token not in vocabulary:
             raise TokenizerError(
                 f"{origin} has no token {eos_token!r}; set tokenizer.eos_token to the one that ends documents"
+            )
+        if dropout := self._tree["model"].get("dropout"):
+            raise TokenizerError(
+                f"{origin} has model.dropout={dropout:g}, so that a text has other ids each time; set it to null there"
             )
         self.record = TokenizerRecord(
             digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]

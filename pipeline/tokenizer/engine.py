@@ -130,7 +130,8 @@ def is_plain_byte_level_bpe(tokenizer: dict[str, Any]) -> bool:
         return False
     byte_level = steps[-1]
     plain_added_tokens = [token for token in tokenizer.get("added_tokens", []) if not token["special"]]
-    return bool(byte_level["use_regex"]) and not byte_level["add_prefix_space"] and not plain_added_tokens
+    # files of tokenizers before 0.12 have no use_regex; the library takes it for true
+    return bool(byte_level.get("use_regex", True)) and not byte_level["add_prefix_space"] and not plain_added_tokens
 
 
 def vocabulary_of(tokenizer: dict[str, Any]) -> dict[str, int] | None:

@@ -236,6 +236,20 @@ def test_a_merged_dataset_cannot_be_appended_to_or_run_again(
         run(merged)
 
 
+def test_units_of_which_the_last_are_missing_are_refused(
+    config: PipelineConfig, add_files: Callable[..., list[Path]]
+) -> None:
+    units = config.output_dir / "units.jsonl"
+    units.write_bytes(b"".join(units.read_bytes().splitlines(keepends=True)[:-1]))
+    add_files("z")
+    before = files_of(config.output_dir)
+    with pytest.raises(
+        PipelineError, match=r"units.jsonl is damaged \(its units are of \d+ documents, the manifest of"
+    ):
+        run(config, append=True)
+    assert files_of(config.output_dir) == before
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -248,6 +262,11 @@ def test_a_merged_dataset_cannot_be_appended_to_or_run_again(
             "units.jsonl",
             b"{}\n",
             r"units.jsonl is damaged \(Field required\); make a dataset of the new files and merge",
+        ),
+        (
+            "units.jsonl",
+            b"",
+            r"units.jsonl is damaged \(its units are of 0 documents, the manifest of 120\); make a dataset of the new",
         ),
         ("config.json", None, r"config.json is missing or damaged; restore it$"),
         ("config.json", b"[", r"config.json is missing or damaged; restore it$"),

@@ -193,6 +193,14 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_the_other_signal_finds_us_ending_already() -> None:
+    with signals_interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+
+
 def test_a_killed_run_is_known_by_its_process(config_file: Path, tmp_path: Path) -> None:
     kill_amid(config_file, tmp_path / "dataset", units=1)
     status = status_of(tmp_path / "dataset")

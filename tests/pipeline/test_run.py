@@ -249,6 +249,16 @@ def test_a_damaged_config_of_an_unfinished_run_is_named(stopped: PipelineConfig)
     assert not run(stopped).was_finished
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"tokenizer": null}'])
+def test_a_config_of_nothing_is_another_config(corpus: Path, make_config: MakeConfig, content: str) -> None:
+    work = make_config().output_dir / ".work"
+    work.mkdir(parents=True)
+    (work / "config.json").write_text(content)
+    (work / "tokenizer.json").touch()
+    with pytest.raises(PipelineError, match=r"was made with another config .* remove the folder to start over$"):
+        run(make_config())
+
+
 def test_a_damaged_trained_tokenizer_is_named(
     corpus: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

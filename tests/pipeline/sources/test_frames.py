@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import zstandard
 
 from pipeline.document import Document, Record, SourceError
 from pipeline.source_config import JsonlConfig
-from pipeline.sources import jsonl, storage
+from pipeline.sources import frames, jsonl, storage
 from pipeline.sources.frames import frame_ranges
 from pipeline.sources.piece import Piece
 from pipeline.sources.storage import stored_file
@@ -135,6 +136,19 @@ def test_cut_pieces_have_every_line_once_and_name_it_as_the_whole_does(tmp_path:
     for unit_size_bytes in sizes:
         assert read(path, unit_size_bytes=unit_size_bytes) == whole
     assert sizes[1500] > sizes[4000] > sizes[WHOLE] == 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_member_of_gzip_behind_blocks_of_bgzip_is_read_to_its_end(tmp_path: Path, seed: int) -> None:
+    content = lines(120, seed=seed)
+    parts = cut_anywhere(content, seed=seed)
+    path = tmp_path / "a.jsonl.gz"
+    # the line that the blocks end in goes on in the member, which is no block and so is not cut
+    path.write_bytes(bgzip(parts[:12]) + gzip.compress(b"".join(parts[12:])))
+    whole = read(path, unit_size_bytes=WHOLE)
+    assert len(whole) == 120
+    assert len(pieces_of(path, unit_size_bytes=1)) > 5
+    assert read(path, unit_size_bytes=1) == whole
 
 
 def test_one_line_over_many_frames_is_of_the_first(tmp_path: Path) -> None:
@@ -314,3 +328,12 @@ def test_without_a_table_a_file_in_a_store_is_one_piece(
     url = put(name, FORMATS[name]([lines(40, seed=seed) for seed in range(50)]))
     assert len(pieces_of(url, unit_size_bytes=EXPANSION * 3000)) == 1
     assert len(requests) <= 2
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.bz2", "a.jsonl.xz"])
+def test_a_store_is_not_asked_about_what_is_never_cut(
+    put: Callable[[str, bytes], str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    url = put(name, bytes(9000))
+    monkeypatch.setattr(frames, "open_file", lambda path, **_: pytest.fail(f"{path} was opened"))
+    assert len(pieces_of(url, unit_size_bytes=1000)) == 1

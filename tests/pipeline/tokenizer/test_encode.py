@@ -154,6 +154,12 @@ def test_a_tokenizer_that_has_loaded_before_is_not_loaded_to_be_described(
     assert second.encode(["the shard"])[0].tolist() == first.encode(["the shard"])[0].tolist()
 
 
+def test_a_tokenizer_that_encodes_otherwise_each_time_is_refused(edited: Callable[..., bytes]) -> None:
+    with pytest.raises(TokenizerError, match=r"^bpe\.json has model\.dropout=0\.1, .*; set it to null there$"):
+        Encoder(edited(lambda tree: tree["model"].update(dropout=0.1)), eos_token="<|endoftext|>", origin="bpe.json")
+    Encoder(edited(lambda tree: tree["model"].update(dropout=None)), eos_token="<|endoftext|>")
+
+
 def test_a_tokenizer_that_does_not_load_is_refused_every_time() -> None:
     for _ in range(2):
         with pytest.raises(TokenizerError, match=r"is not a tokenizer.json of the tokenizers library"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine, vocabulary_of
+from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine, is_plain_byte_level_bpe, vocabulary_of
 from pipeline.tokenizer.train import TokenizerError
 
 
@@ -41,6 +41,16 @@ def test_a_file_that_splintr_refuses_is_one_line() -> None:
     with pytest.raises(TokenizerError, match=r"^splintr cannot read the tokenizer: ") as caught:
         SplintrEngine({"model": {"type": "Nothing", "vocab": {}}})
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_file_from_before_use_regex_is_what_the_library_takes_it_for() -> None:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    tree = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": byte_level}
+    library = Tokenizer.from_str(json.dumps(tree)).pre_tokenizer
+    assert library is not None
+    assert library.pre_tokenize_str("a-b") == [("a", (0, 1)), ("-", (1, 2)), ("b", (2, 3))]
+    assert is_plain_byte_level_bpe(tree)
+    assert not is_plain_byte_level_bpe(tree | {"pre_tokenizer": byte_level | {"use_regex": False}})
 
 
 def test_the_file_tells_the_vocabulary_if_every_added_token_is_an_entry_of_the_model(tokenizer_file: Path) -> None:
