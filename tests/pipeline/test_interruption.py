@@ -33,14 +33,19 @@ MakeTexts = Callable[..., list[str]]
 MakeJsonl = Callable[[Path, Sequence[str]], Path]
 
 
+def heed_signals() -> None:
+    """A shell's background job ignores SIGINT, one under nohup SIGHUP, and children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(config_file: Path, *overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline", "run", str(config_file), *overrides],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        # a shell's background job has SIGINT ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_signals,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -182,23 +187,25 @@ def test_a_signal_is_one_line_and_told_in_the_status(config_file: Path, tmp_path
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    of_sigterm = signal.getsignal(signal.SIGTERM)  # ray leaves one of its own
     try:
         with signals_interrupt():
             signal.raise_signal(signal.SIGHUP)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)  # we are ending already
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == of_sigterm
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_the_other_signal_finds_us_ending_already() -> None:
+    before = signal.getsignal(signal.SIGHUP)
     with signals_interrupt():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 def test_a_killed_run_is_known_by_its_process(config_file: Path, tmp_path: Path) -> None:
