@@ -35,7 +35,6 @@ def ours(folder: Path, output: Path, engine: str) -> None:
     from pipeline.config import PipelineConfig
     from pipeline.run import run
 
-    size_bytes = sum(file.stat().st_size for file in folder.glob("*.jsonl"))
     run(
         PipelineConfig.model_validate(
             {
@@ -45,7 +44,6 @@ def ours(folder: Path, output: Path, engine: str) -> None:
                 "tokenizer": {"path": folder / "tokenizer.json", "engine": engine},
                 "workers": WORKERS,
                 "validation_fraction": 0,
-                "unit_size_bytes": min(128 << 20, size_bytes // (8 * WORKERS)),
             }
         )
     )
