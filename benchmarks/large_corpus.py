@@ -10,7 +10,7 @@ a vocabulary does not grow from then on. What does not: documents have ids of th
 of the output is written and synced. Nothing is deduplicated.
 
 Rates are tokens by the run's own clock, from `status.json`; each tenth of the tokens has a line. The first tenth begins
-when both workers have told of work (before that they start), and the last ends when one of them finds no more (the
+when a unit for each worker is done (before that they start), and the last ends when one of them finds no more (the
 other then ends its unit alone); the seconds before and after are in the total only. Memory is what Linux counts as
 resident, pages that processes share counted in each; peaks are the kernel's own high-water marks, so that none falls
 between two looks. Tokens a CPU second (of all processes of the run) tell on a busy machine whether the work itself has
@@ -112,8 +112,8 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def steady(looks: list[Look]) -> list[Look]:
-    """Those from when both workers have told of work to the last at which both had some."""
-    first = next(index for index, look in enumerate(looks) if look.told_workers == WORKERS)
+    """Those from when a unit for each worker is done, so that both have begun, to the last at which both had some."""
+    first = next(index for index, look in enumerate(looks) if look.units_done >= WORKERS)
     last = max(index for index, look in enumerate(looks) if look.busy_workers == WORKERS)
     return looks[first : last + 1]
 

@@ -28,7 +28,7 @@ class Look:
     cpu_s: float
     tokens: int
     busy_workers: int
-    told_workers: int
+    units_done: int
     driver_bytes: int
     largest_worker_bytes: int
     open_files: int
@@ -82,7 +82,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 def look_at(driver: psutil.Process, status: dict[str, Any], peaks: Peaks) -> Look | None:
     """None before the units are begun, and where a process ends meanwhile."""
-    workers = {int(state["worker"].split()[1]): state["tokens"] for state in status.get("workers", ())}
+    workers = {int(state["worker"].split()[1]) for state in status.get("workers", ())}
     resident: dict[int, int] = {}
     try:
         processes = [driver, *driver.children(recursive=True)]
@@ -106,7 +106,7 @@ def look_at(driver: psutil.Process, status: dict[str, Any], peaks: Peaks) -> Loo
         cpu_s=cpu_s,
         tokens=status["tokens"],
         busy_workers=len(workers),
-        told_workers=sum(tokens > 0 for tokens in workers.values()),
+        units_done=status["units_done"],
         driver_bytes=resident[driver.pid],
         largest_worker_bytes=max((resident.get(pid, 0) for pid in peaks.workers), default=0),
         open_files=open_files,
