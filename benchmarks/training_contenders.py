@@ -55,9 +55,7 @@ def ours(config: TrainConfig, *, packed: bool = False) -> Step:
     engine = build_engine(config, read_environment(os.environ), fill_weights=True, say=lambda line: None).deepspeed
     return _deepspeed_step(
         engine,
-        lambda batch: (
-            engine(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels).total
-        ),
+        lambda batch: engine(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels),
     )
 
 
@@ -76,9 +74,7 @@ def ours_alone(config: TrainConfig, *, packed: bool = False) -> Step:
     return _plain_step(
         model,
         config,
-        lambda batch: (
-            model(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels).total
-        ),
+        lambda batch: model(batch.input_ids, document_ids=batch.document_ids if packed else None, labels=batch.labels),
     )
 
 
