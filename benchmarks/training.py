@@ -3,9 +3,11 @@
     python benchmarks/training.py --sequence-lengths 512 2048 --rounds 5
 
 Two contenders at a time are alive, with the same weights and the same tokens, and step in turn, so that what else the
-machine does meets both; all ranks of one wait while the other works. The first step of each is not timed, and its loss
-must be equal in both (not for packed documents, which attend to less). A ratio is the median of the rounds' ratios,
-with the least and the most beside it. `peak` is the largest resident memory of a rank, imports and all.
+machine does meets both; all ranks of one wait while the other works. Where the machine's memory does not hold both, and
+the kernel kills one, they live in turn: each turn starts anew and takes its first step before the timed one. The first
+step of each is not timed, and its loss must be equal in both (not for packed documents, which attend to less). A ratio
+is the median of the rounds' ratios, with the least and the most beside it. `peak` is the largest resident memory of a
+rank, imports and all.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -117,7 +120,9 @@ class Ranks:
     def _read(self, result: IO[str]) -> dict[str, Any]:
         line = result.readline()
         if not line:
-            raise ContenderError(self.name)
+            # a rank that only lost its peer may be the first to be seen, so the others are given time to end
+            codes = [process.wait(timeout=60) for process in self._processes]
+            raise (OutOfMemoryError if -signal.SIGKILL in codes else ContenderError)(self.name)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -126,20 +131,21 @@ class ContenderError(Exception):
     """A contender that ended; its output says why."""
 
 
+class OutOfMemoryError(ContenderError):
+    """A contender of which the kernel killed a rank."""
+
+
 def compare(pair: tuple[str, str], config: TrainConfig, *, rounds: int) -> None:
     """Prints a line for each of the two, and their ratio."""
     with tempfile.TemporaryDirectory() as temporary, (Path(temporary) / "errors").open("w+") as errors:
         settings = Path(temporary) / "settings.json"
         settings.write_text(config.model_dump_json())
-        runs: dict[str, list[StepMeasurement]] = {name: [] for name in pair}
         try:
-            with Ranks(pair[0], settings, errors) as first, Ranks(pair[1], settings, errors) as second:
-                warm = [contender.step(0) for contender in (first, second)]
-                if "packed" not in pair[0] and abs(warm[0].loss - warm[1].loss) > LOSS_TOLERANCE:
-                    raise SystemExit(f"{pair}: losses of the first step differ: {warm[0].loss} and {warm[1].loss}")
-                for seed in range(1, rounds + 1):
-                    for contender in (first, second) if seed % 2 else (second, first):
-                        runs[contender.name].append(contender.step(seed))
+            try:
+                runs = _alive_together(pair, settings, errors, rounds=rounds)
+            except OutOfMemoryError:
+                print("(the two do not fit into memory together: each starts anew for its turn)", flush=True)
+                runs = _alive_in_turn(pair, settings, errors, rounds=rounds)
         except ContenderError as failed:
             errors.seek(0)
             raise SystemExit(f"{failed} failed:\n{errors.read()[-4000:]}") from None
@@ -152,6 +158,37 @@ def compare(pair: tuple[str, str], config: TrainConfig, *, rounds: int) -> None:
         f"{memory:.2f}x the peak memory\n",
         flush=True,
     )
+
+
+def _alive_together(
+    pair: tuple[str, str], settings: Path, errors: IO[str], *, rounds: int
+) -> dict[str, list[StepMeasurement]]:
+    runs: dict[str, list[StepMeasurement]] = {name: [] for name in pair}
+    with Ranks(pair[0], settings, errors) as first, Ranks(pair[1], settings, errors) as second:
+        _check_losses(pair, [contender.step(0) for contender in (first, second)])
+        for seed in range(1, rounds + 1):
+            for contender in (first, second) if seed % 2 else (second, first):
+                runs[contender.name].append(contender.step(seed))
+    return runs
+
+
+def _alive_in_turn(
+    pair: tuple[str, str], settings: Path, errors: IO[str], *, rounds: int
+) -> dict[str, list[StepMeasurement]]:
+    runs: dict[str, list[StepMeasurement]] = {name: [] for name in pair}
+    for seed in range(1, rounds + 1):
+        warm: dict[str, StepMeasurement] = {}
+        for name in pair if seed % 2 else reversed(pair):
+            with Ranks(name, settings, errors) as contender:
+                warm[name] = contender.step(0)
+                runs[name].append(contender.step(seed))
+        _check_losses(pair, [warm[name] for name in pair])
+    return runs
+
+
+def _check_losses(pair: tuple[str, str], warm: list[StepMeasurement]) -> None:
+    if "packed" not in pair[0] and abs(warm[0].loss - warm[1].loss) > LOSS_TOLERANCE:
+        raise SystemExit(f"{pair}: losses of the first step differ: {warm[0].loss} and {warm[1].loss}")
 
 
 def _print_line(name: str, runs: list[StepMeasurement], config: TrainConfig) -> None:
