@@ -66,6 +66,8 @@ class Kernel:
     head_dim_multiple: int = 1
     # by the major number of the GPU's compute capability: 8 Ampere and Ada, 9 Hopper, 10 to 12 Blackwell
     max_head_dim: Mapping[int, int] | None = None
+    # ROCm's GPUs are of type cuda too, and MI300's capability reads as Hopper's
+    needs_nvidia: bool = False
     # whether torch.compile follows it; if not, a compiled layer is built in the parts around it
     is_traced: bool = True
     instead: str = "sdpa"
@@ -90,6 +92,7 @@ KERNELS = {
         dtypes=HALF_PRECISION,
         head_dim_multiple=8,
         max_head_dim={9: 256},
+        needs_nvidia=True,
         is_traced=False,
         instead="flash_attention_2 or sdpa",
     ),
@@ -99,6 +102,7 @@ KERNELS = {
         head_dim_multiple=8,
         # on Blackwell the package also takes 256 alone, and 192 only for values of 128
         max_head_dim={9: 256, 10: 128, 11: 128},
+        needs_nvidia=True,
         is_traced=False,
         instead="flash_attention_2 or sdpa",
     ),
@@ -147,6 +151,8 @@ def _problem(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> 
     kernel = KERNELS[name]
     if device_type not in kernel.device_types:
         return f"needs a device of type {' or '.join(kernel.device_types)}, got {device_type}"
+    if kernel.needs_nvidia and torch.version.hip is not None:
+        return f"needs a GPU of NVIDIA's, got ROCm {torch.version.hip}"
     if torch.is_grad_enabled() and device_type not in kernel.device_types_with_backward:
         return f"has no backward on {device_type}"
     if kernel.dtypes is not None and dtype not in kernel.dtypes:

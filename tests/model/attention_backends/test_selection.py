@@ -134,6 +134,13 @@ def test_what_the_gpu_cannot_do_is_refused(
     assert message_of(name, head_dim=head_dim) == f"attn_implementation={name} {words}"
 
 
+@pytest.mark.parametrize("name", ["flash_attention_3", "flash_attention_4"])
+def test_an_amd_gpu_does_not_pass_for_hopper(monkeypatch: Any, name: str) -> None:
+    pretend(monkeypatch, capability=(9, 4))  # what ROCm says of an MI300
+    monkeypatch.setattr(torch.version, "hip", "6.4.2")
+    assert "needs a GPU of NVIDIA's, got ROCm 6.4.2; take flash_attention_2 or sdpa" in message_of(name)
+
+
 @pytest.mark.parametrize("name", FLASH)
 def test_heads_of_192_run_on_hopper(monkeypatch: Any, name: str) -> None:
     pretend(monkeypatch)
