@@ -13,6 +13,7 @@ rank, imports and all.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -101,7 +102,8 @@ class Ranks:
     def __exit__(self, *exception: object) -> None:
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # of a rank that was killed
+                process.stdin.close()
         for process in self._processes:
             process.wait()
 
