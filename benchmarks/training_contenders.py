@@ -27,6 +27,7 @@ from launch.config import TrainConfig
 from launch.trainer.deepspeed_config import deepspeed_config
 from launch.trainer.engine import build_engine
 from launch.trainer.ranks import read_environment
+from model.activation_checkpointing import ActivationCheckpointing
 from model.hf import huggingface_config, to_huggingface_name
 from model.init import fill_parameter_, initialize
 from model.transformer import SmolLM2
@@ -59,13 +60,13 @@ def ours(config: TrainConfig, *, packed: bool = False) -> Step:
     )
 
 
-def transformers_deepspeed(config: TrainConfig) -> Step:
+def transformers_deepspeed(config: TrainConfig, *, packed: bool = False) -> Step:
     """What most people run: LlamaForCausalLM under the same engine."""
     model = _llama(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
     settings = deepspeed_config(config, world_size=int(os.environ["WORLD_SIZE"]))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    return _deepspeed_step(engine, lambda batch: _llama_loss(engine, batch))
+    return _deepspeed_step(engine, lambda batch: _llama_loss(engine, batch, packed=packed))
 
 
 def ours_alone(config: TrainConfig, *, packed: bool = False) -> Step:
@@ -78,9 +79,9 @@ def ours_alone(config: TrainConfig, *, packed: bool = False) -> Step:
     )
 
 
-def transformers_alone(config: TrainConfig) -> Step:
+def transformers_alone(config: TrainConfig, *, packed: bool = False) -> Step:
     model = _llama(config)
-    return _plain_step(model, config, lambda batch: _llama_loss(model, batch))
+    return _plain_step(model, config, lambda batch: _llama_loss(model, batch, packed=packed))
 
 
 def ours_fsdp2(config: TrainConfig) -> Step:
@@ -97,15 +98,22 @@ def ours_fsdp2(config: TrainConfig) -> Step:
 CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {
     "ours, ZeRO-3, 2 ranks": (2, ours),
     "transformers, ZeRO-3, 2 ranks": (2, transformers_deepspeed),
-    "ours, packed documents, ZeRO-3, 2 ranks": (2, lambda config: ours(config, packed=True)),
+    "ours, documents, selective, ZeRO-3, 2 ranks": (2, lambda config: ours(_selective(config), packed=True)),
+    "ours, documents, ZeRO-3, 2 ranks": (2, lambda config: ours(config, packed=True)),
+    "transformers, documents, ZeRO-3, 2 ranks": (2, lambda config: transformers_deepspeed(config, packed=True)),
     "ours, FSDP2, 2 ranks": (2, ours_fsdp2),
     "ours, one process": (1, ours_alone),
     "transformers, one process": (1, transformers_alone),
-    "ours, packed documents, one process": (1, lambda config: ours_alone(config, packed=True)),
+    "ours, documents, one process": (1, lambda config: ours_alone(config, packed=True)),
+    "transformers, documents, one process": (1, lambda config: transformers_alone(config, packed=True)),
     "ours, ZeRO-3, 1 rank": (1, ours),
-    "ours, packed documents, ZeRO-3, 1 rank": (1, lambda config: ours(config, packed=True)),
+    "ours, documents, ZeRO-3, 1 rank": (1, lambda config: ours(config, packed=True)),
     "transformers, ZeRO-3, 1 rank": (1, transformers_deepspeed),
 }
+
+
+def _selective(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"activation_checkpointing": ActivationCheckpointing(mode="selective")})
 
 
 def random_batch(config: TrainConfig, *, seed: int) -> Batch:
@@ -169,10 +177,20 @@ def _whole_names(config: TrainConfig) -> list[tuple[str, nn.Parameter]]:
         return list(SmolLM2(config.model).named_parameters())
 
 
-def _llama_loss(model: Any, batch: Batch) -> Tensor:
-    # shift_labels: already shifted, as ours are
-    loss: Tensor = model(input_ids=batch.input_ids, labels=batch.labels, shift_labels=batch.labels).loss
+def _llama_loss(model: Any, batch: Batch, *, packed: bool) -> Tensor:
+    # shift_labels: already shifted, as ours are; positions that restart are how transformers knows documents
+    positions = positions_within(batch.document_ids) if packed else None
+    output = model(input_ids=batch.input_ids, position_ids=positions, labels=batch.labels, shift_labels=batch.labels)
+    loss: Tensor = output.loss
     return loss
+
+
+def positions_within(document_ids: Tensor) -> Tensor:
+    """The place of each token within its document, [micro_batch, sequence] as its argument."""
+    places = torch.arange(document_ids.shape[1]).expand_as(document_ids)
+    is_first = torch.ones_like(document_ids, dtype=torch.bool)
+    is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return places - torch.where(is_first, places, 0).cummax(dim=1).values
 
 
 def main() -> None:

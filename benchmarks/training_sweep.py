@@ -170,7 +170,7 @@ def run_setting(wanted: dict[str, Any]) -> None:
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     device = torch.device(accelerator.device_name(0))
     _, build = CONTENDERS[wanted["contender"]]
-    step = build(config) if not wanted["documents"] else CONTENDERS["ours, packed documents, ZeRO-3, 1 rank"][1](config)
+    step = build(config) if not wanted["documents"] else CONTENDERS["ours, documents, ZeRO-3, 1 rank"][1](config)
     seconds = []
     for number in range(WARM_STEPS + TIMED_STEPS):
         batch = random_batch(config, seed=number).to(device)
