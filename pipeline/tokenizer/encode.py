@@ -35,8 +35,10 @@ from pipeline.tokenizer.engine import (
     TokenIds,
     TokenizersEngine,
     bytes_without_token,
+    in_few_bytes,
     is_plain_byte_level_bpe,
     vocabulary_of,
+    without_special_tokens,
 )
 from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
@@ -50,6 +52,9 @@ PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
 CHECK_CHARACTERS = 1 << 12
+
+# of an encoder: what is loaded when first asked for, and large
+_LOADED = ("tokenizer", "_tree", "_in_few_bytes", "_reference", "_slow")
 
 
 class EngineDifferenceError(Exception):
@@ -98,6 +103,11 @@ class Encoder:
         self._fast: Engine | None = None
         self.begin_unit()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker: no engine, and what it loads its own from in the least time."""
+        state = {name: value for name, value in self.__dict__.items() if name not in _LOADED}
+        return state | {"_content": self._in_few_bytes, "_fast": None}
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The library's own, loaded when first asked for."""
@@ -114,6 +124,15 @@ class Encoder:
         return tree
 
     @cached_property
+    def _in_few_bytes(self) -> bytes:
+        # with another model, such as Unigram with its scores, the library reads the file's own bytes only
+        return in_few_bytes(self._tree) if self._cutter is not None else self._content
+
+    @cached_property
+    def _without_special_tokens(self) -> bytes:
+        return without_special_tokens(self._tree)
+
+    @cached_property
     def _reference(self) -> Engine:
         return TokenizersEngine(
             self.tokenizer if self._literal is None else Tokenizer.from_str(orjson.dumps(self._literal).decode())
@@ -127,7 +146,7 @@ class Encoder:
     def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
         another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
-        return choose_engine(
+        engine = choose_engine(
             self._content,
             self._tree,
             wanted=wanted,
@@ -135,12 +154,15 @@ class Encoder:
             guard=self._guard,
             input_bytes=input_bytes,
         )
+        if engine == "splintr":
+            _ = self._without_special_tokens  # made once, not in every worker
+        return engine
 
     def use(self, engine: Engine | EngineName) -> None:
         """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
-            self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
+            self._fast = SplintrEngine(self._without_special_tokens) if engine == "splintr" else None
             self.__dict__.pop("_tree", None)  # large, and not needed while encoding
         else:
             self._fast = engine

@@ -25,6 +25,7 @@ from pipeline.tokenizer.engine import (
     is_plain_byte_level_bpe,
     splintr_problem,
     splintr_version,
+    without_special_tokens,
 )
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.tokenizer.verdict import Verdict
@@ -139,7 +140,7 @@ def _difference(
     remembered = verdict.is_known()
     if not remembered:
         try:
-            fast = SplintrEngine(tree)
+            fast = SplintrEngine(without_special_tokens(tree))
         except TokenizerError as error:
             return str(error)
         difference = first_difference(reference(), fast, guard, cases)

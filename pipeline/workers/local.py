@@ -80,7 +80,11 @@ def run_in_processes(
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
         quarantine.check_empty()
     finally:
-        for worker in [*idle, *busy.values()]:
+        workers_left = [*idle, *busy.values()]
+        # the kernel takes a while to free the memory of each: all at once
+        for worker in workers_left:
+            worker.process.kill()
+        for worker in workers_left:
             worker.end()
 
 

@@ -61,7 +61,8 @@ def run_on_ray(
         return
     with _ray(workers) as ray:
         do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
-        content, folder, call = pickle.dumps(make_task), str(Path.cwd()), secrets.token_hex(8)
+        # stored once: it holds a tokenizer, too large to be sent with every item
+        content, folder, call = ray.put(pickle.dumps(make_task)), str(Path.cwd()), secrets.token_hex(8)
         waiting = deque(items)
         quarantine = Quarantine()
         busy: dict[Any, _RemoteItem] = {}
