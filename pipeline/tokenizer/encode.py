@@ -35,8 +35,8 @@ from pipeline.tokenizer.engine import (
     TokenIds,
     TokenizersEngine,
     bytes_without_token,
-    in_few_bytes,
     is_plain_byte_level_bpe,
+    parse,
     vocabulary_of,
     without_special_tokens,
 )
@@ -120,13 +120,12 @@ class Encoder:
     @cached_property
     def _tree(self) -> dict[str, Any]:
         """The `tokenizer.json`, parsed. 16 MB of SmolLM2's."""
-        tree: dict[str, Any] = orjson.loads(self._content)
-        return tree
+        return parse(self._content)
 
     @cached_property
     def _in_few_bytes(self) -> bytes:
         # with another model, such as Unigram with its scores, the library reads the file's own bytes only
-        return in_few_bytes(self._tree) if self._cutter is not None else self._content
+        return orjson.dumps(self._tree) if self._cutter is not None else self._content
 
     @cached_property
     def _without_special_tokens(self) -> bytes:

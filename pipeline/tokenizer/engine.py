@@ -107,21 +107,21 @@ def without_special_tokens(tree: dict[str, Any]) -> bytes:
     model = dict(tree["model"])
     model["vocab"] = {name: id for name, id in model["vocab"].items() if name not in special_tokens}
     bare = tree | {"model": model, "added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
-    return in_few_bytes(bare)
+    return orjson.dumps(bare)
 
 
-def in_few_bytes(tree: dict[str, Any]) -> bytes:
-    """A parsed `tokenizer.json` as it is loaded fastest: `tokenizers` then takes half the time.
+def parse(content: bytes) -> dict[str, Any]:
+    """A `tokenizer.json`. Written again, without indentation, it is loaded in half the time.
 
-    Not indented, and pairs of merges as text, as the library itself wrote them before 0.20, where no entry holds the
-    space between them.
+    Where no entry holds a space, merges are texts instead of pairs, as the library itself wrote them before 0.20.
     """
-    merges = tree["model"].get("merges", [])
+    tree: dict[str, Any] = orjson.loads(content)
+    merges = tree["model"].get("merges") or []
     if all(isinstance(merge, list) and len(merge) == 2 for merge in merges):
-        texts = [f"{left} {right}" for left, right in merges]
-        if all(text.count(" ") == 1 for text in texts):
-            tree = tree | {"model": tree["model"] | {"merges": texts}}
-    return orjson.dumps(tree)
+        texts = [" ".join(merge) for merge in merges]
+        if "".join(texts).count(" ") == len(texts):
+            tree["model"]["merges"] = texts
+    return tree
 
 
 def splintr_problem() -> str | None:

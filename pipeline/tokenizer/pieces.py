@@ -38,6 +38,9 @@ _BETWEEN_CLASSES = "|".join(
         rf"[{MARKS}](?=[{LETTERS}{DIGITS}])",
     )
 )
+# compiled before workers are forked off
+_BOUNDARY = re.compile(_BETWEEN_CLASSES)
+_BOUNDARY_OR_BETWEEN_DIGITS = re.compile(rf"{_BETWEEN_CLASSES}|[{DIGITS}](?=[{DIGITS}])")
 
 
 class Cutter:
@@ -47,7 +50,7 @@ class Cutter:
         """`tokenizer` is a parsed `tokenizer.json` that `is_plain_byte_level_bpe` holds of."""
         steps = tokenizer["pre_tokenizer"].get("pretokenizers", [])
         digits_are_alone = any(step["type"] == "Digits" and step["individual_digits"] for step in steps)
-        self._boundary = re.compile(_BETWEEN_CLASSES + (rf"|[{DIGITS}](?=[{DIGITS}])" if digits_are_alone else ""))
+        self._boundary = _BOUNDARY_OR_BETWEEN_DIGITS if digits_are_alone else _BOUNDARY
 
     def pieces(self, text: str, *, characters: int) -> Iterator[str]:
         """Pieces that end at the first boundary from so many characters on."""
