@@ -13,7 +13,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
-from pipeline.document import shorten
+from pipeline.document import LongText, shorten
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.engine import (
     Engine,
@@ -35,6 +35,7 @@ from pipeline.tokenizer.engine import (
     TokenIds,
     TokenizersEngine,
     bytes_without_token,
+    interleave,
     is_plain_byte_level_bpe,
     parse,
     vocabulary_of,
@@ -197,8 +198,8 @@ class Encoder:
             )
         return int(number)
 
-    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, ending in EOS and holding it nowhere else.
+    def encode(self, texts: Sequence[str | LongText]) -> list[TokenIds]:
+        """The ids of each text, ending in EOS and holding it nowhere else. Long texts may be empty afterwards.
 
         Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
@@ -207,7 +208,8 @@ class Encoder:
             if is_long:
                 rows += map(self._encode_alone, group)
             else:
-                for batch in batches(group, size=len, min_size=BATCH_CHARACTERS):
+                short = (text.whole() if isinstance(text, LongText) else text for text in group)
+                for batch in batches(short, size=len, min_size=BATCH_CHARACTERS):
                     rows += self._encode_together(batch)
         return rows
 
@@ -218,11 +220,11 @@ class Encoder:
         bounds = (flat.offsets + np.arange(len(flat.offsets))).tolist()
         return [with_eos[start:stop] for start, stop in pairwise(bounds)]
 
-    def _encode_alone(self, text: str) -> TokenIds:
+    def _encode_alone(self, text: str | LongText) -> TokenIds:
         ids = np.empty(0, TOKEN_DTYPE)
         count = 0
         # piece after piece: together they are a second copy of the text
-        for piece in (text,) if self._cutter is None else self._cutter.pieces(text, characters=PIECE_CHARACTERS):
+        for piece in self._pieces_of(text):
             part = self._encode_pieces([piece]).ids
             if count + len(part) > len(ids):
                 # of a large array the pages are moved, not copied
@@ -232,6 +234,11 @@ class Encoder:
         ids.resize(count + 1, refcheck=False)
         ids[-1] = self.record.eos_token_id
         return ids
+
+    def _pieces_of(self, text: str | LongText) -> Iterable[str]:
+        if self._cutter is not None:
+            return self._cutter.pieces(text, characters=PIECE_CHARACTERS)
+        return (text.whole() if isinstance(text, LongText) else text,)
 
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
@@ -256,7 +263,7 @@ class Encoder:
             self._guarded += sum(stopped)
             passed = [piece for piece, stop in zip(pieces, stopped, strict=True) if not stop]
             rest = [piece for piece, stop in zip(pieces, stopped, strict=True) if stop]
-            flat = _interleave(self._engine.encode(passed), self._reference.encode(rest), stopped)
+            flat = interleave(self._engine.encode(passed), self._reference.encode(rest), stopped)
         else:
             flat = self._engine.encode(pieces)
         sampled = range(-first % CHECK_EVERY, len(pieces), CHECK_EVERY)
@@ -287,14 +294,3 @@ def read_tokenizer(path: Path) -> bytes:
         raise TokenizerError(
             f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, or train one (tokenizer.train)"
         ) from None
-
-
-def _interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:
-    """The rows of both, in the order in which `from_reference` takes them."""
-    rows = [[fast.row(index) for index in range(len(fast.offsets) - 1)]]
-    rows.append([reference.row(index) for index in range(len(reference.offsets) - 1)])
-    sources = [iter(side) for side in rows]
-    merged = [next(sources[side]) for side in from_reference]
-    offsets = np.zeros(len(merged) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in merged], out=offsets[1:])
-    return FlatIds(np.concatenate(merged), offsets)

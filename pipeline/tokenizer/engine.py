@@ -35,6 +35,17 @@ class FlatIds:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
 
+def interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:
+    """The rows of both, in the order in which `from_reference` takes them."""
+    rows = [[fast.row(index) for index in range(len(fast.offsets) - 1)]]
+    rows.append([reference.row(index) for index in range(len(reference.offsets) - 1)])
+    sources = [iter(side) for side in rows]
+    merged = [next(sources[side]) for side in from_reference]
+    offsets = np.zeros(len(merged) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in merged], out=offsets[1:])
+    return FlatIds(np.concatenate(merged), offsets)
+
+
 class Engine(Protocol):
     """Literals of special tokens are text to every engine."""
 
