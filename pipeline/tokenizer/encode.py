@@ -75,7 +75,8 @@ class Encoder:
         self.origin = origin
         self._content = content
         # the process that starts workers then needs no library, whose loading they would wait for
-        loads = Verdict(content, f"tokenizers {tokenizers.__version__}", finding="loads")
+        digest = digest_bytes(content)
+        loads = Verdict(digest, f"tokenizers {tokenizers.__version__}", finding="loads")
         vocabulary = vocabulary_of(self._tree) if loads.is_known() else None
         if vocabulary is None:
             vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
@@ -93,9 +94,7 @@ class Encoder:
             raise TokenizerError(
                 f"{origin} has model.dropout={dropout:g}, so that a text has other ids each time; set it to null there"
             )
-        self.record = TokenizerRecord(
-            digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
-        )
+        self.record = TokenizerRecord(digest=digest, vocab_size=vocab_size, eos_token_id=vocabulary[eos_token])
         is_plain = is_plain_byte_level_bpe(self._tree)
         self._cutter = Cutter(self._tree) if is_plain else None
         self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if is_plain else b""
@@ -147,7 +146,7 @@ class Encoder:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
         another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
         engine = choose_engine(
-            self._content,
+            self.record.digest,
             self._tree,
             wanted=wanted,
             reference=lambda: self._reference,

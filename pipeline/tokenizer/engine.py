@@ -114,9 +114,10 @@ class SplintrEngine:
 def without_special_tokens(tree: dict[str, Any]) -> bytes:
     """A parsed `tokenizer.json` as one without special tokens: neither in `added_tokens` nor in the vocabulary, whose
     other ids stay as they are."""
-    special_tokens = {token["content"] for token in tree.get("added_tokens", [])}
-    model = dict(tree["model"])
-    model["vocab"] = {name: id for name, id in model["vocab"].items() if name not in special_tokens}
+    vocabulary = dict(tree["model"]["vocab"])
+    for token in tree.get("added_tokens", []):
+        vocabulary.pop(token["content"], None)
+    model = tree["model"] | {"vocab": vocabulary}
     bare = tree | {"model": model, "added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
     return orjson.dumps(bare)
 
@@ -128,10 +129,10 @@ def parse(content: bytes) -> dict[str, Any]:
     """
     tree: dict[str, Any] = orjson.loads(content)
     merges = tree["model"].get("merges") or []
-    if all(isinstance(merge, list) and len(merge) == 2 for merge in merges):
-        texts = [" ".join(merge) for merge in merges]
-        if "".join(texts).count(" ") == len(texts):
-            tree["model"]["merges"] = texts
+    texts = [" ".join(merge) for merge in merges]
+    # more spaces: some entry has one, or merges were texts before and are letters apart now
+    if "".join(texts).count(" ") == len(texts):
+        tree["model"]["merges"] = texts
     return tree
 
 
