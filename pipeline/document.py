@@ -6,6 +6,7 @@ in = kept + dropped can be checked. Names of reasons are data: they stand in rep
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -26,6 +27,8 @@ MAX_RECORD_BYTES = 256 << 20
 
 # of a record in a report, and of a library's error in ours
 EXAMPLE_CHARACTERS = 200
+# of a text, more than enough to make one of
+EXAMPLE_SOURCE_CHARACTERS = 1000
 
 
 class PipelineError(ValueError):
@@ -41,6 +44,37 @@ class SourceError(PipelineError):
     """A source with no files, or a file that is damaged as a whole. The message names the source or the file."""
 
 
+class LongText:
+    """A text of many megabytes, as strings that follow each other, none of them empty.
+
+    Python holds a string in as many bytes a character as its widest needs: with one emoji, all of an English text takes
+    four times its size. Of parts only one does.
+    """
+
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = parts
+        self.beginning = parts[0][:EXAMPLE_SOURCE_CHARACTERS]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def whole(self) -> str:
+        """As one string, which is held instead of the parts from then on."""
+        if len(self.parts) > 1:
+            self.parts = ["".join(self.parts)]
+        return self.parts[0]
+
+    def take(self) -> Iterator[str]:
+        """Part after part, each given up as the next is asked for: the text is empty afterwards."""
+        self.parts.reverse()
+        while self.parts:
+            yield self.parts.pop()
+
+
+def parts_of(text: str | LongText) -> list[str]:
+    return text.parts if isinstance(text, LongText) else [text]
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One text of a corpus, and where it came from.
@@ -50,9 +84,19 @@ class Document:
     """
 
     document_id: str
-    text: str
+    text: str | LongText
     url: str | None = None
     header: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def whole_text(self) -> str:
+        """One string, also where it is held in parts: for who looks at all of it at once."""
+        return self.text.whole() if isinstance(self.text, LongText) else self.text
+
+    @property
+    def beginning(self) -> str:
+        """Some of the text, for an example of it; also of one whose parts have been taken."""
+        return self.text.beginning if isinstance(self.text, LongText) else self.text[:EXAMPLE_SOURCE_CHARACTERS]
 
 
 @dataclass(frozen=True, slots=True)

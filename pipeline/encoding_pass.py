@@ -86,7 +86,7 @@ class EncodingPass:
         engine: EngineName = "tokenizers"
         if items and not workspace.distrusts_engine():
             engine = self.encoder.choose(config.tokenizer.engine, input_bytes=self.plan.size_bytes)
-        make_task = functools.partial(UnitTask, config, workspace.tokenizer_path, workspace.units_directory, engine)
+        make_task = functools.partial(UnitTask, config, self.encoder, workspace.units_directory, engine)
         self.status.watch(throughput)
         self.status.enter_phase("units")
         with ProgressDisplay(throughput) as display:
@@ -137,13 +137,13 @@ def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:
 
 
 class UnitTask:
-    """A worker's task: it loads the tokenizer once and does unit after unit."""
+    """A worker's task: it loads the engine once and does unit after unit."""
 
-    def __init__(self, config: PipelineConfig, tokenizer_path: Path, units_directory: Path, engine: EngineName) -> None:
+    def __init__(self, config: PipelineConfig, encoder: Encoder, units_directory: Path, engine: EngineName) -> None:
         chain.prepare(config.filters)  # Ray's processes may have the lists of an earlier run
         self._config = config
         self._units_directory = units_directory
-        self._encoder = Encoder(tokenizer_path.read_bytes(), eos_token=config.tokenizer.eos_token)
+        self._encoder = encoder
         self._encoder.use(engine)
 
     def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:

@@ -88,7 +88,7 @@ def _texts_of(config: PipelineConfig, unit: Unit, *, share: float) -> Iterator[s
             break
         if kept.split == "train":
             taken_bytes += kept.text_bytes
-            yield kept.document.text
+            yield kept.document.whole_text
 
 
 def why_no_text(config: PipelineConfig, plan: Plan) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.batches import batches
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
-from pipeline.document import BadRecord, Document, UnwantedRecord, shorten
+from pipeline.document import BadRecord, Document, LongText, UnwantedRecord, parts_of, shorten
 from pipeline.filters.chain import rejection
 from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
@@ -78,17 +78,20 @@ class KeptDocument:
     text_bytes: int
 
 
-def split_of(text: str, *, validation_fraction: float) -> Split:
+def split_of(text: str | LongText, *, validation_fraction: float) -> Split:
     """By a hash of the text, so that equal texts are never on both sides."""
     if validation_fraction == 0:
         return "train"
-    draw = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2.0**64
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts_of(text):
+        digest.update(part.encode())
+    draw = int.from_bytes(digest.digest(), "big") / 2.0**64
     return "validation" if draw < validation_fraction else "train"
 
 
-def utf8_bytes(text: str) -> int:
+def utf8_bytes(text: str | LongText) -> int:
     """The size of a text in UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
+    return sum(len(part) if part.isascii() else len(part.encode()) for part in parts_of(text))
 
 
 class UnitReader:
@@ -136,13 +139,12 @@ class UnitReader:
 
     def _judge(self, document: Document, *, text_bytes: int) -> KeptDocument | None:
         """The document as filters and deduplication leave it, or None once it is dropped."""
-        given = document.text
-        view = DocumentView(given, url=document.url or "")
+        view = DocumentView(document.text, url=document.url or "")
         reason = rejection(view, self._config.filters)
         if reason is not None:
             self.drop(document, reason, text_bytes=text_bytes)
             return None
-        if view.text != given:
+        if view.is_changed:
             document = replace(document, text=view.text)
             text_bytes = utf8_bytes(document.text)
         if self._verdicts is not None:
@@ -157,7 +159,7 @@ class UnitReader:
 
     def drop(self, document: Document, reason: str, *, text_bytes: int) -> None:
         self.tally.drop(
-            reason, size_bytes=text_bytes, location=document.document_id, example=shorten(document.text[:1000])
+            reason, size_bytes=text_bytes, location=document.document_id, example=shorten(document.beginning)
         )
 
 
@@ -226,7 +228,7 @@ def _make_shards(
             rows.reverse()
             while batch:
                 kept, ids = batch.pop(), rows.pop()
-                if len(ids) == 1 or not kept.document.text:
+                if len(ids) == 1 or not kept.text_bytes:
                     # only an EOS, or a header and an EOS: there is no token for any byte of the text
                     reader.drop(kept.document, "no_tokens", text_bytes=kept.text_bytes)
                     continue

@@ -8,6 +8,7 @@ lives as long as this process and its workers do.
 from __future__ import annotations
 
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -43,6 +44,7 @@ def begin_as_worker(environment: Mapping[str, str]) -> None:
     """
     os.environ.clear()
     os.environ.update(environment)
+    gc.freeze()  # what came with the fork is never garbage, and looking at it would copy its pages
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends us
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -48,7 +48,7 @@ def read_evaluations(config: DecontaminationConfig) -> EvaluationNgrams:
         records = ngrams = 0
         before = len(items)
         for document in _documents(evaluation):
-            words = hasher(document.text)
+            words = hasher(document.whole_text)
             hashes, _ = ngram_hashes(words, np.array([len(words)]), ngram_words=config.ngram_words)
             records += 1
             if len(hashes):

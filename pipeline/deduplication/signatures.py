@@ -86,12 +86,12 @@ class UnitSigner:
         first = section.first + len(section)
         for number, document in enumerate(batch, start=first):
             if self._config.exact:
-                section.exact.add(document.text, document=number)
+                section.exact.add(document.whole_text, document=number)
             if self._config.paragraphs:
-                for place, paragraph in paragraphs_of(document.text, self._config.paragraphs):
+                for place, paragraph in paragraphs_of(document.whole_text, self._config.paragraphs):
                     section.paragraphs.add(paragraph, document=number, place=place)
         if self._minhasher or self._search:
-            words = [self._hash_words(document.text) for document in batch]
+            words = [self._hash_words(document.whole_text) for document in batch]
             if self._search:
                 for match in self._search.first_matches(words):
                     section.contaminated.append(first + match.document)
@@ -102,7 +102,7 @@ class UnitSigner:
 
     def _contamination(self, document: Document, match: Match) -> Contamination:
         assert self._config.decontamination is not None
-        words = [word for part in slices_of(document.text) for word in comparable_words(part)]
+        words = [word for part in slices_of(document.whole_text) for word in comparable_words(part)]
         ngram = b" ".join(words[match.word : match.word + self._config.decontamination.ngram_words]).decode()
         return Contamination(document.document_id, match.evaluation, match.evaluation_record, ngram)
 
@@ -170,7 +170,9 @@ def _band_key(band: int) -> str:
 
 def _or_text(words: Hashes, document: Document) -> Hashes:
     """A document of nothing but punctuation is one word, its text: it resembles only what equals it."""
-    return words if len(words) else np.array([xxhash.xxh3_64_intdigest(comparable_bytes(document.text))], np.uint64)
+    return (
+        words if len(words) else np.array([xxhash.xxh3_64_intdigest(comparable_bytes(document.whole_text))], np.uint64)
+    )
 
 
 def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -48,7 +48,7 @@ class UnitVerdicts:
         if not places:
             return document
         assert self._config.paragraphs is not None
-        text = without(document.text, places, self._config.paragraphs)
+        text = without(document.whole_text, places, self._config.paragraphs)
         return dataclasses.replace(document, text=text) if text.strip() else "duplicate_paragraphs"
 
     def end(self) -> None:

@@ -12,7 +12,7 @@ Reason = Literal["too_short", "too_long"]
 
 def rejection(view: DocumentView, config: LengthConfig) -> Reason | None:
     """The reason to drop a document, or None to keep it. Space around the text does not count as length."""
-    length = len(view.text.strip())
+    length = view.stripped_characters
     if length < config.min_characters:
         return "too_short"
     if config.max_characters is not None and length > config.max_characters:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
+from pipeline.document import LongText, parts_of
 from pipeline.filters.words import words
 
 # A mark that ends a sentence, with the quotes and brackets that it closes, before white space. Not the dots of an
@@ -22,26 +23,44 @@ _SENTENCE_END = re.compile(r"(?:(?<!\.)(?<!\b\w)\.(?!\.)|[!?])[!?]*[\"')\]\u2019
 class DocumentView:
     """One document on its way through the filters."""
 
-    def __init__(self, text: str, *, url: str = "") -> None:
+    def __init__(self, text: str | LongText, *, url: str = "") -> None:
         self._text = text
         self.url = url
+        self.is_changed = False
 
     @property
     def text(self) -> str:
+        """All of it; a text in parts is joined when this is first asked for."""
+        if isinstance(self._text, LongText):
+            self._text = self._text.whole()
         return self._text
 
     @text.setter
     def text(self, text: str) -> None:
-        if text == self._text:
+        if text == self.text:
             return
         self._text = text
+        self.is_changed = True
         for part in _PARTS:
             self.__dict__.pop(part, None)
+
+    @property
+    def stripped_characters(self) -> int:
+        """How many there are without the white space around the text. Joins and copies nothing."""
+        parts = parts_of(self._text)
+        before = _count_spaces(part[at : at + _LOOK] for part in parts for at in range(0, len(part), _LOOK))
+        count = len(self._text)
+        if before == count:
+            return 0
+        backwards = (
+            part[max(0, stop - _LOOK) : stop][::-1] for part in reversed(parts) for stop in range(len(part), 0, -_LOOK)
+        )
+        return count - before - _count_spaces(backwards)
 
     @cached_property
     def lines(self) -> Sequence[str]:
         """Between newlines, empty ones too, nothing stripped."""
-        return self._text.split("\n")
+        return self.text.split("\n")
 
     @cached_property
     def filled_lines(self) -> Sequence[str]:
@@ -51,13 +70,13 @@ class DocumentView:
     @cached_property
     def paragraphs(self) -> Sequence[str]:
         """Between empty lines, none of them empty, without the white space around the text."""
-        pieces = self._text.strip().split("\n\n")
+        pieces = self.text.strip().split("\n\n")
         return [paragraph for piece in pieces if (paragraph := piece.lstrip("\n"))]
 
     @cached_property
     def words(self) -> Sequence[str]:
         """As `pipeline.filters.words.words` cuts them, marks included."""
-        return words(self._text)
+        return words(self.text)
 
     @cached_property
     def word_counts(self) -> Counter[str]:
@@ -71,6 +90,21 @@ class DocumentView:
 
 
 _PARTS = tuple(name for name, value in vars(DocumentView).items() if isinstance(value, cached_property))
+
+
+# characters looked at together
+_LOOK = 1 << 10
+
+
+def _count_spaces(slices: Iterable[str]) -> int:
+    """How much white space the slices begin with together."""
+    count = 0
+    for characters in slices:
+        rest = len(characters.lstrip())
+        count += len(characters) - rest
+        if rest:
+            break
+    return count
 
 
 def sentences_of_line(line: str) -> list[str]:

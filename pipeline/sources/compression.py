@@ -45,7 +45,7 @@ _MEMBERS: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
     "bgzip": lambda: zlib.decompressobj(16 + zlib.MAX_WBITS),
 }
-# of formats whose files are cut: a member makes little, or as much as zstd's decompressobj makes of little input
+# of formats whose files are cut
 _FRAMED = (".zst", "bgzip")
 
 
@@ -161,7 +161,7 @@ class _MemberReader(io.RawIOBase):
     def _decompress(self) -> bytes:
         given, self._input = self._input, b""
         try:
-            if self._kind in _FRAMED:
+            if self._kind == ".zst":  # zstandard's knows no limit
                 content: bytes = self._member.decompress(given)
             else:
                 content = self._member.decompress(given, _READ_BYTES)
@@ -170,6 +170,8 @@ class _MemberReader(io.RawIOBase):
         if self._member.eof:
             self._input = self._member.unused_data
             self._member = None
+        elif self._kind == "bgzip":
+            self._input = self._member.unconsumed_tail
         self._text_offset += len(content)
         if self._member is None and self._frames is not None:
             self._frames.note_start(self._text_offset, stored_at=self._stored_offset - len(self._input))

@@ -7,7 +7,16 @@ import string
 from collections.abc import Callable
 from functools import lru_cache
 
-from pipeline.document import MAX_RECORD_BYTES, BadReason, BadRecord, Document, Record, UnwantedRecord, shorten
+from pipeline.document import (
+    MAX_RECORD_BYTES,
+    BadReason,
+    BadRecord,
+    Document,
+    LongText,
+    Record,
+    UnwantedRecord,
+    shorten,
+)
 from pipeline.source_config import ConditionConfig, RecordFields
 
 Lookup = Callable[[str], object]
@@ -48,18 +57,24 @@ def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes
     empty, or neither text nor an integer: it spoils a name, not the text.
     `example` stands in the report if the record is dropped.
     """
+
+    def whole(path: str) -> object:
+        value = lookup(path)
+        return value.whole() if isinstance(value, LongText) else value
+
     for condition in config.keep_if:
-        if not _meets(lookup(condition.field), condition):
-            value = shorten(_as_text(lookup(condition.field)))
+        if not _meets(whole(condition.field), condition):
+            value = shorten(_as_text(whole(condition.field)))
             return UnwantedRecord(location, f"unwanted_{condition.field}", size_bytes, value)
-    text: str | _Flaw
+    text: str | LongText | _Flaw
     if config.template is None:
-        text = _text(lookup(config.text_field), example)
+        given = lookup(config.text_field)
+        text = given if isinstance(given, LongText) else _text(given, example)
     else:
-        text = _joined(config.template, lookup, example)
+        text = _joined(config.template, whole, example)
     if isinstance(text, _Flaw):
         return BadRecord(location, text.reason, size_bytes, shorten(text.example))
-    identity = _identity(lookup(config.id_field) if config.id_field else None)
+    identity = _identity(whole(config.id_field) if config.id_field else None)
     return Document(
         document_id=identity or location, text=text, url=identity if identity and "://" in identity else None
     )

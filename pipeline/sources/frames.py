@@ -102,15 +102,16 @@ def _ends_by_table(read: _Read, size_bytes: int) -> list[int] | None:
     """None if the file has no table of the seekable format, or one that is not of all of it."""
     if size_bytes < 8 + _SEEK_TABLE_FOOTER.size:
         return None
-    frames, descriptor, magic = _SEEK_TABLE_FOOTER.unpack(
-        read(size_bytes - _SEEK_TABLE_FOOTER.size, _SEEK_TABLE_FOOTER.size)
-    )
+    footer = read(size_bytes - _SEEK_TABLE_FOOTER.size, _SEEK_TABLE_FOOTER.size)
+    if len(footer) < _SEEK_TABLE_FOOTER.size:  # it has been cut since it was listed, as its reader will say
+        return None
+    frames, descriptor, magic = _SEEK_TABLE_FOOTER.unpack(footer)
     entry_bytes = 12 if descriptor & 0x80 else 8
     table_bytes = 8 + frames * entry_bytes + _SEEK_TABLE_FOOTER.size
     if magic != _SEEK_TABLE_MAGIC or table_bytes > size_bytes:
         return None
     table = read(size_bytes - table_bytes, table_bytes)
-    if struct.unpack_from("<II", table) != (_SKIPPABLE_MAGIC | 0xE, table_bytes - 8):
+    if len(table) < table_bytes or struct.unpack_from("<II", table) != (_SKIPPABLE_MAGIC | 0xE, table_bytes - 8):
         return None
     ends, end = [], 0
     for frame in range(frames):

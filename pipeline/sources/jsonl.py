@@ -77,7 +77,7 @@ def json_record(
         return BadRecord(location, "not_an_object", size_bytes, shorten(example))
     return record_of(
         config,
-        lambda path: strings.whole(value_at(record, path)),
+        lambda path: strings.real(value_at(record, path)),
         location=location,
         size_bytes=size_bytes,
         example=example,

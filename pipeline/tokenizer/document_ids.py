@@ -26,9 +26,9 @@ def encode_documents(encoder: Encoder, documents: Sequence[Document]) -> list[To
 def _texts_of(document: Document) -> list[str]:
     """What is encoded at a time: the texts between special tokens."""
     if not document.header:
-        return [document.text]
+        return [document.whole_text]
     *before, last = (text for _, text in document.header)
-    return [*before, last + document.text]
+    return [*before, last + document.whole_text]
 
 
 def _join(encoder: Encoder, document: Document, parts: list[TokenIds]) -> TokenIds:

@@ -13,7 +13,7 @@ at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
-from pipeline.document import shorten
+from pipeline.document import LongText, shorten
 from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
 from pipeline.tokenizer.engine import (
     Engine,
@@ -35,8 +35,11 @@ from pipeline.tokenizer.engine import (
     TokenIds,
     TokenizersEngine,
     bytes_without_token,
+    interleave,
     is_plain_byte_level_bpe,
+    parse,
     vocabulary_of,
+    without_special_tokens,
 )
 from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.parity import Guard, choose_engine
@@ -50,6 +53,9 @@ PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
 CHECK_CHARACTERS = 1 << 12
+
+# of an encoder: what is loaded when first asked for, and large
+_LOADED = ("tokenizer", "_tree", "_in_few_bytes", "_reference", "_slow")
 
 
 class EngineDifferenceError(Exception):
@@ -69,7 +75,8 @@ class Encoder:
         self.origin = origin
         self._content = content
         # the process that starts workers then needs no library, whose loading they would wait for
-        loads = Verdict(content, f"tokenizers {tokenizers.__version__}", finding="loads")
+        digest = digest_bytes(content)
+        loads = Verdict(digest, f"tokenizers {tokenizers.__version__}", finding="loads")
         vocabulary = vocabulary_of(self._tree) if loads.is_known() else None
         if vocabulary is None:
             vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
@@ -87,9 +94,7 @@ class Encoder:
             raise TokenizerError(
                 f"{origin} has model.dropout={dropout:g}, so that a text has other ids each time; set it to null there"
             )
-        self.record = TokenizerRecord(
-            digest=digest_bytes(content), vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
-        )
+        self.record = TokenizerRecord(digest=digest, vocab_size=vocab_size, eos_token_id=vocabulary[eos_token])
         is_plain = is_plain_byte_level_bpe(self._tree)
         self._cutter = Cutter(self._tree) if is_plain else None
         self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if is_plain else b""
@@ -97,6 +102,11 @@ class Encoder:
         self._literal = without_special_pieces(self._tree)
         self._fast: Engine | None = None
         self.begin_unit()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker: no engine, and what it loads its own from in the least time."""
+        state = {name: value for name, value in self.__dict__.items() if name not in _LOADED}
+        return state | {"_content": self._in_few_bytes, "_fast": None}
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -110,8 +120,16 @@ class Encoder:
     @cached_property
     def _tree(self) -> dict[str, Any]:
         """The `tokenizer.json`, parsed. 16 MB of SmolLM2's."""
-        tree: dict[str, Any] = orjson.loads(self._content)
-        return tree
+        return parse(self._content)
+
+    @cached_property
+    def _in_few_bytes(self) -> bytes:
+        # with another model, such as Unigram with its scores, the library reads the file's own bytes only
+        return orjson.dumps(self._tree) if self._cutter is not None else self._content
+
+    @cached_property
+    def _without_special_tokens(self) -> bytes:
+        return without_special_tokens(self._tree)
 
     @cached_property
     def _reference(self) -> Engine:
@@ -127,20 +145,23 @@ class Encoder:
     def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
         another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
-        return choose_engine(
-            self._content,
+        engine = choose_engine(
+            self.record.digest,
             self._tree,
             wanted=wanted,
             reference=lambda: self._reference,
             guard=self._guard,
             input_bytes=input_bytes,
         )
+        if engine == "splintr":
+            _ = self._without_special_tokens  # made once, not in every worker
+        return engine
 
     def use(self, engine: Engine | EngineName) -> None:
         """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
-            self._fast = SplintrEngine(self._tree) if engine == "splintr" else None
+            self._fast = SplintrEngine(self._without_special_tokens) if engine == "splintr" else None
             self.__dict__.pop("_tree", None)  # large, and not needed while encoding
         else:
             self._fast = engine
@@ -176,8 +197,8 @@ class Encoder:
             )
         return int(number)
 
-    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """The ids of each text, ending in EOS and holding it nowhere else.
+    def encode(self, texts: Sequence[str | LongText]) -> list[TokenIds]:
+        """The ids of each text, ending in EOS and holding it nowhere else. Long texts may be empty afterwards.
 
         Raises TokenizerError if the tokenizer makes an EOS out of text, and EngineDifferenceError.
         """
@@ -186,7 +207,8 @@ class Encoder:
             if is_long:
                 rows += map(self._encode_alone, group)
             else:
-                for batch in batches(group, size=len, min_size=BATCH_CHARACTERS):
+                short = (text.whole() if isinstance(text, LongText) else text for text in group)
+                for batch in batches(short, size=len, min_size=BATCH_CHARACTERS):
                     rows += self._encode_together(batch)
         return rows
 
@@ -197,11 +219,11 @@ class Encoder:
         bounds = (flat.offsets + np.arange(len(flat.offsets))).tolist()
         return [with_eos[start:stop] for start, stop in pairwise(bounds)]
 
-    def _encode_alone(self, text: str) -> TokenIds:
+    def _encode_alone(self, text: str | LongText) -> TokenIds:
         ids = np.empty(0, TOKEN_DTYPE)
         count = 0
         # piece after piece: together they are a second copy of the text
-        for piece in (text,) if self._cutter is None else self._cutter.pieces(text, characters=PIECE_CHARACTERS):
+        for piece in self._pieces_of(text):
             part = self._encode_pieces([piece]).ids
             if count + len(part) > len(ids):
                 # of a large array the pages are moved, not copied
@@ -211,6 +233,11 @@ class Encoder:
         ids.resize(count + 1, refcheck=False)
         ids[-1] = self.record.eos_token_id
         return ids
+
+    def _pieces_of(self, text: str | LongText) -> Iterable[str]:
+        if self._cutter is not None:
+            return self._cutter.pieces(text, characters=PIECE_CHARACTERS)
+        return (text.whole() if isinstance(text, LongText) else text,)
 
     def missing_byte_tokens(self) -> int:
         """How many of the 256 bytes a byte-level BPE has no token for, and drops silently; 0 for other tokenizers."""
@@ -235,7 +262,7 @@ class Encoder:
             self._guarded += sum(stopped)
             passed = [piece for piece, stop in zip(pieces, stopped, strict=True) if not stop]
             rest = [piece for piece, stop in zip(pieces, stopped, strict=True) if stop]
-            flat = _interleave(self._engine.encode(passed), self._reference.encode(rest), stopped)
+            flat = interleave(self._engine.encode(passed), self._reference.encode(rest), stopped)
         else:
             flat = self._engine.encode(pieces)
         sampled = range(-first % CHECK_EVERY, len(pieces), CHECK_EVERY)
@@ -266,14 +293,3 @@ def read_tokenizer(path: Path) -> bytes:
         raise TokenizerError(
             f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, or train one (tokenizer.train)"
         ) from None
-
-
-def _interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:
-    """The rows of both, in the order in which `from_reference` takes them."""
-    rows = [[fast.row(index) for index in range(len(fast.offsets) - 1)]]
-    rows.append([reference.row(index) for index in range(len(reference.offsets) - 1)])
-    sources = [iter(side) for side in rows]
-    merged = [next(sources[side]) for side in from_reference]
-    offsets = np.zeros(len(merged) + 1, dtype=np.int64)
-    np.cumsum([len(row) for row in merged], out=offsets[1:])
-    return FlatIds(np.concatenate(merged), offsets)

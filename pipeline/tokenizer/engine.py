@@ -35,6 +35,17 @@ class FlatIds:
         return self.ids[self.offsets[index] : self.offsets[index + 1]]
 
 
+def interleave(fast: FlatIds, reference: FlatIds, from_reference: Sequence[bool]) -> FlatIds:
+    """The rows of both, in the order in which `from_reference` takes them."""
+    rows = [[fast.row(index) for index in range(len(fast.offsets) - 1)]]
+    rows.append([reference.row(index) for index in range(len(reference.offsets) - 1)])
+    sources = [iter(side) for side in rows]
+    merged = [next(sources[side]) for side in from_reference]
+    offsets = np.zeros(len(merged) + 1, dtype=np.int64)
+    np.cumsum([len(row) for row in merged], out=offsets[1:])
+    return FlatIds(np.concatenate(merged), offsets)
+
+
 class Engine(Protocol):
     """Literals of special tokens are text to every engine."""
 
@@ -75,25 +86,20 @@ class TokenizersEngine:
 class SplintrEngine:
     """splintr's flat batch call, some 15 times as fast as the reference on one thread.
 
-    That call matches special tokens in text and has no switch for it, so the engine is built without any: neither in
-    `added_tokens` nor in the vocabulary, whose other ids stay as they are.
+    That call matches special tokens in text and has no switch for it, so the engine is built without any.
     """
 
     name: EngineName = "splintr"
 
-    def __init__(self, tree: dict[str, Any]) -> None:
-        """`tree` is a parsed `tokenizer.json`. Raises TokenizerError if splintr is missing or refuses it."""
+    def __init__(self, content: bytes) -> None:
+        """`content` is of `without_special_tokens`. Raises TokenizerError if splintr is missing or refuses it."""
         import_problem = splintr_problem()
         if import_problem is not None:
             raise TokenizerError(import_problem)
         import splintr
 
-        special_tokens = {token["content"] for token in tree.get("added_tokens", [])}
-        model = dict(tree["model"])
-        model["vocab"] = {name: id for name, id in model["vocab"].items() if name not in special_tokens}
-        bare = tree | {"model": model, "added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
         try:
-            self._tokenizer = splintr.from_json_bytes(orjson.dumps(bare))
+            self._tokenizer = splintr.from_json_bytes(content)
         except Exception as error:  # what it raises for a file that it cannot read is not documented
             raise TokenizerError(f"splintr cannot read the tokenizer: {' '.join(str(error).split())[:200]}") from None
         self.version = splintr_version()
@@ -103,6 +109,31 @@ class SplintrEngine:
         return FlatIds(
             np.frombuffer(ids, dtype="<u4").astype(TOKEN_DTYPE), np.frombuffer(offsets, dtype="<u8").astype(np.int64)
         )
+
+
+def without_special_tokens(tree: dict[str, Any]) -> bytes:
+    """A parsed `tokenizer.json` as one without special tokens: neither in `added_tokens` nor in the vocabulary, whose
+    other ids stay as they are."""
+    vocabulary = dict(tree["model"]["vocab"])
+    for token in tree.get("added_tokens", []):
+        vocabulary.pop(token["content"], None)
+    model = tree["model"] | {"vocab": vocabulary}
+    bare = tree | {"model": model, "added_tokens": [], "post_processor": None, "padding": None, "truncation": None}
+    return orjson.dumps(bare)
+
+
+def parse(content: bytes) -> dict[str, Any]:
+    """A `tokenizer.json`. Written again, without indentation, it is loaded in half the time.
+
+    Where no entry holds a space, merges are texts instead of pairs, as the library itself wrote them before 0.20.
+    """
+    tree: dict[str, Any] = orjson.loads(content)
+    merges = tree["model"].get("merges") or []
+    texts = [" ".join(merge) for merge in merges]
+    # more spaces: some entry has one, or merges were texts before and are letters apart now
+    if "".join(texts).count(" ") == len(texts):
+        tree["model"]["merges"] = texts
+    return tree
 
 
 def splintr_problem() -> str | None:

@@ -25,6 +25,7 @@ from pipeline.tokenizer.engine import (
     is_plain_byte_level_bpe,
     splintr_problem,
     splintr_version,
+    without_special_tokens,
 )
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.tokenizer.verdict import Verdict
@@ -98,7 +99,7 @@ def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Itera
 
 
 def choose_engine(
-    content: bytes,
+    digest: str,
     tree: dict[str, Any],
     *,
     wanted: str,
@@ -108,7 +109,7 @@ def choose_engine(
 ) -> EngineName:
     """The engine that `tokenizer.engine` asks for; `auto`: splintr if it may stand in. Says once what it took, and why.
 
-    `content` is that of a `tokenizer.json`, and `tree` the same, parsed; `reference` is made if it is needed. A word of
+    `digest` is that of a `tokenizer.json`, and `tree` the same, parsed; `reference` is made if it is needed. A word of
     one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS. What was
     found equal once is remembered for this tokenizer, these versions and these cases (`verdict.py`).
 
@@ -118,7 +119,7 @@ def choose_engine(
         return "tokenizers"
     problem = splintr_problem() or ineligible(tree)
     if problem is None:
-        problem = _difference(content, tree, reference, guard, input_bytes=input_bytes)
+        problem = _difference(digest, tree, reference, guard, input_bytes=input_bytes)
     if problem is None:
         return "splintr"
     if wanted == "auto":
@@ -128,18 +129,18 @@ def choose_engine(
 
 
 def _difference(
-    content: bytes, tree: dict[str, Any], reference: Callable[[], Engine], guard: Guard, *, input_bytes: int
+    digest: str, tree: dict[str, Any], reference: Callable[[], Engine], guard: Guard, *, input_bytes: int
 ) -> str | None:
     # to the next power of two, so that inputs of about one size share a verdict
     long_characters = min(LONG_CHARACTERS, 1 << input_bytes.bit_length())
     special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
     cases = hard_cases(special_tokens, long_characters=long_characters)
     engines = (f"splintr {splintr_version()}", f"tokenizers {tokenizers.__version__}")
-    verdict = Verdict(content, *engines, *cases)
+    verdict = Verdict(digest, *engines, *cases)
     remembered = verdict.is_known()
     if not remembered:
         try:
-            fast = SplintrEngine(tree)
+            fast = SplintrEngine(without_special_tokens(tree))
         except TokenizerError as error:
             return str(error)
         difference = first_difference(reference(), fast, guard, cases)

@@ -19,6 +19,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.document import LongText
+
 # ASCII, Latin-1, Cyrillic, Hebrew, Arabic, Devanagari, Thai, Hiragana, Katakana, Han, Hangul: all \p{L}
 LETTERS = (
     "A-Za-zÀ-ÖØ-öø-ÿ\u0400-\u0481\u048a-\u0513\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0904-\u0939\u0e01-\u0e30"
@@ -38,6 +40,9 @@ _BETWEEN_CLASSES = "|".join(
         rf"[{MARKS}](?=[{LETTERS}{DIGITS}])",
     )
 )
+# compiled before workers are forked off
+_BOUNDARY = re.compile(_BETWEEN_CLASSES)
+_BOUNDARY_OR_BETWEEN_DIGITS = re.compile(rf"{_BETWEEN_CLASSES}|[{DIGITS}](?=[{DIGITS}])")
 
 
 class Cutter:
@@ -47,15 +52,24 @@ class Cutter:
         """`tokenizer` is a parsed `tokenizer.json` that `is_plain_byte_level_bpe` holds of."""
         steps = tokenizer["pre_tokenizer"].get("pretokenizers", [])
         digits_are_alone = any(step["type"] == "Digits" and step["individual_digits"] for step in steps)
-        self._boundary = re.compile(_BETWEEN_CLASSES + (rf"|[{DIGITS}](?=[{DIGITS}])" if digits_are_alone else ""))
+        self._boundary = _BOUNDARY_OR_BETWEEN_DIGITS if digits_are_alone else _BOUNDARY
 
-    def pieces(self, text: str, *, characters: int) -> Iterator[str]:
-        """Pieces that end at the first boundary from so many characters on."""
-        start = 0
-        while len(text) - start > characters:
-            boundary = self._boundary.search(text, start + characters - 1)
-            if boundary is None:
-                break
-            yield text[start : boundary.end()]
-            start = boundary.end()
-        yield text[start:]
+    def pieces(self, text: str | LongText, *, characters: int) -> Iterator[str]:
+        """Pieces that end at the first boundary from so many characters on, also where that is in another part.
+
+        A text in parts gives them up.
+        """
+        rest = ""
+        searched = 0  # there is no boundary before: of a long word no part is looked at twice
+        for part in text.take() if isinstance(text, LongText) else [text]:
+            rest += part
+            start = 0
+            while len(rest) - start > characters:
+                boundary = self._boundary.search(rest, max(start + characters - 1, searched - 1))
+                if boundary is None:
+                    break
+                yield rest[start : boundary.end()]
+                start = boundary.end()
+            searched = len(rest) - start
+            rest = rest[start:]
+        yield rest

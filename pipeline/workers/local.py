@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pipeline.worker_start import begin_as_worker, worker_context
-from pipeline.workers.memory import anonymous_memory_bytes
+from pipeline.workers.memory import anonymous_memory_bytes, give_back_freed_memory
 from pipeline.workers.quarantine import Quarantine
 from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
@@ -80,7 +80,11 @@ def run_in_processes(
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
         quarantine.check_empty()
     finally:
-        for worker in [*idle, *busy.values()]:
+        workers_left = [*idle, *busy.values()]
+        # the kernel takes a while to free the memory of each: all at once
+        for worker in workers_left:
+            worker.process.kill()
+        for worker in workers_left:
             worker.end()
 
 
@@ -165,6 +169,7 @@ def _work(connection: Connection, make_task: Callable[[], Task], environment: Ma
     """The life of a worker process."""
     begin_as_worker(environment)
     os.environ.update(ONE_THREAD)
+    give_back_freed_memory()
     try:
         task = make_task()
         while True:

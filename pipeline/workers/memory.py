@@ -1,4 +1,4 @@
-"""The memory that a process may be killed for, as Linux counts it.
+"""The memory of a worker: what it may be killed for, as Linux counts it, and when it gives back what it has freed.
 
 Anonymous memory, not address space (RLIMIT_AS): Arrow and the allocators reserve far more of that than they touch, and
 not resident memory: the kernel takes pages of mapped files back whenever it wants them.
@@ -6,11 +6,27 @@ not resident memory: the kernel takes pages of mapped files back whenever it wan
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 import sys
 from pathlib import Path
 
 _ANONYMOUS = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE_BYTES = 1 << 20
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library return every large block to the system as it is freed.
+
+    Else glibc, once it has freed blocks of some size, keeps what comes back of that size or less for itself, up to
+    32 MB each: the parts of a text of 100 MB would stay beside the ids that are made of them.
+    """
+    if can_be_measured():
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def can_be_measured() -> bool:

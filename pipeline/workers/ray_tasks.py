@@ -27,7 +27,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pipeline.workers.local import MEMORY_POLL_S, over_memory
-from pipeline.workers.memory import anonymous_memory_bytes
+from pipeline.workers.memory import anonymous_memory_bytes, give_back_freed_memory
 from pipeline.workers.quarantine import Quarantine
 from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
@@ -61,7 +61,8 @@ def run_on_ray(
         return
     with _ray(workers) as ray:
         do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
-        content, folder, call = pickle.dumps(make_task), str(Path.cwd()), secrets.token_hex(8)
+        # stored once: it holds a tokenizer, too large to be sent with every item
+        content, folder, call = ray.put(pickle.dumps(make_task)), str(Path.cwd()), secrets.token_hex(8)
         waiting = deque(items)
         quarantine = Quarantine()
         busy: dict[Any, _RemoteItem] = {}
@@ -207,6 +208,7 @@ def _do(content: bytes, folder: str, call: str, item: Any, max_worker_memory_byt
 def _work(content: bytes, folder: str, call: str, item: Any, tell: Callable[[Any], None]) -> None:
     try:
         os.environ.update(ONE_THREAD)
+        give_back_freed_memory()
         try:
             os.chdir(folder)  # paths in a config are relative to where the command was started
         except OSError:

@@ -32,8 +32,8 @@ class WrongOnRare:
     name = "splintr"
     version = "0.0"
 
-    def __init__(self, tree: dict[str, Any]) -> None:
-        self._engine = TokenizersEngine(Tokenizer.from_str(json.dumps(tree)))
+    def __init__(self, content: bytes) -> None:
+        self._engine = TokenizersEngine(Tokenizer.from_str(content.decode()))
 
     def encode(self, texts: Sequence[str]) -> FlatIds:
         flat = self._engine.encode(texts)

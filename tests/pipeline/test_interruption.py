@@ -257,6 +257,7 @@ from pipeline.config import PipelineConfig
 from pipeline.plan import make_plan
 from pipeline.tokenizer.encode import Encoder
 from pipeline.unit import process_unit
+from pipeline.workers.memory import give_back_freed_memory
 
 config = PipelineConfig.model_validate_json(sys.stdin.read())
 encoder = Encoder(config.tokenizer.path.read_bytes(), eos_token="<|endoftext|>")
@@ -265,6 +266,7 @@ def peak_kb():  # ru_maxrss would begin with that of the process that started th
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
+give_back_freed_memory()  # as workers do
 before = peak_kb()
 record = process_unit(config, unit, encoder, units_directory=config.output_dir)
 print(record.tally.documents_kept, record.tokens, peak_kb() - before)
@@ -272,16 +274,18 @@ print(record.tally.documents_kept, record.tokens, peak_kb() - before)
 
 
 @pytest.mark.parametrize(
-    ("word", "repeats", "max_growth_kb"),
+    ("word", "repeats", "end", "max_growth_kb"),
     [
         # 50 MB: twice while the line is parsed, then once with 5 MB of ids; encoded whole it takes 3 GB
-        (" internationalization", 2_400_000, 160_000),
+        (" internationalization", 2_400_000, "", 160_000),
+        # as one string 200 MB, and once more in the middle of it being made
+        (" internationalization", 2_400_000, "😀", 160_000),
         # 12 MB without a space, and digits, each an id of two bytes; encoded whole it takes 2 GB
-        ("0123456789", 1_260_000, 130_000),
+        ("0123456789", 1_260_000, "", 130_000),
     ],
 )
 def test_a_large_document_is_encoded_in_bounded_memory(
-    tmp_path: Path, make_config: MakeConfig, word: str, repeats: int, max_growth_kb: int
+    tmp_path: Path, make_config: MakeConfig, word: str, repeats: int, end: str, max_growth_kb: int
 ) -> None:
     from pipeline.tokenizer.train import train_tokenizer
 
@@ -289,7 +293,7 @@ def test_a_large_document_is_encoded_in_bounded_memory(
     tokenizer = tmp_path / "words.json"
     tokenizer.write_bytes(train_tokenizer([" internationalization" * 20], vocab_size=273 + 16))
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps({"text": word * repeats}) + "\n")
+    (tmp_path / "corpus" / "a.jsonl").write_text(json.dumps({"text": word * repeats + end}) + "\n")
     config = make_config(tokenizer={"path": tokenizer}, validation_fraction=0, unit_size_bytes=1 << 30)
     config.output_dir.mkdir()
     done = subprocess.run(
@@ -302,5 +306,5 @@ def test_a_large_document_is_encoded_in_bounded_memory(
     )
     assert done.returncode == 0, done.stderr
     documents, tokens, growth_kb = map(int, done.stdout.split())
-    assert (documents, tokens) == (1, 1 + (repeats if word.startswith(" ") else len(word) * repeats))
+    assert (documents, tokens) == (1, 1 + len(end.encode()) + repeats * (1 if word.startswith(" ") else len(word)))
     assert growth_kb < max_growth_kb

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from pipeline import unit as unit_module
 from pipeline.config import PipelineConfig
+from pipeline.document import LongText
 from pipeline.plan import make_plan
 from pipeline.shards.format import digest_file
 from pipeline.tokenizer import encode as encode_module
@@ -113,6 +114,9 @@ def test_the_split_follows_the_text_alone() -> None:
     # blake2b of 8 bytes of b"abc" is d8bb14d833d59559, over 2^64 that is 0.8466
     assert split_of("abc", validation_fraction=0.8465) == "train"
     assert split_of("abc", validation_fraction=0.8467) == "validation"
+    for validation_fraction in (0.8465, 0.8467):
+        in_parts = split_of(LongText(["a", "bc"]), validation_fraction=validation_fraction)
+        assert in_parts == split_of("abc", validation_fraction=validation_fraction)
 
 
 def test_the_record_says_what_was_written(

@@ -10,6 +10,7 @@ import random
 import shutil
 import struct
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ import zstandard
 from pipeline.document import Document, Record, SourceError
 from pipeline.source_config import JsonlConfig
 from pipeline.sources import frames, jsonl, storage
+from pipeline.sources.compression import open_piece
 from pipeline.sources.frames import frame_ranges
 from pipeline.sources.piece import Piece
 from pipeline.sources.storage import stored_file
@@ -149,6 +151,31 @@ def test_a_member_of_gzip_behind_blocks_of_bgzip_is_read_to_its_end(tmp_path: Pa
     assert len(whole) == 120
     assert len(pieces_of(path, unit_size_bytes=1)) > 5
     assert read(path, unit_size_bytes=1) == whole
+
+
+def test_a_member_behind_blocks_of_bgzip_is_inflated_a_part_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(bgzip([lines(2, seed=1)]) + gzip.compress(b" " * 100_000_000))  # 97 KB
+    tracemalloc.start()
+    with open_piece(Piece(str(path), stored_file(path).version, 0, path.stat().st_size, path.stat().st_size)) as file:
+        before = len(lines(2, seed=1))
+        assert len(file.read(before + 1)) == before + 1
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 8 << 20
+
+
+def test_a_file_that_is_cut_while_its_table_is_read_is_left_to_its_reader(tmp_path: Path) -> None:
+    content = with_table([lines(20, seed=1), lines(20, seed=2)])
+
+    def read_of(stored: bytes) -> Callable[[int, int], bytes]:
+        return lambda offset, count: stored[offset : offset + count]
+
+    assert frames._ends_by_table(read_of(content), len(content)) is not None
+    assert frames._ends_by_table(read_of(content[:-3]), len(content)) is None
+    # the footer was still there, the table is not
+    table = iter([content[-9:], b""])
+    assert frames._ends_by_table(lambda offset, count: next(table), len(content)) is None
 
 
 def test_one_line_over_many_frames_is_of_the_first(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.document import LongText
 from pipeline.sources import long_json
 from pipeline.sources.long_json import parse
 
@@ -28,8 +29,11 @@ VALUES = st.recursive(
 
 def whole(value: Any, strings: long_json.LongStrings) -> Any:
     if isinstance(value, dict):
-        return {strings.whole(key): whole(inner, strings) for key, inner in value.items()}
-    return [whole(inner, strings) for inner in value] if isinstance(value, list) else strings.whole(value)
+        return {whole(key, strings): whole(inner, strings) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [whole(inner, strings) for inner in value]
+    real = strings.real(value)
+    return real.whole() if isinstance(real, LongText) else real
 
 
 def parsed(content: bytes) -> Any:
@@ -77,11 +81,15 @@ def test_a_text_that_is_refused_is_left_as_it_was() -> None:
     assert content == b'{"a": "a long string", "b": }'
 
 
-def test_a_text_that_is_parsed_is_given_up_before_its_strings_are_joined() -> None:
-    content = bytearray(b'{"a": "a long string"}')
+def test_a_text_that_is_parsed_is_given_up_for_its_parts() -> None:
+    content = bytearray(b'{"a": "a string that is much longer"}')
     value, strings = parse(content)
     assert content == b""
-    assert (strings.whole(value["a"]), strings.whole("short"), strings.whole(3)) == ("a long string", "short", 3)
+    long = strings.real(value["a"])
+    assert isinstance(long, LongText)
+    assert len(long.parts) > 1
+    assert len(long) == 28
+    assert (long.whole(), strings.real("short"), strings.real(3)) == ("a string that is much longer", "short", 3)
 
 
 def test_no_escape_and_no_character_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

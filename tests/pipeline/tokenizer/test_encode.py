@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer
 
 from pipeline.tokenizer import encode
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
+from pipeline.tokenizer.engine import EngineName, parse
 from pipeline.tokenizer.train import TokenizerError
 
 EOS_ID = 0
@@ -158,6 +160,28 @@ def test_a_tokenizer_that_encodes_otherwise_each_time_is_refused(edited: Callabl
     with pytest.raises(TokenizerError, match=r"^bpe\.json has model\.dropout=0\.1, .*; set it to null there$"):
         Encoder(edited(lambda tree: tree["model"].update(dropout=0.1)), eos_token="<|endoftext|>", origin="bpe.json")
     Encoder(edited(lambda tree: tree["model"].update(dropout=None)), eos_token="<|endoftext|>")
+
+
+@pytest.mark.parametrize("engine", ["tokenizers", "splintr"])
+def test_a_worker_s_encoder_gives_the_same_ids_from_fewer_bytes(tokenizer_file: Path, engine: EngineName) -> None:
+    first = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
+    first.choose(engine, input_bytes=100)
+    content = pickle.dumps(first)
+    second = pickle.loads(content)
+    assert len(content) < 2 * len(tokenizer_file.read_bytes())
+    assert second.record == first.record
+    texts = ["the shard 12 <|endoftext|>", "return 東京"]
+    for encoder in (first, second):
+        encoder.use(engine)
+    assert [ids.tolist() for ids in second.encode(texts)] == [ids.tolist() for ids in first.encode(texts)]
+    assert second.special_id("<filename>") == first.special_id("<filename>")
+
+
+def test_merges_with_a_space_in_them_stay_pairs() -> None:
+    assert parse(b'{"model": {"merges": [["a", "b"], ["ab", "c"]]}}') == {"model": {"merges": ["a b", "ab c"]}}
+    for merges in ([["a", "b"], ["a ", "c"]], ["a b"], []):
+        tree = {"model": {"merges": merges}}
+        assert parse(json.dumps(tree).encode()) == tree
 
 
 def test_a_tokenizer_that_does_not_load_is_refused_every_time() -> None:

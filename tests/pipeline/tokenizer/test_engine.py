@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from pipeline.tokenizer.engine import Engine, SplintrEngine, TokenizersEngine, is_plain_byte_level_bpe, vocabulary_of
+from pipeline.tokenizer.engine import (
+    Engine,
+    SplintrEngine,
+    TokenizersEngine,
+    is_plain_byte_level_bpe,
+    vocabulary_of,
+    without_special_tokens,
+)
 from pipeline.tokenizer.train import TokenizerError
 
 
@@ -15,7 +22,7 @@ from pipeline.tokenizer.train import TokenizerError
 def engine(request: pytest.FixtureRequest, tokenizer_file: Path) -> Engine:
     content = tokenizer_file.read_bytes()
     if request.param == "splintr":
-        return SplintrEngine(json.loads(content))
+        return SplintrEngine(without_special_tokens(json.loads(content)))
     return TokenizersEngine(Tokenizer.from_str(content.decode()))
 
 
@@ -39,7 +46,7 @@ def test_a_special_token_in_text_is_text(engine: Engine) -> None:
 
 def test_a_file_that_splintr_refuses_is_one_line() -> None:
     with pytest.raises(TokenizerError, match=r"^splintr cannot read the tokenizer: ") as caught:
-        SplintrEngine({"model": {"type": "Nothing", "vocab": {}}})
+        SplintrEngine(without_special_tokens({"model": {"type": "Nothing", "vocab": {}}}))
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from pipeline.document import LongText
 from pipeline.tokenizer import encode
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.pieces import DIGITS, LETTERS, MARKS, Cutter
@@ -74,6 +75,17 @@ def test_ids_of_a_text_are_those_of_the_library_for_the_whole(
         patch.setattr(encode, "PIECE_CHARACTERS", characters)
         (ids,) = encoder.encode([text])
     assert ids.tolist() == [*library.encode(text, add_special_tokens=False).ids, 0]
+
+
+@settings(max_examples=300, deadline=None)
+@given(parts=st.lists(TEXTS.filter(bool), min_size=1, max_size=6), characters=st.integers(1, 8))
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_a_text_in_parts_is_cut_as_one_string(name: str, parts: list[str], characters: int) -> None:
+    text = LongText(list(parts))
+    assert list(cutter(name).pieces(text, characters=characters)) == cut(
+        "".join(parts), name=name, characters=characters
+    )
+    assert text.parts == []
 
 
 def members(character_class: str) -> Iterator[str]:
