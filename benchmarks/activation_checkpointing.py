@@ -120,7 +120,9 @@ def counted_bytes(config: SmolLM2Config, tokens: torch.Tensor, attention: str, m
         batch_size=tokens.shape[0],
         sequence_length=tokens.shape[1],
         dtype_bytes=4,
-        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4),
+        attention=attention_kind(
+            attention, device_type="cpu", document_masking=True, dtype_bytes=4, head_dim=config.head_dim
+        ),
         device_type="cpu",
     ).peak
 

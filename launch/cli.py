@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,12 @@ from checkpoint.manifest import CheckpointError, checkpoint_directory, list_step
 from checkpoint.run_record import CONFIG_FILE
 from configs.command import CommandParser, run_room
 from configs.load import load
+from launch.cluster.devices import DEVICES
 from launch.cluster.hostfile import HostfileError
 from launch.cluster.launcher import LauncherError
-from launch.cluster.plan import DEVICES, WORLD_SIZES, as_json, divisible, format_table, plan
+from launch.cluster.plan import WORLD_SIZES, Assumptions, divisible, plan
+from launch.cluster.plan_table import as_json, format_table
+from launch.cluster.recommendation import recommend
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
 from launch.generate import GenerateError, add_generate_verb
@@ -59,15 +63,31 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     verb = verbs.add_parser(
         "plan",
-        help="memory a GPU, tokens a second and days, before anything is started",
-        description="Print what a run takes on GPUs by its config alone: memory a GPU, tokens a second and days, for "
-        "each world size and mode of activation checkpointing, and what fits. The MFU is an assumption of yours.",
-        epilog="example: smollm2 launch plan configs/train/smollm2-1.7b.yaml --device h100 --mfu 0.4",
+        help="memory a GPU, seconds a step, days and what to take, before anything is started",
+        description="Print what a run takes on GPUs by its config alone: memory a GPU by part, bytes sent, seconds a "
+        "step and days, for each ZeRO stage, mode of activation checkpointing and world size; and which stage, "
+        "micro-batch and mode to take, and why. MFU and bandwidth are assumptions of yours.",
+        epilog="example: smollm2 launch plan configs/train/smollm2-1.7b.yaml --device h100 --mfu 0.4 --bandwidth 50",
     )
-    verb.add_argument("config", type=Path, help="a YAML file such as configs/train/smollm2-135m.yaml")
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help="for example micro_batch_size=8")
-    verb.add_argument("--device", default="h100", help=f"one of {', '.join(DEVICES)} (default: %(default)s)")
-    verb.add_argument("--mfu", type=_fraction, default=0.4, help="model FLOPs utilisation (default: %(default)s)")
+    _add_config(verb, "micro_batch_size=8")
+    assumed = Assumptions()
+    verb.add_argument("--device", default=assumed.device, help=f"one of {', '.join(DEVICES)} (default: %(default)s)")
+    verb.add_argument(
+        "--mfu",
+        type=_fraction,
+        default=assumed.mfu,
+        help="model FLOPs utilisation while computing (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--bandwidth",
+        type=_positive,
+        default=assumed.bandwidth_bytes_per_s / 1e9,
+        metavar="GB/S",
+        help="what a GPU sends to others, in GB a second: 50 for a 400 Gbit/s port each (default: %(default)g)",
+    )
+    verb.add_argument(
+        "--tokens", type=_positive, metavar="N", help="the budget, such as 2e12 (default: the config's steps)"
+    )
     verb.add_argument(
         "--world-sizes",
         type=_world_sizes,
@@ -78,16 +98,37 @@ def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     verb.set_defaults(run=_plan)
 
 
+def _add_config(verb: argparse.ArgumentParser, example: str) -> None:
+    verb.add_argument("config", type=Path, help="a YAML file such as configs/train/smollm2-135m.yaml")
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=f"for example {example}")
+
+
 def _plan(arguments: argparse.Namespace) -> int:
     config = load(arguments.config, TrainConfig, arguments.overrides)
+    assumptions = Assumptions(
+        device=arguments.device,
+        mfu=arguments.mfu,
+        bandwidth_bytes_per_s=arguments.bandwidth * 1e9,
+        tokens=None if arguments.tokens is None else int(arguments.tokens),
+    )
     world_sizes = arguments.world_sizes or divisible(config, WORLD_SIZES)
-    rows = plan(config, device=arguments.device, mfu=arguments.mfu, world_sizes=world_sizes)
+    rows = plan(config, assumptions, world_sizes=world_sizes)
+    recommended = [recommend(config, assumptions, world_size=world_size) for world_size in world_sizes]
     if arguments.json:
-        figures = {"name": config.name, "device": arguments.device, "mfu": arguments.mfu, "rows": as_json(rows)}
-        print(json.dumps(figures, indent=2))
+        print(json.dumps(as_json(config, assumptions, rows, recommended), indent=2))
     else:
-        print(format_table(config, rows, device=arguments.device, mfu=arguments.mfu))
+        print(format_table(config, assumptions, rows, recommended))
     return 0
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 50")
+    return number
 
 
 def _fraction(text: str) -> float:

@@ -1,7 +1,8 @@
 """Bytes of activations in one forward and backward pass, by checkpointing mode and kind of attention. No torch.
 
-The layers are those of `transformer.py` as written, not compiled; tests compare the figures with what torch's allocator
-counts. Not in them: parameters and their gradients, what an allocator rounds up, and what a kernel uses within itself.
+The layers are those of `transformer.py` as written, or as torch.compile's partitioner keeps them; tests compare the
+figures with what torch's allocator counts, of compiled layers with what autograd is handed. Not in them: parameters and
+their gradients, what an allocator rounds up, and what a kernel uses within itself.
 """
 
 from __future__ import annotations
@@ -10,11 +11,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.activation_checkpointing import ActivationCheckpointing
+from model.attention_backends.sdpa_path import SdpaPath, sdpa_path
 from model.config import SmolLM2Config
 
-# What attention keeps for its backward: `eager` its seq² weights; `fused` kernels a number a query; with a mask sdpa
-# keeps its keys and values repeated for each query head.
-AttentionKind = Literal["eager", "fused", "masked"]
+# What attention keeps for its backward: `eager` its seq² weights; `fused` kernels a number a query; sdpa keeps its keys
+# and values `repeated` for each query head where no fused kernel shares them, and so it does with a mask (`masked`).
+AttentionKind = Literal["eager", "fused", "repeated", "masked"]
+_KIND_OF_PATH: dict[SdpaPath, AttentionKind] = {
+    "causal": "fused",
+    "causal_repeated": "repeated",
+    "by_document": "fused",
+    "varlen": "fused",
+    "masked": "masked",
+}
 CHUNK_LOGITS = 1 << 25  # that of `loss.py`, which imports torch; a test holds them equal
 _FP32 = 4
 
@@ -34,13 +43,27 @@ class ActivationBytes:
 
 
 def attention_kind(
-    attn_implementation: str, *, device_type: str, document_masking: bool, dtype_bytes: Literal[2, 4]
+    attn_implementation: str,
+    *,
+    device_type: str,
+    document_masking: bool,
+    dtype_bytes: Literal[2, 4],
+    head_dim: int,
+    capability: tuple[int, int] | None = None,
 ) -> AttentionKind:
-    """Of a kernel by its name. `auto` is flash attention or sdpa, which is as good with documents in half precision."""
+    """Of a kernel by its name. `auto` is counted as sdpa, which takes no less than the kernel that it may choose."""
     if attn_implementation == "eager":
         return "eager"
-    is_masked = document_masking and attn_implementation in ("sdpa", "auto")
-    return "masked" if is_masked and device_type != "cpu" and dtype_bytes == _FP32 else "fused"
+    if attn_implementation not in ("sdpa", "auto"):
+        return "fused"
+    path = sdpa_path(
+        device_type=device_type,
+        one_document_a_row=not document_masking,
+        is_half_precision=dtype_bytes < _FP32,
+        head_dim=head_dim,
+        capability=capability,
+    )
+    return _KIND_OF_PATH[path]
 
 
 def activation_bytes(
@@ -52,10 +75,12 @@ def activation_bytes(
     dtype_bytes: Literal[2, 4],
     attention: AttentionKind,
     device_type: str = "cuda",
+    loss_implementation: Literal["chunked", "liger"] = "chunked",
+    compiled: bool = False,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> ActivationBytes:
-    """For a micro-batch of `batch_size` sequences and the chunked loss."""
-    layer = _Layer(config, batch_size, sequence_length, dtype_bytes, attention)
+    """For a micro-batch of `batch_size` sequences; `compiled`: each layer by torch.compile."""
+    layer = _Layer(config, batch_size, sequence_length, dtype_bytes, attention, compiled=compiled)
     kept_by_layer = [
         layer.kept(checkpointing) if checkpointing.recomputes(index) else layer.everything
         for index in range(config.num_hidden_layers)
@@ -68,7 +93,11 @@ def activation_bytes(
     matrix = config.vocab_size * config.hidden_size
     before_loss = sum(kept_by_layer) + shared + final_norm
     kept = before_loss + dtype_bytes * (hidden + matrix)
-    peak = loss = before_loss + _loss_bytes(config, tokens, dtype_bytes, device_type, chunk_logits)
+    if loss_implementation == "liger":
+        loss = before_loss + _liger_loss_bytes(config, tokens, dtype_bytes)
+    else:
+        loss = before_loss + _loss_bytes(config, tokens, dtype_bytes, device_type, chunk_logits)
+    peak = loss
     # autograd holds the head's gradient of a tied matrix until the embedding's is there, at the very end
     held = shared + (dtype_bytes * matrix if config.tie_word_embeddings else 0)
     for index in range(config.num_hidden_layers):
@@ -93,6 +122,16 @@ def _loss_bytes(config: SmolLM2Config, tokens: int, dtype_bytes: int, device_typ
     return held + logits + logits // 2 + beside
 
 
+def _liger_loss_bytes(config: SmolLM2Config, tokens: int, dtype_bytes: int) -> int:
+    """As above by liger-kernel's `ops/fused_linear_cross_entropy.py` (0.8): its chunk's logits are in the parameters'
+    dtype and about as many as the hidden states; a chunk's share of the matrix's gradient is made in fp32."""
+    chunks = -(-config.vocab_size // config.hidden_size)
+    chunk_tokens = min(tokens, 1 << (-(-tokens // chunks) - 1).bit_length())
+    matrix = config.vocab_size * config.hidden_size
+    held = 2 * dtype_bytes * tokens * config.hidden_size + _FP32 * matrix
+    return held + dtype_bytes * chunk_tokens * config.vocab_size + _FP32 * matrix
+
+
 class _Layer:
     """One decoder layer's bytes."""
 
@@ -103,6 +142,8 @@ class _Layer:
         sequence_length: int,
         dtype_bytes: int,
         attention: AttentionKind,
+        *,
+        compiled: bool,
     ) -> None:
         tokens = batch_size * sequence_length
         self._dtype_bytes, self._attention_kind = dtype_bytes, attention
@@ -117,6 +158,7 @@ class _Layer:
         self._attention = 2 * query + 2 * key
         self._attention += {
             "fused": statistics,
+            "repeated": statistics + repeated,
             "masked": statistics + repeated,
             # softmax in fp32, and its rounding for the product
             "eager": self._weights + (self._weights // 2 if dtype_bytes < _FP32 else 0) + repeated,
@@ -129,6 +171,13 @@ class _Layer:
         self.everything = norm + self._attention + self._mlp
         fused_result = 0 if attention == "eager" else query + statistics
         self._products = query + 2 * key + fused_result + 2 * self.input + 2 * self._intermediate
+        if compiled:
+            # what is cheap is computed again: of a norm its result and a number a token are kept, of the feed-forward
+            # part gate, up and their product, and of both residual sums what goes into them
+            self._mlp = self.input + 3 * self._intermediate
+            self.everything = 3 * self.input + 2 * _FP32 * tokens + self._attention + self._mlp
+            # nothing takes down_proj's product, and the compiler sees that
+            self._products -= self.input
 
     def kept(self, checkpointing: ActivationCheckpointing) -> int:
         """Of a layer that recomputes, between the passes."""

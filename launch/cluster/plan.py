@@ -1,8 +1,8 @@
-"""What a run will take: memory a GPU, tokens a second and days, by world size and activation checkpointing. No torch.
+"""What a run will take: memory a GPU by part, bytes sent, seconds a step, days. No torch, and no look at the machine.
 
-Memory is a sum of what the trainer and DeepSpeed allocate by their settings (`model.cost`, `model.activation_cost`),
-not a measurement. Rates follow from an assumed MFU, which is the user's to state; a mode that computes activations
-again is slower by those FLOPs. Nothing here looks at the machine it runs on.
+Memory is a sum of what the trainer and DeepSpeed allocate by their settings (`zero_states.py` and `activation_cost.py`
+of the model), not a measurement. Times follow from an assumed MFU of the computation and an assumed bandwidth, which
+are the user's to state; a mode that computes activations again is slower by those FLOPs. `recommendation.py` chooses.
 """
 
 from __future__ import annotations
@@ -11,51 +11,48 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from launch.cluster.devices import DEVICES, Device
+from launch.cluster.zero_states import DTYPE_BYTES, Zero, bucket_bytes, sent_bytes, zero_states
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.throughput import peak_flops
 from model.activation_checkpointing import ActivationCheckpointing
 from model.activation_cost import AttentionKind, activation_bytes, attention_kind
-from model.cost import count_parameters, flops_per_token, recomputed_flops_per_token, zero3_state_bytes
+from model.cost import count_parameters, flops_per_token, recomputed_flops_per_token
 
 # of a device's memory, for all that is counted here: the rest is CUDA's, NCCL's, the kernels' and lost to fragments
 USABLE_FRACTION = 0.92
 WORLD_SIZES = (1, 8, 16, 32, 64)
-_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
-_SECONDS_A_DAY = 86_400
+RANKS_A_MACHINE = 8  # over which hpZ's second copy is divided
+STAGES = (0, 1, 2, 3)
+_SECONDS_A_HOUR = 3600
 
 
 @dataclass(frozen=True)
-class Device:
-    """`name` as CUDA or ROCm reports it, for the table of `throughput.py`; `memory_bytes` by the maker."""
+class Assumptions:
+    """What the user states. mfu: of the computation alone; bandwidth: bytes a second that each GPU sends to others;
+    tokens: the budget, None: what the config trains on."""
 
-    name: str
-    memory_bytes: int
-
-
-DEVICES = {
-    "a100-40gb": Device("NVIDIA A100-SXM4-40GB", 40 * 2**30),
-    "a100": Device("NVIDIA A100-SXM4-80GB", 80 * 2**30),
-    "h100": Device("NVIDIA H100 80GB HBM3", 80 * 2**30),
-    "h200": Device("NVIDIA H200", 141 * 10**9),
-    "b200": Device("NVIDIA B200", 180 * 10**9),
-    "l40s": Device("NVIDIA L40S", 48 * 10**9),
-    "rtx4090": Device("NVIDIA GeForce RTX 4090", 24 * 2**30),
-    "mi300x": Device("AMD Instinct MI300X", 192 * 10**9),
-}
+    device: str = "h100"
+    mfu: float = 0.4
+    bandwidth_bytes_per_s: float = 50e9
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class MemoryBytes:
     """Of one GPU at the worst moment of a step.
 
-    states: its share of parameters, gradients and optimizer
+    parameters, gradients, master, moments: its share of the states
     gathered: parameters that ZeRO-3 holds whole for the layers at work and for those to come
     buckets: where gradients wait for their sum over the ranks
     activations: kept from the forward pass to the backward pass
     working: on top of them, for the loss's chunk or for the layer in its backward
     """
 
-    states: int
+    parameters: int
+    gradients: int
+    master: int
+    moments: int
     gathered: int
     buckets: int
     activations: int
@@ -63,33 +60,52 @@ class MemoryBytes:
 
     @property
     def total(self) -> int:
-        return self.states + self.gathered + self.buckets + self.activations + self.working
+        return sum(asdict(self).values())
 
 
 @dataclass(frozen=True)
 class Row:
-    """`tokens_per_second` is of all ranks together; it and `days` are None in float32, for which no peak is known."""
+    """`tokens_per_second` is of all ranks together; all times are None in float32, for which no peak is known."""
 
     world_size: int
+    zero: str
     activation_checkpointing: str
+    micro_batch_size: int
     chosen: bool
     memory: MemoryBytes
+    host_bytes: int
     fits: bool
+    sent_bytes: int
+    step_time_s: float | None
     tokens_per_second: float | None
     days: float | None
+    gpu_hours: float | None
 
 
-def plan(config: TrainConfig, *, device: str, mfu: float, world_sizes: Sequence[int]) -> list[Row]:
-    """A row for each world size and mode. Raises TrainingError for a device or a batch that is not possible."""
-    if device not in DEVICES:
-        raise TrainingError(f"--device {device} is not in the table; take one of {', '.join(DEVICES)}")
+def plan(config: TrainConfig, assumptions: Assumptions, *, world_sizes: Sequence[int]) -> list[Row]:
+    """For each world size the stages with the config's mode, and the modes with the config's stage.
+
+    Raises TrainingError for a device or a batch that is not possible.
+    """
+    device_of(assumptions)
     for world_size in world_sizes:
         config.accumulation_steps(world_size=world_size)
+    own = config.activation_checkpointing
     return [
-        _row(config, checkpointing, DEVICES[device], mfu=mfu, world_size=world_size)
+        row_of(config, assumptions, zero, checkpointing, world_size=world_size)
         for world_size in world_sizes
-        for checkpointing in _modes(config.activation_checkpointing)
+        for zero, checkpointing in [
+            *((zero, own) for zero in _zeros(world_size)),
+            *((Zero(config.zero.stage), mode) for mode in modes(own) if mode != own),
+        ]
     ]
+
+
+def device_of(assumptions: Assumptions) -> Device:
+    """Raises TrainingError for a name that is not in the table."""
+    if assumptions.device not in DEVICES:
+        raise TrainingError(f"--device {assumptions.device} is not in the table; take one of {', '.join(DEVICES)}")
+    return DEVICES[assumptions.device]
 
 
 def divisible(config: TrainConfig, world_sizes: Sequence[int]) -> list[int]:
@@ -98,39 +114,7 @@ def divisible(config: TrainConfig, world_sizes: Sequence[int]) -> list[int]:
     return [world_size for world_size in world_sizes if config.batch_tokens % (unit * world_size) == 0]
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Rows with their totals; bytes, tokens a second, days."""
-    return [{**asdict(row), "memory": {**asdict(row.memory), "total": row.memory.total}} for row in rows]
-
-
-def format_table(config: TrainConfig, rows: Sequence[Row], *, device: str, mfu: float) -> str:
-    """For reading; GiB a GPU."""
-    chosen = DEVICES[device]
-    lines = [
-        f"{config.name}: {count_parameters(config.model).total:,} parameters, micro-batches of "
-        f"{config.micro_batch_size} x {config.data.sequence_length} tokens in {config.precision}, "
-        f"{config.batch_tokens:,} tokens a step",
-        f"{chosen.name}, {chosen.memory_bytes / 2**30:.1f} GiB of which {USABLE_FRACTION:.0%} are counted on; "
-        f"MFU {mfu:.0%} assumed; * is this config's mode",
-        "",
-        f"{'GPUs':>5} {'checkpointing':<19}{'states':>8}{'gathered':>9}{'buckets':>9}{'kept':>8}{'working':>9}"
-        f"{'GiB a GPU':>11}  fits{'tokens/s':>13}{'days':>9}",
-    ]
-    for row in rows:
-        parts = asdict(row.memory).values()
-        widths = (8, 9, 9, 8, 9)
-        memory = "".join(f"{part / 2**30:>{width}.2f}" for part, width in zip(parts, widths, strict=True))
-        rate = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
-        days = "-" if row.days is None else f"{row.days:,.1f}"
-        mode = row.activation_checkpointing + (" *" if row.chosen else "")
-        lines.append(
-            f"{row.world_size:>5} {mode:<19}{memory}{row.memory.total / 2**30:>11.2f}  "
-            f"{'yes' if row.fits else 'NO':<4}{rate:>13}{days:>9}"
-        )
-    return "\n".join(lines)
-
-
-def _modes(chosen: ActivationCheckpointing) -> list[ActivationCheckpointing]:
+def modes(chosen: ActivationCheckpointing) -> list[ActivationCheckpointing]:
     """The config's own, and beside it what could be taken in its place."""
     usual = [
         ActivationCheckpointing(mode="none"),
@@ -141,52 +125,84 @@ def _modes(chosen: ActivationCheckpointing) -> list[ActivationCheckpointing]:
     return usual if chosen in usual else [*usual, chosen]
 
 
-def _row(
-    config: TrainConfig, checkpointing: ActivationCheckpointing, device: Device, *, mfu: float, world_size: int
+def row_of(
+    config: TrainConfig,
+    assumptions: Assumptions,
+    zero: Zero,
+    checkpointing: ActivationCheckpointing,
+    *,
+    world_size: int,
 ) -> Row:
-    memory = _memory(config, checkpointing, world_size=world_size)
-    rate = _tokens_per_second(config, checkpointing, device, mfu=mfu, world_size=world_size)
-    mode = f"every {checkpointing.every_n_layers} layers" if checkpointing.every_n_layers else checkpointing.mode
+    """One line of the plan, whatever the config's own stage and mode are."""
+    device = device_of(assumptions)
+    memory, host_bytes = _memory(config, device, zero, checkpointing, world_size=world_size)
+    sent = sent_bytes(config, zero, world_size=world_size)
+    step_s = _step_time_s(config, assumptions, checkpointing, sent, world_size=world_size)
+    tokens = assumptions.tokens or config.steps * config.batch_tokens
+    hours = None if step_s is None else step_s * tokens / config.batch_tokens / _SECONDS_A_HOUR
+    every = checkpointing.every_n_layers
     return Row(
         world_size=world_size,
-        activation_checkpointing=mode,
-        chosen=checkpointing == config.activation_checkpointing,
+        zero=zero.label,
+        activation_checkpointing=f"every {every} layers" if every else checkpointing.mode,
+        micro_batch_size=config.micro_batch_size,
+        chosen=zero == Zero(config.zero.stage) and checkpointing == config.activation_checkpointing,
         memory=memory,
+        host_bytes=host_bytes,
         fits=memory.total <= USABLE_FRACTION * device.memory_bytes,
-        tokens_per_second=rate,
-        days=None if rate is None else config.steps * config.batch_tokens / rate / _SECONDS_A_DAY,
+        sent_bytes=sent,
+        step_time_s=step_s,
+        tokens_per_second=None if step_s is None else config.batch_tokens / step_s,
+        days=None if hours is None else hours / 24,
+        gpu_hours=None if hours is None else hours * world_size,
     )
 
 
-def _memory(config: TrainConfig, checkpointing: ActivationCheckpointing, *, world_size: int) -> MemoryBytes:
-    dtype_bytes = _dtype_bytes(config)
-    parameters = count_parameters(config.model).total
-    states = zero3_state_bytes(config.model, dtype="bf16" if dtype_bytes == 2 else "fp32").total
+def _zeros(world_size: int) -> list[Zero]:
+    zeros = [Zero(stage) for stage in STAGES]
+    if world_size > RANKS_A_MACHINE:
+        zeros.append(Zero(3, secondary_ranks=RANKS_A_MACHINE))
+    return [*zeros, Zero(3, optimizer_on_host=True)]
+
+
+def _memory(
+    config: TrainConfig, device: Device, zero: Zero, checkpointing: ActivationCheckpointing, *, world_size: int
+) -> tuple[MemoryBytes, int]:
+    """Of the GPU by part, and the bytes a rank keeps in the host's memory."""
+    states = zero_states(config, zero, world_size=world_size)
     activations = activation_bytes(
         config.model,
         checkpointing,
         batch_size=config.micro_batch_size,
         sequence_length=config.data.sequence_length,
-        dtype_bytes=dtype_bytes,
-        attention=_attention(config),
+        dtype_bytes=_dtype_bytes(config),
+        attention=_attention(config, device),
+        loss_implementation=config.loss_implementation,
+        compiled=config.compile == "layers",
     )
     # what will be needed again within this many elements stays gathered, in a model of fewer: all of it
-    gathered = min(parameters, config.zero.max_live_parameters)
-    return MemoryBytes(
-        states=-(-states // world_size),
-        gathered=dtype_bytes * gathered,
-        buckets=_DTYPE_BYTES[config.zero.reduce_dtype] * config.zero.reduce_bucket_size,
+    gathered = min(count_parameters(config.model).total, config.zero.max_live_parameters) if zero.stage == 3 else 0
+    memory = MemoryBytes(
+        parameters=states.parameters,
+        gradients=states.gradients,
+        master=states.master,
+        moments=states.moments,
+        gathered=DTYPE_BYTES[config.precision] * gathered,
+        buckets=bucket_bytes(config, zero),
         activations=activations.kept,
         working=activations.peak - activations.kept,
     )
+    return memory, states.on_host
 
 
-def _attention(config: TrainConfig) -> AttentionKind:
+def _attention(config: TrainConfig, device: Device) -> AttentionKind:
     return attention_kind(
         config.attn_implementation,
         device_type="cuda",
         document_masking=config.data.document_masking,
         dtype_bytes=_dtype_bytes(config),
+        head_dim=config.model.head_dim,
+        capability=device.capability,
     )
 
 
@@ -194,15 +210,24 @@ def _dtype_bytes(config: TrainConfig) -> Literal[2, 4]:
     return 2 if config.precision == "bfloat16" else 4
 
 
-def _tokens_per_second(
-    config: TrainConfig, checkpointing: ActivationCheckpointing, device: Device, *, mfu: float, world_size: int
+def _step_time_s(
+    config: TrainConfig,
+    assumptions: Assumptions,
+    checkpointing: ActivationCheckpointing,
+    sent: int,
+    *,
+    world_size: int,
 ) -> float | None:
+    """Computation and communication side by side, one after the other if `zero.overlap_comm` is off."""
     if config.precision == "float32":
         return None
+    device = device_of(assumptions)
     peak = peak_flops(device.name)
     assert peak is not None, f"{device.name} is not in the table of throughput.py"
     length = config.data.sequence_length
     executed = flops_per_token(config.model, sequence_length=length) + recomputed_flops_per_token(
-        config.model, checkpointing, sequence_length=length, eager_attention=_attention(config) == "eager"
+        config.model, checkpointing, sequence_length=length, eager_attention=_attention(config, device) == "eager"
     )
-    return mfu * peak * world_size / executed
+    computing_s = config.batch_tokens * executed / (assumptions.mfu * peak * world_size)
+    sending_s = sent / assumptions.bandwidth_bytes_per_s
+    return max(computing_s, sending_s) if config.zero.overlap_comm else computing_s + sending_s

@@ -17,34 +17,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention_backends.by_document import attend_by_document
+from model.attention_backends.sdpa_path import sdpa_path
 from model.attention_backends.selection import HALF_PRECISION, Attend
 from model.documents import Documents
-
-# above 192 the backward of torch's kernel does not run on every GPU
-MAX_VARLEN_HEAD_DIM = 192
-MIN_VARLEN_CAPABILITY = (8, 0)
 
 
 def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """Causal without a mask for one document a row; for packed documents what their device can do."""
-    if documents.one_document_a_row:
-        # for grouped heads CUDA has a fused kernel in half precision only, and otherwise one that holds seq² weights
-        shares_keys = documents.device.type != "cuda" or dtype in HALF_PRECISION
-        return Attend(_causal if shares_keys else _causal_repeated)
-    if documents.device.type == "cpu":
-        return Attend(attend_by_document, (documents.cumulative_lengths,))
-    if documents.device.type == "cuda" and _varlen_takes(dtype, head_dim):
-        return within_documents(documents.cumulative_lengths, documents.sequence_length)
-    return Attend(_masked, (documents.may_attend,))
-
-
-def _varlen_takes(dtype: torch.dtype, head_dim: int) -> bool:
-    return (
-        dtype in HALF_PRECISION
-        and head_dim % 8 == 0
-        and head_dim <= MAX_VARLEN_HEAD_DIM
-        and torch.cuda.get_device_capability() >= MIN_VARLEN_CAPABILITY
+    device_type = documents.device.type
+    path = sdpa_path(
+        device_type=device_type,
+        one_document_a_row=documents.one_document_a_row,
+        is_half_precision=dtype in HALF_PRECISION,
+        head_dim=head_dim,
+        capability=torch.cuda.get_device_capability() if device_type == "cuda" else None,
     )
+    if path == "by_document":
+        return Attend(attend_by_document, (documents.cumulative_lengths,))
+    if path == "varlen":
+        return within_documents(documents.cumulative_lengths, documents.sequence_length)
+    if path == "masked":
+        return Attend(_masked, (documents.may_attend,))
+    return Attend(_causal if path == "causal" else _causal_repeated)
 
 
 def within_documents(offsets: Int[Tensor, " documents_plus_one"], sequence_length: int) -> Attend:

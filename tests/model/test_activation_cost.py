@@ -6,7 +6,12 @@ The allocator is read through torch.profiler's memory events: every allocation a
 from __future__ import annotations
 
 import gc
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,7 +92,7 @@ def test_bytes_are_what_the_allocator_counts(attention: str, dtype: torch.dtype,
         batch_size=2,
         sequence_length=256,
         dtype_bytes=4 if dtype == torch.float32 else 2,
-        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4),
+        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4, head_dim=16),
         device_type="cpu",
     )
     kept, _ = allocated_bytes(loss)
@@ -139,22 +144,82 @@ def test_eager_attention_keeps_square_weights_and_fused_does_not() -> None:
     assert growth("eager") > 3.8
 
 
+AMPERE, TURING = (8, 0), (7, 5)
+
+
 @pytest.mark.parametrize(
-    ("name", "device_type", "document_masking", "dtype_bytes", "kind"),
+    ("name", "device_type", "document_masking", "dtype_bytes", "head_dim", "capability", "kind"),
     [
-        ("auto", "cuda", True, 2, "fused"),
-        ("auto", "cpu", True, 4, "fused"),
-        ("sdpa", "cuda", True, 4, "masked"),
-        ("sdpa", "cuda", True, 2, "fused"),
-        ("sdpa", "cuda", False, 4, "fused"),
-        ("sdpa", "cpu", True, 2, "fused"),
-        ("eager", "cuda", True, 2, "eager"),
-        ("flash_attention_2", "cuda", True, 2, "fused"),
+        ("auto", "cuda", True, 2, 64, AMPERE, "fused"),
+        ("auto", "cpu", True, 4, 64, None, "fused"),
+        ("sdpa", "cuda", True, 4, 64, AMPERE, "masked"),
+        ("sdpa", "cuda", True, 2, 64, AMPERE, "fused"),
+        ("sdpa", "cuda", True, 2, 64, TURING, "masked"),
+        ("sdpa", "cuda", True, 2, 256, AMPERE, "masked"),
+        ("sdpa", "cuda", True, 2, 60, AMPERE, "masked"),
+        ("sdpa", "cuda", False, 2, 256, TURING, "fused"),
+        ("sdpa", "cuda", False, 4, 64, AMPERE, "repeated"),
+        ("sdpa", "cpu", True, 2, 64, None, "fused"),
+        ("eager", "cuda", True, 2, 64, AMPERE, "eager"),
+        ("flash_attention_2", "cuda", True, 2, 64, AMPERE, "fused"),
     ],
 )
-def test_kind_of_attention(name: str, device_type: str, document_masking: bool, dtype_bytes: Any, kind: str) -> None:
-    got = attention_kind(name, device_type=device_type, document_masking=document_masking, dtype_bytes=dtype_bytes)
+def test_kind_of_attention(
+    name: str, device_type: str, document_masking: bool, dtype_bytes: Any, head_dim: int, capability: Any, kind: str
+) -> None:
+    got = attention_kind(
+        name,
+        device_type=device_type,
+        document_masking=document_masking,
+        dtype_bytes=dtype_bytes,
+        head_dim=head_dim,
+        capability=capability,
+    )
     assert got == kind
+
+
+def test_compiled_layers_keep_what_the_partitioner_keeps() -> None:
+    # apart: beartype, which checks shapes under pytest, cannot be compiled
+    script = Path(__file__).with_name("compiled_activations.py")
+    ended = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | {"PYTHONPATH": str(script.parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    kept = json.loads(ended.stdout)
+    for mode in ("none", "full", "selective"):
+        counted = activation_bytes(
+            CONFIG,
+            ActivationCheckpointing(mode=mode),  # type: ignore[arg-type]
+            batch_size=2,
+            sequence_length=256,
+            dtype_bytes=2,
+            attention="fused",
+            device_type="cpu",
+            compiled=True,
+        )
+        assert counted.kept == pytest.approx(kept[mode], rel=0.01), mode
+
+
+def test_ligers_logits_are_as_many_as_the_hidden_states() -> None:
+    def loss_bytes(implementation: Any) -> int:
+        counted = activation_bytes(
+            CONFIG.model_copy(update={"vocab_size": 49_152, "hidden_size": 576, "num_attention_heads": 9}),
+            ActivationCheckpointing(),
+            batch_size=8,
+            sequence_length=2048,
+            dtype_bytes=2,
+            attention="fused",
+            loss_implementation=implementation,
+        )
+        return counted.loss
+
+    # 16,384 tokens in 86 chunks: 191, so 256 of them, in bf16, where the chunked loss has 682 in fp32 and more
+    matrix, chunked_tokens = 49_152 * 576, 682
+    chunked = 4 * chunked_tokens * 49_152 + 2 * chunked_tokens * 49_152 + max(4 * chunked_tokens * 49_152, 4 * matrix)
+    assert loss_bytes("chunked") - loss_bytes("liger") == chunked - (2 * 256 * 49_152 + 4 * matrix)
 
 
 @pytest.mark.parametrize(("vocab_size", "chunk_tokens"), [(8192, 64), (512, 256)], ids=["matrix", "logits"])

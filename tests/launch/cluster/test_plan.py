@@ -10,7 +10,9 @@ import pytest
 
 from configs.load import load
 from launch.cli import main
-from launch.cluster.plan import DEVICES, USABLE_FRACTION, Row, divisible, plan
+from launch.cluster.devices import DEVICES
+from launch.cluster.plan import USABLE_FRACTION, Assumptions, Row, divisible, plan
+from launch.cluster.zero_states import Zero, bucket_bytes
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.throughput import peak_flops
 
@@ -18,57 +20,139 @@ RECIPES = Path(__file__).resolve().parents[3] / "configs" / "train"
 PARAMETERS = 1_711_376_384
 
 
-def rows(*overrides: str, device: str = "h100", mfu: float = 0.4, world_sizes: tuple[int, ...] = (8,)) -> list[Row]:
+def rows(*overrides: str, world_size: int = 8, **assumed: Any) -> dict[tuple[str, str], Row]:
+    """By stage and mode."""
     config = load(RECIPES / "smollm2-1.7b.yaml", TrainConfig, overrides)
-    return plan(config, device=device, mfu=mfu, world_sizes=world_sizes)
+    planned = plan(config, Assumptions(**assumed), world_sizes=[world_size])
+    return {(row.zero, row.activation_checkpointing): row for row in planned}
 
 
-def test_states_are_18_bytes_a_parameter_over_the_ranks() -> None:
-    assert [row.memory.states for row in rows(world_sizes=(1, 8))[::4]] == [18 * PARAMETERS, -(-18 * PARAMETERS // 8)]
+def own(*overrides: str, world_size: int = 8, **assumed: Any) -> Row:
+    [row] = [row for row in rows(*overrides, world_size=world_size, **assumed).values() if row.chosen]
+    return row
+
+
+def states(row: Row) -> int:
+    memory = row.memory
+    return memory.parameters + memory.gradients + memory.master + memory.moments
+
+
+def test_states_of_stage_3_are_18_bytes_a_parameter_over_the_ranks() -> None:
+    assert states(own(world_size=1)) == 18 * PARAMETERS
+    assert states(own()) == pytest.approx(18 * PARAMETERS / 8, abs=8)
+
+
+def test_each_stage_divides_one_thing_more() -> None:
+    planned = rows()
+    share = PARAMETERS // 8
+    whole_gradients = 6 * PARAMETERS  # in fp32, and autograd's own in bf16
+    by_stage = {
+        "0": (2 * PARAMETERS, whole_gradients, 4 * PARAMETERS, 8 * PARAMETERS),
+        "1": (2 * PARAMETERS, whole_gradients, 4 * share, 8 * share),
+        "2": (2 * PARAMETERS, 4 * share, 4 * share, 8 * share),
+        "3": (2 * share, 4 * share, 4 * share, 8 * share),
+    }
+    for stage, parts in by_stage.items():
+        memory = planned[stage, "none"].memory
+        assert (memory.parameters, memory.gradients, memory.master, memory.moments) == parts
+
+
+def test_offload_leaves_the_parameters_on_the_gpu_and_hpz_adds_a_copy_a_machine() -> None:
+    offloaded = rows()["3 offload", "none"]
+    assert (states(offloaded), offloaded.host_bytes) == (2 * PARAMETERS // 8, 16 * PARAMETERS // 8)
+    hpz = rows(world_size=64)["3 hpZ 8", "none"].memory
+    assert hpz.parameters == PARAMETERS // 32 + PARAMETERS // 4
+    assert ("3 hpZ 8", "none") not in rows(world_size=8)
+
+
+def test_muon_has_one_moment_for_the_layers_matrices() -> None:
+    settings = ("optimizer.name=muon", "optimizer.muon_learning_rate=0.02", "optimizer.gradient_clipping=0")
+    matrices = 24 * (4 * 2048 * 2048 + 3 * 2048 * 8192)
+    assert own(*settings, world_size=1).memory.moments == 8 * PARAMETERS - 4 * matrices
 
 
 def test_gathered_parameters_and_buckets_are_what_the_settings_allow() -> None:
-    [none, *_] = rows("zero.max_live_parameters=1000000", "zero.reduce_bucket_size=500", "zero.reduce_dtype=bfloat16")
-    assert (none.memory.gathered, none.memory.buckets) == (2_000_000, 1000)
-    [none, *_] = rows("zero.max_live_parameters=100000000000")
-    assert none.memory.gathered == 2 * PARAMETERS
+    row = own("zero.max_live_parameters=1000000", "zero.reduce_bucket_size=500", "zero.reduce_dtype=bfloat16")
+    assert (row.memory.gathered, row.memory.buckets) == (2_000_000, 1000)
+    assert own("zero.max_live_parameters=100000000000").memory.gathered == 2 * PARAMETERS
+    config = load(RECIPES / "smollm2-1.7b.yaml", TrainConfig, ["zero.reduce_bucket_size=500"])
+    assert bucket_bytes(config, Zero(2)) == 4000  # one at work and one on its way
+    assert bucket_bytes(config.model_copy(update={"precision": "float32"}), Zero(1)) == 4000
+
+
+def test_loss_and_compiled_layers_are_counted_as_configured() -> None:
+    plain = own("micro_batch_size=4")
+    assert own("micro_batch_size=4", "compile=layers").memory.activations < 0.8 * plain.memory.activations
+    assert own("micro_batch_size=4", "loss_implementation=liger").memory.working < plain.memory.working
+    eager = own("micro_batch_size=4", "attn_implementation=eager")
+    assert eager.memory.activations > 2 * plain.memory.activations
 
 
 def test_rate_and_days_by_hand() -> None:
-    [none, *_] = rows()
+    row = own(world_size=8)
     flops = 6 * PARAMETERS + 12 * 24 * 2048 * 2048
-    assert none.tokens_per_second == pytest.approx(0.4 * 989.4e12 * 8 / flops)
-    assert none.days == pytest.approx(5_240_000 * 2_097_152 / none.tokens_per_second / 86_400)
+    assert row.tokens_per_second == pytest.approx(0.4 * 989.4e12 * 8 / flops)
+    assert row.days == pytest.approx(5_240_000 * 2_097_152 / row.tokens_per_second / 86_400)
+    assert row.gpu_hours == pytest.approx(row.days * 24 * 8)
+    assert own(tokens=10**12).days == pytest.approx(10**12 / row.tokens_per_second / 86_400)
+
+
+def test_slow_network_sets_the_pace_beside_the_computation_or_after_it() -> None:
+    computing_s = own().step_time_s
+    assert computing_s is not None
+    slow = own(bandwidth_bytes_per_s=1e9)
+    assert slow.step_time_s == pytest.approx(slow.sent_bytes / 1e9)
+    after = own("zero.overlap_comm=false", bandwidth_bytes_per_s=1e9)
+    assert after.step_time_s == pytest.approx(computing_s + slow.sent_bytes / 1e9)
+
+
+def test_sent_bytes_by_hand() -> None:
+    planned = rows()
+    accumulation, seven_eighths = 2_097_152 // (2048 * 4 * 8), 7 / 8
+    # all-reduce once in fp32, then the new parameters; from stage 2 on at each micro-batch; in stage 3 the layers that
+    # are further from the turn than half a billion parameters are gathered twice
+    whole = {
+        "0": 2 * 4 * PARAMETERS,
+        "1": 2 * 4 * PARAMETERS + 2 * PARAMETERS,
+        "2": accumulation * 2 * 4 * PARAMETERS + 2 * PARAMETERS,
+        "3": accumulation * (4 * PARAMETERS + 2 * (2 * PARAMETERS - 500_000_000)),
+    }
+    for stage, sent in whole.items():
+        assert planned[stage, "none"].sent_bytes == pytest.approx(seven_eighths * sent)
+    assert own(world_size=1).sent_bytes == 0
 
 
 def test_recomputation_costs_time_and_saves_memory() -> None:
-    none, every_second, selective, full = rows()
-    assert none.tokens_per_second == selective.tokens_per_second
-    assert none.tokens_per_second > every_second.tokens_per_second > full.tokens_per_second
+    none, every_second, selective, full = (
+        rows()["3", mode] for mode in ("none", "every 2 layers", "selective", "full")
+    )
+    assert none.step_time_s == selective.step_time_s
+    assert none.step_time_s < every_second.step_time_s < full.step_time_s  # type: ignore[operator]
     assert none.memory.activations > selective.memory.activations > full.memory.activations
     # a third of the layers' FLOPs but for down_proj's, again
-    assert full.tokens_per_second / none.tokens_per_second == pytest.approx(0.80, abs=0.01)
+    assert none.step_time_s / full.step_time_s == pytest.approx(0.80, abs=0.01)  # type: ignore[operator]
 
 
 def test_row_that_is_too_large_does_not_fit() -> None:
-    none, *_, full = rows("micro_batch_size=16", device="rtx4090", world_sizes=(8,))
+    planned = rows("micro_batch_size=16", device="rtx4090")
+    none, full = planned["3", "none"], planned["3", "full"]
     assert (none.fits, full.fits) == (False, True)
     assert full.memory.total <= USABLE_FRACTION * DEVICES["rtx4090"].memory_bytes < none.memory.total
 
 
 def test_chosen_mode_is_marked_and_added_if_it_is_another() -> None:
-    assert [row.chosen for row in rows()] == [True, False, False, False]
-    third = rows("activation_checkpointing={mode: every_n_layers, every_n_layers: 3}")
-    assert [(row.activation_checkpointing, row.chosen) for row in third][1] == ("every 3 layers", True)
-    offloaded = rows("activation_checkpointing={mode: deepspeed, cpu_checkpointing: true}")[-1]
-    assert (offloaded.activation_checkpointing, offloaded.chosen) == ("deepspeed", True)
-    assert offloaded.memory.activations < rows()[-1].memory.activations
+    assert (own().zero, own().activation_checkpointing) == ("3", "none")
+    third = own("activation_checkpointing={mode: every_n_layers, every_n_layers: 3}")
+    assert third.activation_checkpointing == "every 3 layers"
+    offloaded = own("activation_checkpointing={mode: deepspeed, cpu_checkpointing: true}")
+    assert offloaded.activation_checkpointing == "deepspeed"
+    assert offloaded.memory.activations < rows()["3", "full"].memory.activations
 
 
 def test_float32_has_memory_and_no_rate() -> None:
-    [row, *_] = rows("precision=float32")
-    assert row.memory.states == -(-20 * PARAMETERS // 8)
-    assert (row.tokens_per_second, row.days) == (None, None)
+    row = own("precision=float32")
+    assert states(row) == pytest.approx(20 * PARAMETERS / 8, abs=8)
+    assert (row.step_time_s, row.tokens_per_second, row.days, row.gpu_hours) == (None, None, None, None)
 
 
 def test_every_device_has_a_peak() -> None:
@@ -92,6 +176,8 @@ def test_world_sizes_that_do_not_divide_the_batch_are_left_out_by_default() -> N
         (["--world-sizes", "3"], "is not a multiple of data.sequence_length * micro_batch_size * 3 ranks"),
         (["--device", "v100"], "--device v100 is not in the table"),
         (["--mfu", "40"], "'40' is not a number above 0 and up to 1, such as 0.4"),
+        (["--bandwidth", "0"], "'0' is not a number above 0, such as 50"),
+        (["--tokens", "inf"], "'inf' is not a number above 0, such as 50"),
         (["--world-sizes", "8,x"], "'8,x' is not a list of numbers of GPUs, such as 8,16"),
         (["micro_batch_siz=1"], "did you mean micro_batch_size?"),
     ],
@@ -113,7 +199,10 @@ def test_table_and_json_tell_the_same(capsys: pytest.CaptureFixture[str]) -> Non
     assert main([*command, "--json"]) == 0
     figures: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert "1,711,376,384 parameters" in table
-    for line, row in zip(table.splitlines()[-4:], figures["rows"], strict=True):
+    lines = [line for line in table.splitlines() if line.startswith("    8 ")]
+    for line, row in zip(lines, figures["rows"], strict=True):
         assert f"{row['memory']['total'] / 2**30:.2f}" in line
         assert f"{row['days']:,.1f}" in line
         assert sum(size for part, size in row["memory"].items() if part != "total") == row["memory"]["total"]
+    [recommended] = figures["recommendations"]
+    assert f"8 GPUs: take {' '.join(recommended['overrides'])}: " in table
