@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import json
 import math
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from launch.cluster.launcher import LauncherError
 from launch.cluster.plan import WORLD_SIZES, Assumptions, divisible, plan
 from launch.cluster.plan_table import as_json, format_table
 from launch.cluster.recommendation import recommend
+from launch.cluster.render import Shape, check_shape, render_kubernetes, render_slurm
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
 from launch.generate import GenerateError, add_generate_verb
@@ -41,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
     _add_plan(verbs)
+    _add_render(verbs)
     add_generate_verb(verbs)
     return parser
 
@@ -119,6 +122,60 @@ def _plan(arguments: argparse.Namespace) -> int:
     else:
         print(format_table(config, assumptions, rows, recommended))
     return 0
+
+
+def _add_render(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "render",
+        help="a Slurm script or a Kubernetes manifest for a run",
+        description="Write a job for a cluster's scheduler, as text that you can read and change.",
+        epilog="example: smollm2 launch render slurm configs/train/smollm2-135m.yaml --nodes 4 --output job.sh",
+    )
+    verb.add_argument("scheduler", choices=("slurm", "kubernetes"), help="slurm or kubernetes")
+    _add_config(verb, "run_dir=runs/one")
+    shape = Shape()
+    for option, default in {
+        "nodes": shape.nodes,
+        "gpus-per-node": shape.gpus_per_node,
+        "cpus-per-node": shape.cpus_per_node,
+        "memory-gib": shape.memory_gib,
+    }.items():
+        verb.add_argument(f"--{option}", type=_whole, default=default, metavar="N", help="default: %(default)s")
+    verb.add_argument("--time", default=shape.time_limit, metavar="LIMIT", help="Slurm's (default: %(default)s)")
+    verb.add_argument("--image", default="smollm2:latest", help="Kubernetes' (default: %(default)s)")
+    verb.add_argument("--claim", default="smollm2", help="the volume that all pods share (default: %(default)s)")
+    verb.add_argument("--output", type=Path, metavar="FILE", help="where to write it (default: the screen)")
+    verb.set_defaults(run=_render)
+
+
+def _render(arguments: argparse.Namespace) -> int:
+    config = load(arguments.config, TrainConfig, arguments.overrides)
+    shape = Shape(
+        nodes=arguments.nodes,
+        gpus_per_node=arguments.gpus_per_node,
+        cpus_per_node=arguments.cpus_per_node,
+        memory_gib=arguments.memory_gib,
+        time_limit=arguments.time,
+    )
+    check_shape(config, shape)
+    if arguments.scheduler == "slurm":
+        template = importlib.resources.files("configs").joinpath("cluster/slurm.sh").read_text(encoding="utf-8")
+        text = render_slurm(template, config, arguments.config, arguments.overrides, shape)
+    else:
+        text = render_kubernetes(
+            config, arguments.config, arguments.overrides, shape, image=arguments.image, claim=arguments.claim
+        )
+    if arguments.output is None:
+        print(text, end="")
+    else:
+        arguments.output.write_text(text, encoding="utf-8")
+    return 0
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _positive(text: str) -> float:

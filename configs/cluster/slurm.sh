@@ -1,15 +1,17 @@
 #!/bin/bash
 # One training run on the nodes of a Slurm allocation:
 #   sbatch configs/cluster/slurm.sh configs/train/smollm2-135m.yaml run_dir=runs/smollm2-135m
+# or, with your numbers and the config in it: smollm2 launch render slurm CONFIG --nodes 4 --output job.sh
 #
 # `smollm2 launch train` finds the allocation by itself. It asks scontrol for the nodes, writes a hostfile of them into
 # the run folder, and starts one `deepspeed --no_ssh` a node with srun. So no node needs ssh to another, and Slurm
 # accounts for, limits and ends every process. `deepspeed --launcher slurm` is not used: DeepSpeed 0.19 forgets
 # --module there and sets no master address.
 #
-# The job gets SIGTERM two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
+# The job gets SIGUSR1 two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
 # step and saves, for which DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it
-# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles.
+# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles. Nor is one that
+# somebody ends (scancel --batch --signal=TERM JOB): it saves and is over.
 # The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
 # Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
@@ -21,7 +23,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -30,12 +32,13 @@ config=${1:?give a config, such as configs/train/smollm2-135m.yaml}
 shift
 
 # Slurm copies this file before it runs it: the repository is where sbatch was called
-cd "$SLURM_SUBMIT_DIR"
+cd "$SLURM_SUBMIT_DIR" || exit 1
 export PATH="$PWD/.venv/bin:$PATH"
 # srun passes the environment on to all nodes; the interface that the nodes reach each other on, if NCCL picks another:
 # export NCCL_SOCKET_IFNAME=ib0
 
 # in the background, because bash runs a trap only between commands; $! is the process in the background
+trap '[ -z "$!" ] || kill -USR1 "$!"' USR1
 trap '[ -z "$!" ] || kill -TERM "$!"' TERM
 smollm2 launch train "$config" "$@" &
 wait "$!"
@@ -46,8 +49,8 @@ while kill -0 "$!" 2>/dev/null; do
   code=$?
 done
 
-# 143: stopped by the signal, and checkpoints/latest has moved since; where nothing was saved the code is another
-if [ "$code" -eq 143 ]; then
+# 138: stopped by SIGUSR1, and checkpoints/latest has moved since; where nothing was saved the code is another
+if [ "$code" -eq 138 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -23,7 +23,7 @@ config=${1:?give a config, such as configs/data/fineweb-edu.yaml}
 shift
 
 # Slurm copies this file before it runs it: the repository is where sbatch was called
-cd "$SLURM_SUBMIT_DIR"
+cd "$SLURM_SUBMIT_DIR" || exit 1
 export PATH="$PWD/.venv/bin:$PATH"
 
 if [ -n "$SLURM_ARRAY_TASK_ID" ]; then
