@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu lint format bench bench-data bench-large bench-model clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -57,6 +57,9 @@ test-data-faults: $(READY)  ## over 100 random kills of data runs, over all exec
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+test-cluster: $(READY)  ## two nodes in network namespaces: root, and Debian's iproute2 openssh-server pdsh
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster
 
 lint: $(READY)  ## ruff, mypy --strict, codespell, hadolint
 	$(BIN)/ruff check .

@@ -6,7 +6,10 @@ import argparse
 import importlib.resources
 import json
 import math
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
@@ -44,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verbs)
     _add_plan(verbs)
     _add_render(verbs)
+    _add_preflight(verbs)
     add_generate_verb(verbs)
     return parser
 
@@ -170,6 +174,44 @@ def _render(arguments: argparse.Namespace) -> int:
     else:
         arguments.output.write_text(text, encoding="utf-8")
     return 0
+
+
+def _add_preflight(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "preflight",
+        help="what would fail later, found now: nodes, data, disk, network, memory",
+        description="Look at every node that a run would use, and run its largest micro-batch once on all ranks. "
+        "Prints all problems at once, each with its fix; exit code 1 if there is any.",
+        epilog="example: smollm2 launch preflight configs/train/smollm2-135m.yaml launcher.hostfile=hosts",
+    )
+    _add_config(verb, "launcher.hostfile=hosts")
+    verb.add_argument(
+        "--keep", type=_whole, default=2, metavar="N", help="checkpoints that must fit at once (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--timeout", type=_positive, default=300.0, metavar="SECONDS", help="for the trial (default: %(default)g)"
+    )
+    verb.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    verb.set_defaults(run=_preflight)
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from launch.cluster.process import usable_device_count
+    from launch.preflight.findings import format_findings, problems
+    from launch.preflight.preflight import preflight
+
+    config = load(arguments.config, TrainConfig, arguments.overrides)
+    findings = preflight(
+        config,
+        environment=os.environ,
+        device_count=usable_device_count(os.environ),
+        core_count=os.cpu_count() or 1,
+        kept=arguments.keep,
+        trial_timeout_s=arguments.timeout,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(json.dumps([asdict(finding) for finding in findings]) if arguments.json else format_findings(findings))
+    return 1 if problems(findings) else 0
 
 
 def _whole(text: str) -> int:

@@ -28,12 +28,20 @@ class Host:
 
 def read_hostfile(path: Path) -> tuple[Host, ...]:
     """Hosts in the order of the file, which is the order of the ranks. Raises HostfileError, a line a problem."""
+    hosts, problems = inspect_hostfile(path)
+    if problems:
+        raise HostfileError("\n".join(problems))
+    return hosts
+
+
+def inspect_hostfile(path: Path) -> tuple[tuple[Host, ...], list[str]]:
+    """The hosts of the lines that can be used, and a sentence for each line that cannot."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise HostfileError(f"hostfile {path} does not exist; write one `HOST slots=N` a line") from None
+        return (), [f"hostfile {path} does not exist; write one `HOST slots=N` a line"]
     except UnicodeDecodeError:
-        raise HostfileError(f"hostfile {path} is not text; write one `HOST slots=N` a line") from None
+        return (), [f"hostfile {path} is not text; write one `HOST slots=N` a line"]
     hosts: list[Host] = []
     problems: list[str] = []
     first_line: dict[str, int] = {}
@@ -54,9 +62,7 @@ def read_hostfile(path: Path) -> tuple[Host, ...]:
             hosts.append(host)
     if not hosts and not problems:
         problems.append(f"hostfile {path} names no host; write one `HOST slots=N` a line")
-    if problems:
-        raise HostfileError("\n".join(problems))
-    return tuple(hosts)
+    return tuple(hosts), problems
 
 
 def format_hostfile(hosts: Sequence[Host]) -> str:

@@ -92,16 +92,21 @@ def choose_placement(
 
 
 def build_command(placement: Placement, config: Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The argument vector. Raises LauncherError for an argument that a remote shell would read as something else."""
-    train = ["--module", TRAIN_MODULE, str(config), *overrides]
+    """The argument vector of a training. Raises LauncherError for an argument that a remote shell would change."""
+    return command_for(placement, TRAIN_MODULE, [str(config), *overrides])
+
+
+def command_for(placement: Placement, module: str, arguments: Sequence[str]) -> list[str]:
+    """The argument vector that runs a module on every rank. Raises LauncherError as above."""
+    started = ["--module", module, *arguments]
     if isinstance(placement, Local):
         which = f"--num_gpus={placement.ranks}"
         if placement.devices is not None:
             which = f"--include=localhost:{','.join(map(str, placement.devices))}"
-        return ["deepspeed", f"--hostfile={NO_HOSTFILE}", which, f"--master_port={placement.master_port}", *train]
+        return ["deepspeed", f"--hostfile={NO_HOSTFILE}", which, f"--master_port={placement.master_port}", *started]
     if isinstance(placement, Slurm):
-        return [*_srun(placement), *_per_node_arguments(placement), *train]
-    _check_remote_arguments([str(config), *overrides])
+        return [*_srun(placement), *_per_node_arguments(placement), *started]
+    _check_remote_arguments(arguments)
     settings = placement.settings
     options = {
         "hostfile": settings.hostfile,
@@ -115,7 +120,7 @@ def build_command(placement: Placement, config: Path, overrides: Sequence[str] =
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     # with one host DeepSpeed would ignore its name and run on this machine
     multi = ["--force_multi"] if len(placement.hosts) == 1 else []
-    return ["deepspeed", *given, *multi, *train]
+    return ["deepspeed", *given, *multi, *started]
 
 
 def child_environment(

@@ -43,9 +43,10 @@ def recommend(config: TrainConfig, assumptions: Assumptions, *, world_size: int)
         return Recommendation(world_size, None, (), (reason,))
     fastest_s = min(row.step_time_s or 0.0 for row in fitting)
     fast = [row for row in fitting if (row.step_time_s or 0.0) <= fastest_s * (1 + _EQUAL_FRACTION)]
-    order = {mode: number for number, mode in enumerate(_MODES)}
+    names: list[str] = list(_MODES)
     best = min(
-        fast, key=lambda row: (order[row.activation_checkpointing], row.sent_bytes, -row.micro_batch_size, row.zero)
+        fast,
+        key=lambda row: (names.index(row.activation_checkpointing), row.sent_bytes, -row.micro_batch_size, row.zero),
     )
     overrides = (
         f"zero.stage={best.zero}",

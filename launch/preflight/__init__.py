@@ -1,0 +1,1 @@
+"""What would fail later in a run on a cluster, found before it starts."""

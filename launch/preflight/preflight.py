@@ -1,0 +1,184 @@
+"""All checks before a run, in the order in which they need each other; what one finds does not stop the others.
+
+    hostfile → ssh to every host → each node's probe, compared → the data by its manifests → a trial on all ranks
+
+The trial needs every node, so it is made only if each has answered. Nothing is written but below RUN/.preflight, which
+is removed at the end.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+
+from launch.cluster.hostfile import Host, inspect_hostfile
+from launch.cluster.launcher import (
+    DEFAULT_MASTER_PORT,
+    Hostfile,
+    LauncherError,
+    Local,
+    Placement,
+    Slurm,
+    child_environment,
+    choose_placement,
+)
+from launch.config import TrainConfig, TrainingError
+from launch.preflight.comparison import Node, compare, shared_folder
+from launch.preflight.findings import Finding, not_checked, ok, problem, problems
+from launch.preflight.node_probe import PROBE_FOLDER, Job, encode
+from launch.preflight.nodes import Answer, ask
+from launch.preflight.trial import run_trial
+from launch.trainer.inputs import read_inputs
+from model.cost import count_parameters
+from pipeline.shards.format import DatasetError
+
+CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 master weight and AdamW's two moments
+_NODE_TIMEOUT_S = 120.0
+_NEEDED_FOR_TRIAL = ("hostfile", "reach", "packages", "code", "slots", "GPUs", "port")
+
+
+def preflight(
+    config: TrainConfig,
+    *,
+    environment: Mapping[str, str],
+    device_count: int,
+    core_count: int,
+    kept: int,
+    trial_timeout_s: float,
+    say: Callable[[str], None],
+) -> list[Finding]:
+    """`kept` checkpoints must fit at once. Raises LauncherError or SlurmError where not even the nodes are known."""
+    findings: list[Finding] = []
+    placement, hosts = _place(config, environment, findings, device_count=device_count)
+    if not hosts:
+        return findings
+    say(f"asking {len(hosts)} node{'s' * (len(hosts) != 1)}")
+    child = child_environment(environment, placement, device_count=device_count, core_count=core_count, launcher_pid=0)
+    child.pop("SMOLLM2_LAUNCHER_PID", None)
+    token = secrets.token_hex(8)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        nodes = _ask_nodes(config, placement, hosts, token, child, findings)
+        if nodes:
+            wants_gpus = device_count > 0 or child.get("DS_ACCELERATOR") == "cuda"
+            checkpoint_bytes = CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(config.model).total
+            findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
+            findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
+    finally:
+        shutil.rmtree(config.run_dir / PROBE_FOLDER, ignore_errors=True)
+    findings += _data(config)
+    ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
+    findings += _batch(config, ranks)
+    blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
+    if blocking:
+        why = f"a trial needs these mended first: {', '.join(blocking)}"
+        return [*findings, not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
+    say(f"a trial on {ranks} rank{'s' * (ranks != 1)}, at most {trial_timeout_s:g} s")
+    try:
+        findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s)
+    except (LauncherError, FileNotFoundError) as error:
+        findings.append(problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that"))
+    return findings
+
+
+def _place(
+    config: TrainConfig, environment: Mapping[str, str], findings: list[Finding], *, device_count: int
+) -> tuple[Placement, tuple[Host, ...]]:
+    """Where the run would be; a hostfile's good lines are used whatever the others hold."""
+    settings = config.launcher
+    if settings.hostfile is not None:
+        hosts, wrong = inspect_hostfile(settings.hostfile)
+        for sentence in wrong:
+            what, _, fix = sentence.partition("; ")
+            findings.append(problem("hostfile", "all", what, fix or "write one `HOST slots=N` a line"))
+        if not wrong:
+            slots = sum(host.slots for host in hosts)
+            findings.append(ok("hostfile", "all", f"{len(hosts)} hosts with {slots} slots"))
+        return Hostfile(hosts, settings), hosts
+    placement = choose_placement(environment, settings, run_dir=config.run_dir, device_count=device_count)
+    if isinstance(placement, Slurm):
+        return placement, placement.hosts
+    assert isinstance(placement, Local)
+    return placement, (Host(socket.gethostname(), placement.ranks),)
+
+
+def _job(config: TrainConfig, name: str, token: str, *, port: int | None = None) -> Job:
+    return Job(
+        name=name,
+        token=token,
+        run_dir=config.run_dir.absolute(),
+        datasets={source.name: source.path for source in config.data.sources},
+        tokenizer=config.data.tokenizer,
+        port=port,
+    )
+
+
+def _ask_nodes(
+    config: TrainConfig,
+    placement: Placement,
+    hosts: tuple[Host, ...],
+    token: str,
+    environment: Mapping[str, str],
+    findings: list[Finding],
+) -> list[Node]:
+    """Those that answered."""
+    port = config.launcher.master_port or (None if isinstance(placement, Local) else DEFAULT_MASTER_PORT)
+    arguments = {
+        host.name: [encode(_job(config, host.name, token, port=port if host is hosts[0] else None))] for host in hosts
+    }
+    answers = ask(placement, hosts, arguments, environment=environment, timeout_s=_NODE_TIMEOUT_S)
+    for answer in answers:
+        if answer.said is None:
+            findings.append(_unreached(placement, answer))
+    nodes = [
+        Node(answer.host.name, answer.host.slots, answer.said, answer.asked_s, answer.answered_s)
+        for answer in answers
+        if answer.said is not None
+    ]
+    if len(nodes) == len(hosts):
+        findings.append(ok("reach", "all", f"{len(nodes)} node{'s' * (len(nodes) != 1)} answered"))
+    return nodes
+
+
+def _unreached(placement: Placement, answer: Answer) -> Finding:
+    name = answer.host.name
+    fix = "see that this Python and this code are there"
+    if isinstance(placement, Hostfile):
+        fix = f"see that `ssh {name} true` needs no password and that {fix[9:]}, or take it out of the hostfile"
+    return problem("reach", name, answer.failure, fix)
+
+
+def _look_for_tokens(
+    placement: Placement, nodes: list[Node], job: Job, environment: Mapping[str, str]
+) -> list[Finding]:
+    """Whether each node sees what the others wrote; asked of all once more, when all have written."""
+    if len(nodes) < 2 or any("disk" in node.seen["errors"] for node in nodes):
+        return []
+    hosts = [Host(node.name, node.slots) for node in nodes]
+    arguments = {host.name: [encode(job), "--tokens"] for host in hosts}
+    answers = ask(placement, hosts, arguments, environment=environment, timeout_s=_NODE_TIMEOUT_S)
+    seen = {answer.host.name: answer.said for answer in answers if answer.said is not None}
+    return shared_folder([node.name for node in nodes], seen)
+
+
+def _data(config: TrainConfig) -> list[Finding]:
+    try:
+        inputs = read_inputs(config)
+    except (DatasetError, TrainingError) as error:
+        return [
+            problem("data", "all", what, fix or "see docs/data.md")
+            for what, _, fix in (line.partition("; ") for line in str(error).splitlines())
+        ]
+    size = f"vocabulary of {inputs.tokenizer.vocab_size:,}"
+    return [ok("data", "all", f"one tokenizer, which is the model's ({size}), enough tokens in each source")]
+
+
+def _batch(config: TrainConfig, ranks: int) -> list[Finding]:
+    try:
+        accumulation = config.accumulation_steps(world_size=ranks)
+    except TrainingError as error:
+        what, _, fix = str(error).partition("; ")
+        return [problem("batch", "all", what, fix)]
+    return [ok("batch", "all", f"{accumulation} micro-batches a rank on {ranks} ranks")]

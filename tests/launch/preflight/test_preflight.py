@@ -1,0 +1,75 @@
+"""The command on this machine: planted faults all at once, and a trial that finds none."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import main
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+
+def found(config: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[dict[str, Any]]]:
+    code = main(["preflight", str(config), *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def problems(findings: list[dict[str, Any]]) -> dict[str, str]:
+    return {finding["check"]: finding["what"] for finding in findings if finding["status"] == "problem"}
+
+
+def test_five_planted_faults_are_all_named(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        code, findings = found(
+            config,
+            capsys,
+            "launcher.ranks_per_node=4000",  # over the cores, and no batch for so many
+            f"launcher.master_port={port}",  # taken
+            f"data.sources.0.path={tmp_path / 'nowhere'}",
+            "--keep=1000000000",  # of 0.2 MB each
+        )
+    told = problems(findings)
+    assert code == 1
+    assert "slots=4000, but the node shows " in told["slots"]
+    assert told["port"] == "the rendezvous port: Address already in use"
+    assert str(tmp_path / "nowhere") in told["data"]
+    assert "1000000000 checkpoints take" in told["disk"]
+    assert "is not a multiple of data.sequence_length * micro_batch_size * 4000 ranks" in told["batch"]
+    assert all(finding["fix"] for finding in findings if finding["status"] == "problem")
+    trial = [finding for finding in findings if finding["check"] in ("all-reduce", "step")]
+    assert {finding["status"] for finding in trial} == {"not checked"}
+    assert "a trial needs these mended first: port, slots" in trial[0]["what"]
+    assert not (tmp_path / "run" / ".preflight").exists()
+
+
+def test_bad_lines_of_a_hostfile_and_a_host_that_is_not_there(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("nowhere.invalid slots=1\nnowhere.invalid slots=2\nother slots=many\n")
+    code, findings = found(config, capsys, f"launcher.hostfile={hostfile}", "launcher.ranks_per_node=null")
+    lines = [f"{finding['check']} {finding['where']}: {finding['what']}" for finding in findings]
+    assert code == 1
+    assert f"hostfile all: {hostfile}:2: nowhere.invalid stands on line 1 already" in lines
+    assert f"hostfile all: {hostfile}:3: slots=many of other: wanted a whole number from 1 on, such as slots=8" in lines
+    assert any(line.startswith("reach nowhere.invalid: ") for line in lines)
+
+
+def test_machine_in_order_is_tried_and_found_well(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["preflight", str(config), "--timeout", "280"])
+    table = capsys.readouterr().out
+    assert code == 0, table
+    assert "2 ranks, 4 MiB, " in table
+    assert "forward, backward and step of 4 x 64 tokens in " in table
+    assert table.splitlines()[-1].startswith("0 problems, 1 not checked")

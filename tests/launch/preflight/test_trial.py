@@ -1,0 +1,68 @@
+"""What is said of a trial by what its ranks have told; `test_preflight.py` makes real ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.load import load
+from launch.config import TrainConfig
+from launch.preflight.trial import judge
+
+
+@pytest.fixture
+def judged(config: Path) -> Any:
+    """`judged({...rank's line...}, …, errors="")`: findings of a trial of two ranks, as (check, status, what)."""
+    loaded = load(config, TrainConfig)
+
+    def judge_lines(*said: dict[str, Any], errors: str = "") -> list[tuple[str, str, str]]:
+        lines = [{"node": "a", **line} for line in said]
+        found = judge(loaded, lines, ranks=2, errors=errors)
+        return [(finding.check, finding.status, finding.what) for finding in found]
+
+    return judge_lines
+
+
+def reduced(rank: int, speed: float = 1e9) -> dict[str, Any]:
+    return {"rank": rank, "all_reduce": {"bytes": 2**20, "bus_bytes_per_s": speed, "world_size": 2}}
+
+
+def stepped(rank: int, peak: int | None = None) -> dict[str, Any]:
+    return {"rank": rank, "step": {"step_time_s": 0.5, "loss": 1.0, "peak_bytes": peak, "device": "x"}}
+
+
+def test_slowest_rank_and_largest_memory_are_told(judged: Any) -> None:
+    assert judged(reduced(0), reduced(1, 2e8), stepped(0, 2**30), stepped(1, 2**31)) == [
+        ("all-reduce", "ok", "2 ranks, 1 MiB, 0.20 GB/s a rank (bus bandwidth)"),
+        ("step", "ok", "forward, backward and step of 4 x 64 tokens in 0.50 s, at most 2.0 GiB a GPU"),
+    ]
+
+
+def test_rank_that_fails_in_the_all_reduce_leaves_the_step_unchecked(judged: Any) -> None:
+    assert judged({"rank": 1, "failed": "the all-reduce", "why": "did not end in 5 s"}) == [
+        ("all-reduce", "problem", "rank 1: the all-reduce: did not end in 5 s"),
+        ("step", "not checked", "the ranks did not come that far"),
+    ]
+
+
+def test_memory_that_is_too_small_is_a_problem_of_the_step(judged: Any, config: Path) -> None:
+    failed = {
+        "rank": 0,
+        "node": "a",
+        "failed": "a step of 4 x 64 tokens",
+        "why": "OutOfMemoryError: CUDA out of memory",
+    }
+    [first, second] = judge(
+        load(config, TrainConfig), [failed, *({"node": "a", **reduced(r)} for r in (0, 1))], ranks=2
+    )
+    assert (first.check, first.status) == ("step", "problem")
+    assert first.fix.startswith("lower micro_batch_size=4, or take activation_checkpointing=full")
+    assert (second.check, second.status) == ("all-reduce", "ok")
+
+
+def test_silent_rank_is_named_with_the_launchers_last_word(judged: Any) -> None:
+    assert judged(reduced(0), errors="noise\nssh: connect refused\n\n") == [
+        ("all-reduce", "problem", "rank 1 did not say how it went; the launcher: ssh: connect refused")
+    ]
