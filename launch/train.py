@@ -27,7 +27,7 @@ from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
-from launch.trainer.ranks import RankEnvironment, read_environment
+from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
 from launch.trainer.run_folder import StartPoint, create_run_folder, hold_lock, prepare_run
 from pipeline.shards.format import DatasetError
 
@@ -39,6 +39,7 @@ FIRST_TO_END_S = 3.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank to its end and return its exit code."""
     parsed = _parser().parse_args(arguments)
+    adopt_mpi_names(os.environ)
     first = os.environ.get("RANK", "0") == "0"
     try:
         config = load(parsed.config, TrainConfig, parsed.overrides)

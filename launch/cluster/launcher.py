@@ -1,7 +1,7 @@
 """The command that starts DeepSpeed's launcher, and the environment it gets: pure functions of where to run.
 
     Local      deepspeed --num_gpus N …                         this machine
-    Hostfile   deepspeed --hostfile HOSTS --launcher pdsh …     several, reached by ssh
+    Hostfile   deepspeed --hostfile HOSTS --launcher pdsh …     several, reached by ssh; mpiexec for MPICH
     Slurm      srun … deepspeed --no_ssh --node_rank …          several, inside an allocation, without ssh
 
 All end in `--module launch.train CONFIG key=value …`, which is what one may type by hand. DeepSpeed has a Slurm
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster.hostfile import Host, read_hostfile
+from launch.cluster.remote_environment import remote_environment
 from launch.cluster.slurm import allocated_hosts, ranks_of_allocation
 from launch.config import LauncherConfig
 
@@ -76,7 +77,7 @@ def choose_placement(
     """
     if settings.hostfile is not None:
         hosts = read_hostfile(settings.hostfile)
-        _check_slots(hosts, settings)
+        check_slots(hosts, settings)
         return Hostfile(hosts, settings)
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) > 1:
         names = allocated_hosts(environment)
@@ -108,10 +109,17 @@ def command_for(placement: Placement, module: str, arguments: Sequence[str]) -> 
         return [*_srun(placement), *_per_node_arguments(placement), *started]
     _check_remote_arguments(arguments)
     settings = placement.settings
+    if settings.remote_launcher == "mpich":
+        return [*_mpiexec(placement), sys.executable, "-u", "-m", module, *arguments]
+    launcher_args = settings.launcher_args
+    if settings.remote_launcher == "openmpi":
+        # DeepSpeed starts the ranks bare, and they know nothing of the master (0.19)
+        address, port = settings.master_addr or placement.hosts[0].name, settings.master_port or DEFAULT_MASTER_PORT
+        launcher_args = f"{launcher_args} -x MASTER_ADDR={address} -x MASTER_PORT={port}".strip()
     options = {
         "hostfile": settings.hostfile,
         "launcher": settings.remote_launcher,
-        "launcher_args": settings.launcher_args or None,
+        "launcher_args": launcher_args or None,
         "num_gpus": settings.ranks_per_node,
         "master_addr": settings.master_addr,
         "master_port": settings.master_port,
@@ -135,6 +143,9 @@ def child_environment(
     # the virtual environment's own programs: DeepSpeed calls ninja, and the launcher is one of them
     child["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
     child.pop("SMOLLM2_LAUNCHER_PID", None)
+    if isinstance(placement, Hostfile) and placement.settings.remote_launcher == "mpich":
+        # which passes its whole environment on to the ranks
+        child |= remote_environment(child)
     if device_count == 0:
         child.setdefault("DS_ACCELERATOR", "cpu")
     if isinstance(placement, Local):
@@ -207,8 +218,27 @@ def _cpus_per_node(environment: Mapping[str, str]) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _check_slots(hosts: Sequence[Host], settings: LauncherConfig) -> None:
+def _mpiexec(placement: Hostfile) -> list[str]:
+    """MPICH's own command. DeepSpeed's launcher for it drops `--module` and the ranks' exit codes (0.19)."""
+    settings = placement.settings
+    master = {
+        "MASTER_ADDR": settings.master_addr or placement.hosts[0].name,
+        "MASTER_PORT": str(settings.master_port or DEFAULT_MASTER_PORT),
+    }
+    given = [word for name, value in master.items() for word in ("-genv", name, value)]
+    hosts = ",".join(f"{host.name}:{host.slots}" for host in placement.hosts)
+    ranks = sum(host.slots for host in placement.hosts)
+    return ["mpiexec.hydra", "-n", str(ranks), "-hosts", hosts, *given, *shlex.split(settings.launcher_args)]
+
+
+def check_slots(hosts: Sequence[Host], settings: LauncherConfig) -> None:
+    """Raises LauncherError if `ranks_per_node` cannot be had of every host."""
     ranks = settings.ranks_per_node
+    if ranks is not None and settings.remote_launcher != "pdsh":
+        raise LauncherError(
+            f"launcher.ranks_per_node={ranks} with launcher.remote_launcher={settings.remote_launcher}, which starts a "
+            f"rank a slot; set launcher.ranks_per_node=null and write slots={ranks} into {settings.hostfile}"
+        )
     for host in hosts:
         if ranks is not None and ranks > host.slots:
             raise LauncherError(

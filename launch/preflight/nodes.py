@@ -7,7 +7,6 @@ the home folder and of the current one, and the current folder.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 from launch.cluster.hostfile import Host
 from launch.cluster.launcher import Hostfile, Placement, Slurm
+from launch.cluster.remote_environment import remote_environment
 from launch.preflight.node_probe import PREFIX
 
 PROBE_MODULE = "launch.preflight.node_probe"
@@ -90,19 +90,3 @@ def node_command(
     if isinstance(placement, Slurm):
         return ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={host.name}", "--export=ALL", *probe]
     return probe
-
-
-def remote_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """As `deepspeed.launcher.runner` exports it (0.19), later ones over earlier ones."""
-    exported = {name: value for name, value in environment.items() if name.startswith("PYTHON")}
-    here = str(Path.cwd())
-    exported["PYTHONPATH"] = f"{here}:{environment['PYTHONPATH']}" if "PYTHONPATH" in environment else here
-    name = environment.get("DS_ENV_FILE", ".deepspeed_env")
-    for folder in (Path(environment.get("HOME") or os.path.expanduser("~")), Path()):  # noqa: PTH111
-        file = folder / name
-        if file.is_file():
-            for line in file.read_text(encoding="utf-8").splitlines():
-                key, found, value = line.partition("=")
-                if found:
-                    exported[key.strip()] = value.strip()
-    return exported

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict
 from launch.config import TrainConfig, TrainingError
 from launch.preflight.node_probe import PREFIX, decode
 from launch.trainer.cpu_operator import choose_build_directory
-from launch.trainer.ranks import RankEnvironment, read_environment
+from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
 
 TIMEOUT_EXIT_CODE = 72
 ROUNDS = 5
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, default=0)
     parser.add_argument("job")
     job = RankJob.model_validate_json(decode(parser.parse_args().job))
+    adopt_mpi_names(os.environ)
     ranks = read_environment(os.environ)
     say = _speaker(ranks)
     stage = {"at": "starting"}

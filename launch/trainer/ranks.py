@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 from launch.config import TrainingError
@@ -21,6 +21,23 @@ class RankEnvironment:
     def is_first(self) -> bool:
         """Rank 0 speaks, logs and publishes."""
         return self.rank == 0
+
+
+# what the ranks of OpenMPI and of MPICH are told in place of what DeepSpeed's launcher tells
+_MPI_NAMES = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"),
+    "LOCAL_SIZE": ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
+}
+
+
+def adopt_mpi_names(environment: MutableMapping[str, str]) -> None:
+    """Set RANK and its like for a rank that mpirun started without DeepSpeed's launcher; before anything reads them."""
+    for name, others in _MPI_NAMES.items():
+        for other in others:
+            if other in environment:
+                environment.setdefault(name, environment[other])
 
 
 def read_environment(environment: Mapping[str, str]) -> RankEnvironment:

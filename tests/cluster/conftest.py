@@ -67,6 +67,8 @@ class Cluster:
             "PYTHONPATH": str(ROOT),
             "HOME": str(self.folder),  # where DeepSpeed looks for .deepspeed_env
             "DS_ACCELERATOR": "cpu",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         }
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
         named = ["sh", "-c", f'hostname {node} && exec "$@"', "sh"]

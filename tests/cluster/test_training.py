@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -41,6 +42,19 @@ def test_losses_are_those_of_one_node(cluster: Any) -> None:
     code, _, err = ended(cluster.start("train", str(cluster.folder / "tiny.yaml"), "launcher.ranks_per_node=2"))
     assert code == 0, err
     assert cluster.losses() == two_nodes
+
+
+@pytest.mark.parametrize(("launcher", "program"), [("openmpi", "ompi_info"), ("mpich", "mpiexec.hydra")])
+def test_mpi_launchers_train_and_tell_a_failure(cluster: Any, launcher: str, program: str) -> None:
+    if shutil.which(program) is None:
+        pytest.skip(f"needs Debian's {launcher}")
+    settings = [f"launcher.remote_launcher={launcher}", "launcher.master_addr=10.77.0.1", "steps=6"]
+    code, _, err = ended(cluster.train(*settings))
+    assert code == 0, err
+    assert sorted(cluster.losses()) == list(range(1, 7))
+    code, _, err = ended(cluster.train(*settings, "seed=8"))
+    assert code == 2, err
+    assert "seed=8 but this run was started with 7" in err
 
 
 def test_killed_rank_takes_both_nodes_out(cluster: Any) -> None:

@@ -187,6 +187,38 @@ def test_visible_devices_by_name_are_one_line():
         choose({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, device_count=1)
 
 
+@pytest.mark.parametrize("launcher", ["openmpi", "mpich", "impi", "mvapich"])
+def test_ranks_a_node_mean_nothing_to_the_mpi_launchers(hostfile, launcher):
+    with pytest.raises(
+        LauncherError, match=f"ranks_per_node=4 with launcher.remote_launcher={launcher}.*write slots=4"
+    ):
+        choose(hostfile=hostfile, ranks_per_node=4, remote_launcher=launcher)
+
+
+def test_openmpi_tells_the_ranks_the_master(hostfile):
+    placement = choose(hostfile=hostfile, remote_launcher="openmpi", launcher_args="--mca btl_tcp_if_include ib0")
+    parsed = parsed_by_deepspeed(build_command(placement, CONFIG))
+    assert parsed.launcher == "openmpi"
+    assert parsed.launcher_args == "--mca btl_tcp_if_include ib0 -x MASTER_ADDR=node-a -x MASTER_PORT=29500"
+
+
+def test_mpich_is_started_by_its_own_command(hostfile):
+    placement = choose(hostfile=hostfile, remote_launcher="mpich", launcher_args="-iface ib0", master_port=29900)
+    assert build_command(placement, CONFIG, ["steps=3"]) == [
+        *["mpiexec.hydra", "-n", "12", "-hosts", "node-a:8,node-b:4"],
+        *["-genv", "MASTER_ADDR", "node-a", "-genv", "MASTER_PORT", "29900", "-iface", "ib0"],
+        *[sys.executable, "-u", "-m", "launch.train", "configs/train/demo.yaml", "steps=3"],
+    ]
+
+
+def test_mpich_gets_what_deepspeed_env_holds(hostfile, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".deepspeed_env").write_text("NCCL_SOCKET_IFNAME=ib0\n")
+    placement = choose(hostfile=hostfile, remote_launcher="mpich")
+    child = environment_of(placement, {"HOME": "/nowhere", "PYTHONPATH": "/mine"})
+    assert (child["NCCL_SOCKET_IFNAME"], child["PYTHONPATH"]) == ("ib0", f"{tmp_path}:/mine")
+
+
 def test_more_ranks_than_slots_are_one_line(hostfile):
     with pytest.raises(LauncherError, match=r"ranks_per_node=6, but .* gives node-b slots=4; use at most 4"):
         choose(hostfile=hostfile, ranks_per_node=6)
