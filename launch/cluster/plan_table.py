@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from launch.cluster.plan import USABLE_FRACTION, Assumptions, Row, device_of
-from launch.cluster.recommendation import Recommendation
+from launch.cluster.recommendation import Recommendation, trainable_stages
 from launch.config import TrainConfig
 from model.cost import count_parameters
 
@@ -43,7 +43,8 @@ def format_table(
         + (" (as if not compiled: an upper bound)" if config.compile == "deepcompile" else ""),
         f"{device.name}, {device.memory_bytes / 2**30:.1f} GiB of which {USABLE_FRACTION:.0%} are counted on; assumed: "
         f"MFU {assumptions.mfu:.0%} of the computation, {assumptions.bandwidth_bytes_per_s / 1e9:g} GB/s sent by a GPU",
-        "* is this config; hpZ and offload are DeepSpeed's, for which this trainer has no setting",
+        f"* is this config, which may be trained with zero.stage {', '.join(map(str, trainable_stages(config)))}; the "
+        "other stages, hpZ and offload are DeepSpeed's, and no settings here",
         "",
         f"{'GPUs':>5} {'ZeRO':<10}{'checkpointing':<16}"
         + "".join(f"{part:>9}" for part in _PARTS)

@@ -6,8 +6,10 @@ so without counted FLOPs), then the one that sends least, then the largest micro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from launch.cluster.plan import STAGES, USABLE_FRACTION, Assumptions, Row, device_of, row_of
 from launch.cluster.zero_states import Zero
@@ -29,9 +31,25 @@ class Recommendation:
     reasons: tuple[str, ...]
 
 
-def recommend(config: TrainConfig, assumptions: Assumptions, *, world_size: int) -> Recommendation:
-    """Over the stages 0 to 3, all micro-batches that divide a rank's share, and the usual modes."""
-    rows = list(_candidates(config, assumptions, world_size=world_size))
+def trainable_stages(config: TrainConfig) -> tuple[int, ...]:
+    """Those that this config may be trained with: the config's own rules say."""
+    return tuple(stage for stage in STAGES if _takes(config, stage))
+
+
+def _takes(config: TrainConfig, stage: int) -> bool:
+    settings = config.model_dump()
+    try:
+        TrainConfig.model_validate(settings | {"zero": settings["zero"] | {"stage": stage}})
+    except ValidationError:
+        return False
+    return True
+
+
+def recommend(
+    config: TrainConfig, assumptions: Assumptions, *, world_size: int, stages: Sequence[int]
+) -> Recommendation:
+    """Over the stages, all micro-batches that divide a rank's share, and the usual modes."""
+    rows = list(_candidates(config, assumptions, world_size=world_size, stages=stages))
     fitting = [row for row in rows if row.fits]
     usable = USABLE_FRACTION * device_of(assumptions).memory_bytes
     if not fitting:
@@ -56,12 +74,14 @@ def recommend(config: TrainConfig, assumptions: Assumptions, *, world_size: int)
     return Recommendation(world_size, best, overrides, tuple(_reasons(rows, best, usable)))
 
 
-def _candidates(config: TrainConfig, assumptions: Assumptions, *, world_size: int) -> Iterator[Row]:
+def _candidates(
+    config: TrainConfig, assumptions: Assumptions, *, world_size: int, stages: Sequence[int]
+) -> Iterator[Row]:
     share = config.samples_per_step // world_size
     sizes = [size for size in range(1, min(share, MAX_MICRO_BATCH) + 1) if share % size == 0]
     for size in sizes:
         sized = config.model_copy(update={"micro_batch_size": size})
-        for stage in STAGES:
+        for stage in stages:
             for mode in _MODES:
                 yield row_of(sized, assumptions, Zero(stage), ActivationCheckpointing(mode=mode), world_size=world_size)
 

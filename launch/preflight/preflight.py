@@ -21,6 +21,7 @@ from launch.cluster.launcher import (
     Local,
     Placement,
     Slurm,
+    check_slots,
     child_environment,
     choose_placement,
 )
@@ -93,6 +94,12 @@ def _place(
         for sentence in wrong:
             what, _, fix = sentence.partition("; ")
             findings.append(problem("hostfile", "all", what, fix or "write one `HOST slots=N` a line"))
+        try:
+            check_slots(hosts, settings)
+        except LauncherError as error:
+            what, _, fix = str(error).partition("; ")
+            findings.append(problem("hostfile", "all", what, fix))
+            return Hostfile(hosts, settings), hosts
         if not wrong:
             slots = sum(host.slots for host in hosts)
             findings.append(ok("hostfile", "all", f"{len(hosts)} hosts with {slots} slots"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from configs.load import load
+import pytest
+
+from configs.load import ConfigError, load
 from launch.cluster.plan import Assumptions
-from launch.cluster.recommendation import Recommendation, recommend
+from launch.cluster.recommendation import Recommendation, recommend, trainable_stages
 from launch.config import TrainConfig
 
 RECIPES = Path(__file__).resolve().parents[3] / "configs" / "train"
@@ -14,7 +16,21 @@ RECIPES = Path(__file__).resolve().parents[3] / "configs" / "train"
 
 def recommended(recipe: str, *overrides: str, device: str = "h100", world_size: int = 8) -> Recommendation:
     config = load(RECIPES / f"{recipe}.yaml", TrainConfig, overrides)
-    return recommend(config, Assumptions(device=device), world_size=world_size)
+    return recommend(config, Assumptions(device=device), world_size=world_size, stages=(0, 1, 2, 3))
+
+
+def test_only_what_the_config_takes_is_recommended() -> None:
+    config = load(RECIPES / "smollm2-135m.yaml", TrainConfig)
+    stages = trainable_stages(config)
+    assert 3 in stages
+    for stage in stages:
+        assert load(RECIPES / "smollm2-135m.yaml", TrainConfig, [f"zero.stage={stage}"]).zero.stage == stage
+    for stage in {0, 1, 2, 3} - set(stages):
+        with pytest.raises(ConfigError, match=f"stage={stage}"):
+            load(RECIPES / "smollm2-135m.yaml", TrainConfig, [f"zero.stage={stage}"])
+    found = recommend(config, Assumptions(), world_size=8, stages=(3,))
+    assert found.overrides[0] == "zero.stage=3"
+    assert not any(reason.startswith("stage") for reason in found.reasons)
 
 
 def test_small_model_on_large_gpus_keeps_everything_whole() -> None:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[3]
 MUON = ["optimizer.name=muon", "optimizer.muon_learning_rate=0.02", "optimizer.gradient_clipping=0"]
 
 
-def engine_figures(folder: Path, settings: list[str], *, world_size: int) -> dict[str, Any]:
+def engine_figures(folder: Path, settings: list[str], *, stage: int, world_size: int) -> dict[str, Any]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -39,7 +39,7 @@ def engine_figures(folder: Path, settings: list[str], *, world_size: int) -> dic
     config = ROOT / "configs" / "train" / "demo.yaml"
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(script), str(config), str(out), *settings],
+            [sys.executable, str(script), str(config), str(stage), str(out), *settings],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
             text=True,
@@ -55,7 +55,6 @@ def engine_figures(folder: Path, settings: list[str], *, world_size: int) -> dic
 def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra: list[str]) -> None:
     settings = [
         f"run_dir={tmp_path / 'run'}",
-        f"zero.stage={stage}",
         f"precision={precision}",
         "data.sequence_length=32",
         "micro_batch_size=1",
@@ -68,7 +67,7 @@ def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra:
     config = load(ROOT / "configs" / "train" / "demo.yaml", TrainConfig, settings)
     counted = zero_states(config, Zero(stage), world_size=world_size)
     traffic = sent_bytes(config, Zero(stage), world_size=world_size)
-    real = engine_figures(tmp_path, settings, world_size=world_size)
+    real = engine_figures(tmp_path, settings, stage=stage, world_size=world_size)
     print(
         f"stage {stage}, {world_size} ranks, {precision}: {counted.total:,} planned, {real['held_bytes']:,} held; "
         f"{traffic:,} planned, {real['sent_bytes']:,.0f} sent"

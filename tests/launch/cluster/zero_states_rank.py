@@ -1,6 +1,8 @@
 """One rank of a real DeepSpeed engine: what its tensors take at the worst moment of a step, and what it sends.
 
-    python zero_states_rank.py CONFIG OUT key=value …
+    python zero_states_rank.py CONFIG STAGE OUT key=value …
+
+The engine is made here from the trainer's settings with another stage in them, for stages too that it refuses.
 
 The second step counts, when the moments are there. Bytes are those of every storage that Python or a `.grad` can see,
 at three moments: after the first micro-batch's backward, after the last's, and inside the optimizer's step. Traffic is
@@ -22,12 +24,17 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import set_z3_leaf_modules
 
 from configs.load import load
 from launch.config import TrainConfig
 from launch.trainer.console import open_console
-from launch.trainer.engine import build_engine
-from launch.trainer.ranks import read_environment
+from launch.trainer.deepspeed_config import deepspeed_config
+from launch.trainer.engine import DTYPES
+from launch.trainer.optimizer import build_optimizer
+from launch.trainer.ranks import RankEnvironment, read_environment
+from model.init import fill_parameter_
+from model.transformer import DecoderLayer, SmolLM2
 
 # of the whole tensor, in shares of (ranks - 1) / ranks
 RING = {
@@ -86,34 +93,54 @@ def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
                     yield candidate
 
 
+def make_engine(config: TrainConfig, ranks: RankEnvironment, *, stage: int) -> tuple[Any, torch.optim.Optimizer]:
+    settings = deepspeed_config(config, world_size=ranks.world_size)
+    settings["zero_optimization"]["stage"] = stage
+    if stage == 0 and config.precision == "bfloat16":
+        settings["data_types"]["grad_accum_dtype"] = "bf16"  # without ZeRO DeepSpeed has no other
+    with deepspeed.zero.Init(config_dict_or_path=settings, enabled=stage == 3):
+        model = SmolLM2(config.model)
+    if stage == 3:
+        set_z3_leaf_modules(model, [DecoderLayer])
+    else:
+        model.to(DTYPES[config.precision])
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0, enabled=stage == 3):
+            if ranks.is_first or stage < 3:
+                fill_parameter_(name, parameter, config=config.model, seed=0)
+    optimizer = build_optimizer(model, config.optimizer)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    return engine, optimizer
+
+
 def main() -> None:
-    config = load(sys.argv[1], TrainConfig, sys.argv[3:])
+    config = load(sys.argv[1], TrainConfig, sys.argv[4:])
     ranks = read_environment(os.environ)
     torch.set_num_threads(1)
     open_console(config.run_dir, rank=ranks.rank)
     traffic = Traffic()
     deepspeed.init_distributed(verbose=False)
-    engine = build_engine(config, ranks, fill_weights=True, say=print)
+    engine, optimizer = make_engine(config, ranks, stage=int(sys.argv[2]))
     tokens = torch.randint(0, config.model.vocab_size, (config.micro_batch_size, config.data.sequence_length))
     marks: dict[str, int] = {}
-    step = engine.optimizer.step
+    step = optimizer.step
 
     def watched_step(*arguments: Any, **keywords: Any) -> Any:
-        marks["step"] = held_bytes(engine.deepspeed.module)
+        marks["step"] = held_bytes(engine.module)
         return step(*arguments, **keywords)
 
-    engine.optimizer.step = watched_step  # type: ignore[method-assign]
+    optimizer.step = watched_step  # type: ignore[method-assign]
     accumulation = config.accumulation_steps(world_size=ranks.world_size)
     for number in range(2):
         traffic.counting = number == 1
         for micro_step in range(accumulation):
-            engine.deepspeed.backward(engine.deepspeed(tokens, labels=tokens, z_loss_coefficient=0.0).total)
+            engine.backward(engine(tokens, labels=tokens, z_loss_coefficient=0.0).total)
             if micro_step in (0, accumulation - 1):
-                marks["first" if micro_step == 0 else "last"] = held_bytes(engine.deepspeed.module)
-            engine.deepspeed.step()
+                marks["first" if micro_step == 0 else "last"] = held_bytes(engine.module)
+            engine.step()
     figures = {"held_bytes": max(marks.values()), "sent_bytes": traffic.sent_bytes, "marks": marks}
     if ranks.is_first:
-        Path(sys.argv[2]).write_text(json.dumps(figures))
+        Path(sys.argv[3]).write_text(json.dumps(figures))
     dist.barrier()
     os._exit(0)
 

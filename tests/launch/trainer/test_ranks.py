@@ -1,0 +1,40 @@
+"""Which rank a process is, by what each launcher tells it."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.config import TrainingError
+from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"},
+        {
+            "OMPI_COMM_WORLD_RANK": "3",
+            "OMPI_COMM_WORLD_SIZE": "4",
+            "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+            "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        },
+        {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+    ],
+    ids=["deepspeed", "openmpi", "mpich"],
+)
+def test_every_launcher_names_the_same_rank(told: dict[str, str]) -> None:
+    environment = dict(told)
+    adopt_mpi_names(environment)
+    assert read_environment(environment) == RankEnvironment(3, 4, 1, None)
+    assert environment["LOCAL_SIZE"] == "2"
+
+
+def test_deepspeeds_own_names_go_first() -> None:
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "PMI_RANK": "3"}
+    adopt_mpi_names(environment)
+    assert read_environment(environment).rank == 0
+
+
+def test_without_a_launcher_it_is_said_what_to_use() -> None:
+    with pytest.raises(TrainingError, match=r"RANK is not set.*use `smollm2 launch train"):
+        read_environment({})
