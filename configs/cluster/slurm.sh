@@ -8,10 +8,9 @@
 # accounts for, limits and ends every process. `deepspeed --launcher slurm` is not used: DeepSpeed 0.19 forgets
 # --module there and sets no master address.
 #
-# The job gets SIGUSR1 two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
+# The job gets SIGTERM two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
 # step and saves, for which DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it
-# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles. Nor is one that
-# somebody ends (scancel --batch --signal=TERM JOB): it saves and is over.
+# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles.
 # The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
 # Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
@@ -23,7 +22,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:USR1@120
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -38,7 +37,6 @@ export PATH="$PWD/.venv/bin:$PATH"
 # export NCCL_SOCKET_IFNAME=ib0
 
 # in the background, because bash runs a trap only between commands; $! is the process in the background
-trap '[ -z "$!" ] || kill -USR1 "$!"' USR1
 trap '[ -z "$!" ] || kill -TERM "$!"' TERM
 smollm2 launch train "$config" "$@" &
 wait "$!"
@@ -49,8 +47,8 @@ while kill -0 "$!" 2>/dev/null; do
   code=$?
 done
 
-# 138: stopped by SIGUSR1, and checkpoints/latest has moved since; where nothing was saved the code is another
-if [ "$code" -eq 138 ]; then
+# 143: stopped by the signal, and checkpoints/latest has moved since; where nothing was saved the code is another
+if [ "$code" -eq 143 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

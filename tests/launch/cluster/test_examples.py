@@ -63,23 +63,12 @@ def test_slurm_script_passes_a_failure_on(slurm_job, tmp_path):
 
 
 def test_slurm_script_waits_for_the_saving_and_requeues(slurm_job, tmp_path):
-    job = slurm_job("trap 'sleep 0.3; touch saved; exit 138' USR1\ntouch begun\nwhile true; do sleep 0.05; done")
-    deadline_s = time.monotonic() + 30
-    while not (tmp_path / "begun").exists():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=30) == 138
-    assert (tmp_path / "saved").exists()
-    assert (tmp_path / "scontrol.called").read_text() == "requeue 77\n"
-
-
-def test_slurm_script_does_not_requeue_what_somebody_ended(slurm_job, tmp_path):
-    job = slurm_job("trap 'exit 143' TERM\ntouch begun\nwhile true; do sleep 0.05; done")
+    job = slurm_job("trap 'sleep 0.3; touch saved; exit 143' TERM\ntouch begun\nwhile true; do sleep 0.05; done")
     deadline_s = time.monotonic() + 30
     while not (tmp_path / "begun").exists():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
     job.send_signal(signal.SIGTERM)
     assert job.wait(timeout=30) == 143
-    assert not (tmp_path / "scontrol.called").exists()
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "scontrol.called").read_text() == "requeue 77\n"
