@@ -76,10 +76,6 @@ def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra:
     assert traffic == pytest.approx(real["sent_bytes"], rel=0.05)
 
 
-def test_states_of_one_rank_are_deepspeeds(tmp_path: Path) -> None:
-    check(tmp_path, stage=3, world_size=1, precision="bfloat16", extra=[])
-
-
 @pytest.mark.campaign
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
