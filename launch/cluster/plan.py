@@ -24,7 +24,7 @@ USABLE_FRACTION = 0.92
 WORLD_SIZES = (1, 8, 16, 32, 64)
 RANKS_A_MACHINE = 8  # over which hpZ's second copy is divided
 STAGES = (0, 1, 2, 3)
-_SECONDS_A_HOUR = 3600
+_SECONDS_AN_HOUR = 3600
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def row_of(
     sent = sent_bytes(config, zero, world_size=world_size)
     step_s = _step_time_s(config, assumptions, checkpointing, sent, world_size=world_size)
     tokens = assumptions.tokens or config.steps * config.batch_tokens
-    hours = None if step_s is None else step_s * tokens / config.batch_tokens / _SECONDS_A_HOUR
+    hours = None if step_s is None else step_s * tokens / config.batch_tokens / _SECONDS_AN_HOUR
     every = checkpointing.every_n_layers
     return Row(
         world_size=world_size,

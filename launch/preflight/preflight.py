@@ -8,12 +8,14 @@ is removed at the end.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
-from launch.cluster.hostfile import Host, inspect_hostfile
+from launch.cluster.hostfile import Host, format_hostfile, inspect_hostfile
 from launch.cluster.launcher import (
     DEFAULT_MASTER_PORT,
     Hostfile,
@@ -25,6 +27,7 @@ from launch.cluster.launcher import (
     child_environment,
     choose_placement,
 )
+from launch.cluster.zero_states import DTYPE_BYTES
 from launch.config import TrainConfig, TrainingError
 from launch.preflight.comparison import Node, compare, shared_folder
 from launch.preflight.findings import Finding, not_checked, ok, problem, problems
@@ -51,6 +54,25 @@ def preflight(
     say: Callable[[str], None],
 ) -> list[Finding]:
     """`kept` checkpoints must fit at once. Raises LauncherError or SlurmError where not even the nodes are known."""
+    folder = config.run_dir / PROBE_FOLDER
+    # what cannot be made here is told of each node
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return _check(config, environment, device_count, core_count, kept, trial_timeout_s, say)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check(
+    config: TrainConfig,
+    environment: Mapping[str, str],
+    device_count: int,
+    core_count: int,
+    kept: int,
+    trial_timeout_s: float,
+    say: Callable[[str], None],
+) -> list[Finding]:
     findings: list[Finding] = []
     placement, hosts = _place(config, environment, findings, device_count=device_count)
     if not hosts:
@@ -59,16 +81,17 @@ def preflight(
     child = child_environment(environment, placement, device_count=device_count, core_count=core_count, launcher_pid=0)
     child.pop("SMOLLM2_LAUNCHER_PID", None)
     token = secrets.token_hex(8)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        nodes = _ask_nodes(config, placement, hosts, token, child, findings)
-        if nodes:
-            wants_gpus = device_count > 0 or child.get("DS_ACCELERATOR") == "cuda"
-            checkpoint_bytes = CHECKPOINT_BYTES_PER_PARAMETER * count_parameters(config.model).total
-            findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
-            findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
-    finally:
-        shutil.rmtree(config.run_dir / PROBE_FOLDER, ignore_errors=True)
+    nodes = _ask_nodes(config, placement, hosts, token, child, findings)
+    if nodes:
+        # the launcher may stand on a machine without GPUs
+        has_gpus = device_count > 0 or any(node.seen.get("gpus") for node in nodes)
+        wants_gpus = has_gpus and environment.get("DS_ACCELERATOR") != "cpu"
+        # up to stage 2 the weights stand beside the optimizer's state, not in it
+        weight_bytes = DTYPE_BYTES[config.precision] if config.zero.stage < 3 else 0
+        per_parameter = CHECKPOINT_BYTES_PER_PARAMETER + weight_bytes
+        checkpoint_bytes = per_parameter * count_parameters(config.model).total
+        findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
+        findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
     findings += _data(config)
     ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
     findings += _batch(config, ranks)
@@ -106,7 +129,9 @@ def _place(
         return Hostfile(hosts, settings), hosts
     placement = choose_placement(environment, settings, run_dir=config.run_dir, device_count=device_count)
     if isinstance(placement, Slurm):
-        return placement, placement.hosts
+        hostfile = config.run_dir.absolute() / PROBE_FOLDER / "hostfile"
+        hostfile.write_text(format_hostfile(placement.hosts))
+        return replace(placement, hostfile=hostfile), placement.hosts
     assert isinstance(placement, Local)
     return placement, (Host(socket.gethostname(), placement.ranks),)
 
