@@ -25,12 +25,13 @@ from model.documents import Documents
 def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     """Causal without a mask for one document a row; for packed documents what their device can do."""
     device_type = documents.device.type
+    packed_on_gpu = device_type == "cuda" and not documents.one_document_a_row
     path = sdpa_path(
         device_type=device_type,
         one_document_a_row=documents.one_document_a_row,
         is_half_precision=dtype in HALF_PRECISION,
         head_dim=head_dim,
-        capability=torch.cuda.get_device_capability() if device_type == "cuda" else None,
+        capability=torch.cuda.get_device_capability() if packed_on_gpu else None,
     )
     if path == "by_document":
         return Attend(attend_by_document, (documents.cumulative_lengths,))
