@@ -1,0 +1,67 @@
+"""Proof that what every rank holds a copy of is equal: a checksum over ranks, every some steps.
+
+Replicated under ZeRO-3 are the small parameters that are never partitioned again (`param_persistence_threshold`), the
+learning rate, and the counts of steps and of data. All else is one rank's alone.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, fields
+
+import torch
+
+from launch.trainer.engine import Engine
+from launch.trainer.guards import ReplicaError
+from launch.trainer.ranks import RankEnvironment
+
+_INTEGERS = {2: torch.int16, 4: torch.int32}
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """What one rank holds a copy of; each a 64-bit whole number."""
+
+    small_parameters: int
+    learning_rate: int
+    engine_steps: int
+    batch_number: int
+
+
+def check_replicas(engine: Engine, *, step: int, ranks: RankEnvironment, batch_number: int) -> None:
+    """On all ranks, after a step. Raises ReplicaError on all of them, naming what differs and where."""
+    own = Replicated(
+        small_parameters=_checksum(engine.deepspeed.optimizer.persistent_parameters),
+        learning_rate=struct.unpack("<q", struct.pack("<d", engine.optimizer.param_groups[0]["lr"]))[0],
+        engine_steps=int(engine.deepspeed.global_steps),
+        batch_number=batch_number,
+    )
+    row = torch.tensor(astuple(own), dtype=torch.int64, device=engine.device)
+    rows = row.new_empty(ranks.world_size * row.numel())
+    torch.distributed.all_gather_into_tensor(rows, row)
+    found = difference([Replicated(*values) for values in rows.view(ranks.world_size, -1).tolist()])
+    if found is not None:
+        raise ReplicaError(f"step {step}: {found}; the run was stopped before it could be saved")
+
+
+def difference(copies: Sequence[Replicated]) -> str | None:
+    """`small_parameters of rank 3 differs from that of the other ranks`; None where all are equal."""
+    for field in fields(Replicated):
+        values = [getattr(copy, field.name) for copy in copies]
+        usual, _ = Counter(values).most_common(1)[0]
+        others = [str(rank) for rank, value in enumerate(values) if value != usual]
+        if others:
+            return f"{field.name} of rank {', '.join(others)} differs from that of the other ranks"
+    return None
+
+
+def _checksum(parameters: Sequence[torch.Tensor]) -> int:
+    """Of the bits, in their order: sums of whole numbers, exact on every device."""
+    total = 0
+    for parameter in parameters:
+        bits = parameter.detach().view(_INTEGERS[parameter.element_size()]).flatten().to(torch.int64)
+        places = torch.arange(1, bits.numel() + 1, device=bits.device)
+        total = total * 31 + int((bits * places).sum())
+    return total % (1 << 63)
