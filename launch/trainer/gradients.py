@@ -1,11 +1,13 @@
-"""The gradient of a step as ZeRO-3 holds it before the optimizer's turn, and how a step is left out.
+"""The gradient of a step as ZeRO holds it before the optimizer's turn, and how a step is left out.
 
-Reaches into DeepSpeed's stage-3 optimizer (0.19), whose own check comes too late for us: it knows the gradients alone,
-and with Muon it has written them into the momentum by then.
+Reaches into DeepSpeed's optimizers (0.19), whose own check is not enough for us: it knows the gradient alone and not
+the loss, stages 1 and 2 do not make it in bfloat16, and with Muon it comes when the momentum has been spoilt.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +19,11 @@ def local_gradient_square(deepspeed_engine: Any) -> Tensor:
 
     The shares are disjoint, so that over all ranks the sums add up to the gradient's norm squared, before clipping.
     """
-    shares = [share for group in deepspeed_engine.optimizer.averaged_gradients.values() for share in group]
+    optimizer = deepspeed_engine.optimizer
+    if _is_stage_one(optimizer):
+        shares = optimizer.fp32_groups_gradient_flat_partition
+    else:
+        shares = [share for group in optimizer.averaged_gradients.values() for share in group]
     return torch.nn.utils.get_total_norm(shares).double().square()
 
 
@@ -26,18 +32,37 @@ def leave_step_out(deepspeed_engine: Any) -> None:
 
     DeepSpeed counts the step as done and as skipped, as it does with one that it leaves out itself.
     """
-    optimizer = deepspeed_engine.optimizer
-    take_step = optimizer.step
-    optimizer.step = lambda: _forget(optimizer)
-    try:
+    with _overflow_found(deepspeed_engine.optimizer, stage=deepspeed_engine.zero_optimization_stage()):
         deepspeed_engine.step()
+
+
+@contextmanager
+def _overflow_found(optimizer: Any, *, stage: int) -> Iterator[None]:
+    """DeepSpeed's check for an overflow finds one, whatever the gradient is, and deals with it in its own way."""
+
+    def find(*arguments: Any, **options: Any) -> bool:
+        optimizer.overflow = True
+        return True
+
+    def forget() -> None:
+        # as BF16_Optimizer.step() does, which has no check of its own to replace
+        optimizer.overflow = True
+        optimizer.clear_hp_grads()
+        optimizer.clear_lp_grads()
+
+    replaced: dict[str, Any] = {"_overflow_check_and_loss_scale_update": find}
+    if _is_stage_one(optimizer):
+        replaced = {"step": forget}
+    elif stage < 3:
+        replaced = {"check_overflow": find, "check_grad_overflow": True}
+    before = {name: getattr(optimizer, name) for name in replaced}
+    vars(optimizer).update(replaced)
+    try:
+        yield
     finally:
-        optimizer.step = take_step
+        vars(optimizer).update(before)
 
 
-def _forget(optimizer: Any) -> None:
-    # what stage3.py's step() does where its own check has found an overflow
-    optimizer._pre_step()
-    optimizer._partition_all_parameters()
-    optimizer.overflow = True
-    optimizer._overflow_clean_up(optimizer.loss_scale)
+def _is_stage_one(optimizer: Any) -> bool:
+    """DeepSpeed's BF16_Optimizer, which it takes for stage 1 with bfloat16 weights and sums in float32."""
+    return hasattr(optimizer, "fp32_groups_gradient_flat_partition")

@@ -1,7 +1,7 @@
 """Proof that what every rank holds a copy of is equal: a checksum over ranks, every some steps.
 
-Replicated under ZeRO-3 are the small parameters that are never partitioned again (`param_persistence_threshold`), the
-learning rate, and the counts of steps and of data. All else is one rank's alone.
+Replicated are the learning rate, the counts of steps and of data, and of the weights, under ZeRO-3, the small ones that
+are never partitioned again (`param_persistence_threshold`), in stages 1 and 2 all. All else is one rank's alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32}
 class Replicated:
     """What one rank holds a copy of; each a 64-bit whole number."""
 
-    small_parameters: int
+    weights: int
     learning_rate: int
     engine_steps: int
     batch_number: int
@@ -32,8 +32,12 @@ class Replicated:
 
 def check_replicas(engine: Engine, *, step: int, ranks: RankEnvironment, batch_number: int) -> None:
     """On all ranks, after a step. Raises ReplicaError on all of them, naming what differs and where."""
+    if engine.deepspeed.zero_optimization_stage() == 3:
+        weights = engine.deepspeed.optimizer.persistent_parameters
+    else:
+        weights = list(engine.deepspeed.module.parameters())
     own = Replicated(
-        small_parameters=_checksum(engine.deepspeed.optimizer.persistent_parameters),
+        weights=_checksum(weights),
         learning_rate=struct.unpack("<q", struct.pack("<d", engine.optimizer.param_groups[0]["lr"]))[0],
         engine_steps=int(engine.deepspeed.global_steps),
         batch_number=batch_number,
@@ -47,13 +51,14 @@ def check_replicas(engine: Engine, *, step: int, ranks: RankEnvironment, batch_n
 
 
 def difference(copies: Sequence[Replicated]) -> str | None:
-    """`small_parameters of rank 3 differs from that of the other ranks`; None where all are equal."""
+    """`weights of rank 3 differs from that of the other ranks`; None where all are equal."""
     for field in fields(Replicated):
         values = [getattr(copy, field.name) for copy in copies]
         usual, _ = Counter(values).most_common(1)[0]
         others = [str(rank) for rank, value in enumerate(values) if value != usual]
         if others:
-            return f"{field.name} of rank {', '.join(others)} differs from that of the other ranks"
+            ranks = f"rank{'s' if len(others) > 1 else ''} {', '.join(others)}"
+            return f"{field.name} of {ranks} differs from that of the other ranks"
     return None
 
 
