@@ -65,11 +65,11 @@ def exchange(
     """`losses` is (loss, cross-entropy), float64 on the device of the engine, as `gradient_square` is."""
     own = torch.tensor([own_time_s, *stop_flags], dtype=torch.float64).to(losses.device, non_blocking=True)
     row = torch.cat((losses, gradient_square.reshape(1), own))
-    rows = row.new_empty(world_size * row.numel())
-    torch.distributed.all_gather_into_tensor(rows, row)
+    rows = row.new_empty(world_size, row.numel())
+    torch.distributed.all_gather(list(rows.unbind()), row)
     return StepReports(
         tuple(
             RankReport(loss, cross_entropy, square, own_s, tuple(flags))
-            for loss, cross_entropy, square, own_s, *flags in rows.view(world_size, -1).tolist()
+            for loss, cross_entropy, square, own_s, *flags in rows.tolist()
         )
     )

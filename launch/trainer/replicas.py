@@ -43,9 +43,9 @@ def check_replicas(engine: Engine, *, step: int, ranks: RankEnvironment, batch_n
         batch_number=batch_number,
     )
     row = torch.tensor(astuple(own), dtype=torch.int64, device=engine.device)
-    rows = row.new_empty(ranks.world_size * row.numel())
-    torch.distributed.all_gather_into_tensor(rows, row)
-    found = difference([Replicated(*values) for values in rows.view(ranks.world_size, -1).tolist()])
+    rows = row.new_empty(ranks.world_size, row.numel())
+    torch.distributed.all_gather(list(rows.unbind()), row)
+    found = difference([Replicated(*values) for values in rows.tolist()])
     if found is not None:
         raise ReplicaError(f"step {step}: {found}; the run was stopped before it could be saved")
 
@@ -54,8 +54,10 @@ def difference(copies: Sequence[Replicated]) -> str | None:
     """`weights of rank 3 differs from that of the other ranks`; None where all are equal."""
     for field in fields(Replicated):
         values = [getattr(copy, field.name) for copy in copies]
-        usual, _ = Counter(values).most_common(1)[0]
+        usual, count = Counter(values).most_common(1)[0]
         others = [str(rank) for rank, value in enumerate(values) if value != usual]
+        if others and count <= len(values) / 2:
+            return f"{field.name} differs between the ranks, and of no value there is a majority"
         if others:
             ranks = f"rank{'s' if len(others) > 1 else ''} {', '.join(others)}"
             return f"{field.name} of {ranks} differs from that of the other ranks"
