@@ -74,7 +74,7 @@ def may_restart(exit_code: int) -> bool:
 
 def delay_before_restart_s(stalled: int) -> float:
     """Twice as long after each attempt in a row that made no progress: what is broken may need time."""
-    return min(MAX_DELAY_S, FIRST_DELAY_S * 2**stalled)
+    return min(MAX_DELAY_S, FIRST_DELAY_S * float(2**stalled))
 
 
 class Signals:

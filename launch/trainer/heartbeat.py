@@ -49,22 +49,24 @@ class Heartbeat:
     def __init__(self) -> None:
         self.beats, self.step_number, self.phase_name = 0, 0, "start"
         self._is_pause = True  # until the end of the first step
-        self._began_s = time.monotonic()
+        self._began_s = self._step_began_s = time.monotonic()
         self._durations_s: deque[float] = deque(maxlen=_STEPS_OF_MEDIAN)
 
     def phase(self, name: str) -> None:
-        """The rank goes on to another part of the step."""
+        """The rank goes on to another part of the step: progress, however long the step takes in all."""
         self.phase_name = name
+        self._began_s = time.monotonic()
         self.beats += 1
 
     def step(self, number: int, *, is_first: bool) -> None:
         """A step begins. The first of an attempt compiles and warms up, and may take as long as a pause."""
         self.step_number = number
         self._begin(is_pause=is_first)
+        self._step_began_s = self._began_s
 
     def end_step(self) -> None:
         if not self._is_pause:
-            self._durations_s.append(time.monotonic() - self._began_s)
+            self._durations_s.append(time.monotonic() - self._step_began_s)
         self._begin(is_pause=False)
 
     @contextmanager

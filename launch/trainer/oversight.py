@@ -44,12 +44,16 @@ class Oversight:
 
     def left_out(self, found: NotFinite, *, step: int, batch_number: int, last_checkpoint: int | None) -> None:
         """A step that no rank has taken. Raises DivergedError if it was one too many in a row."""
-        suspects = suspects_of(
-            self._samples, self._config, batch_number=batch_number, ranks=found.ranks, world_size=self._ranks.world_size
-        )
-        text = f"{found.what}, so no rank took the step; in it: {suspects.text}"
-        self._incident("not_finite", step, text, ranks=list(found.ranks), **asdict(suspects))
-        self._skipped.left_out(found, step=step, suspects=suspects.text, last_checkpoint=last_checkpoint)
+        named = "rank 0 names them"  # not every rank of hundreds has to read the shards again
+        if self._ranks.is_first:
+            size = self._ranks.world_size
+            suspects = suspects_of(
+                self._samples, self._config, batch_number=batch_number, ranks=found.ranks, world_size=size
+            )
+            named = suspects.text
+            text = f"{found.what}, so no rank took the step; in it: {named}"
+            self._incident("not_finite", step, text, ranks=list(found.ranks), **asdict(suspects))
+        self._skipped.left_out(found, step=step, suspects=named, last_checkpoint=last_checkpoint)
 
     def took_step(self, step: int, reports: StepReports, *, batch_number: int) -> bool:
         """A step like any other. Returns whether a loss spike begins with it. Raises ReplicaError."""

@@ -34,7 +34,7 @@ class LayerClock:
 
     def _timed(self, *arguments: Any) -> torch.Tensor:
         start = self._now()
-        output = self._run(*arguments)
+        output: torch.Tensor = self._run(*arguments)
         self._spans.append((start, self._now()))
         return output
 

@@ -78,3 +78,14 @@ def test_sign_is_read_back_and_what_is_no_sign_is_none(tmp_path: Path) -> None:
     assert read_sign(tmp_path, 3) == sign
     heartbeat_file(tmp_path, 3).write_text('{"rank": 3')
     assert read_sign(tmp_path, 3) is None
+
+
+def test_part_of_a_step_that_was_reached_is_progress_however_long_the_step() -> None:
+    heartbeat, config = Heartbeat(), WatchdogConfig(floor_s=0.5, factor=1, pause_s=100)
+    heartbeat.step(2, is_first=False)
+    for _ in range(4):
+        time.sleep(0.2)
+        heartbeat.phase("forward")
+    assert heartbeat.seconds_over(config) < 0
+    time.sleep(0.6)
+    assert heartbeat.seconds_over(config) > 0
