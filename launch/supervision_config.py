@@ -41,9 +41,9 @@ class GuardsConfig(Settings):
 class WatchdogConfig(Settings):
     """How long a rank may go without a sign of progress before the run is ended as hung (`launch/trainer/watchdog.py`).
 
-    A sign is each part of a step: reading a batch, its forward and backward pass, the exchange, the update. One may take
-    `factor` times the median step, and never less than `floor_s`; what is slow by nature, those up to the end of the
-    first step, an evaluation and a save, `pause_s`.
+    A sign is each part of a step: reading a batch, its forward and backward pass, the exchange, the update. One may
+    take `factor` times the median step, and never less than `floor_s`; what is slow by nature, those up to the end of
+    the first step, an evaluation and a save, `pause_s`.
     """
 
     enabled: bool = True

@@ -104,7 +104,9 @@ class Trainer:
             if self._judge(step, result) and number is None:
                 self._rewind(step)
                 return None
-            self._evaluate_and_save(step, stopping=number is not None)
+            # weights that cannot take a step may be bad already: the next save waits until they can
+            is_due = step % config.checkpoint.every_steps == 0 and result.left_out is None
+            self._evaluate_and_save(step, saving=is_due or number is not None)
             if number is not None:
                 return number
         return None
@@ -223,12 +225,12 @@ class Trainer:
             min_factor=schedule.min_factor,
         )
 
-    def _evaluate_and_save(self, step: int, *, stopping: bool) -> None:
+    def _evaluate_and_save(self, step: int, *, saving: bool) -> None:
         config, is_last = self.config, step == self.config.steps
         loss = None
         if is_last or step % config.validation.every_steps == 0:
             loss = self._evaluate(step)
-        if stopping or is_last or step % config.checkpoint.every_steps == 0:
+        if saving or is_last:
             with self._heartbeat.pause("save"):
                 self._save(step, validation_loss=loss)
 

@@ -3,7 +3,7 @@
 A thread of every rank looks at its own heartbeat each second and writes it to the run's folder every five. A rank that
 is over its limit writes its stacks, gives the other ranks' files time to change, reads them, and ends its process with
 HANG_EXIT_CODE, whatever its main thread is stuck in; DeepSpeed's launcher then ends what is left. The first living rank
-writes the event and tells the user. The other ranks see `RUN/logs/heartbeats/hang.json` and do the same.
+writes the event and tells the user. The other ranks see `RUN/logs/heartbeats/hang.json`, write their stacks and end too.
 
 No torch, and nothing here touches a process group: files alone, so that it works when the network does not.
 """
@@ -63,21 +63,24 @@ class Watchdog:
                 self._write()
                 written_s = now_s
                 if _identity(self._marker) not in (None, old_marker):
-                    self._end()
+                    # told already, and by now who told it may look dead
+                    self._end(told=True)
             if self.heartbeat.seconds_over(self._config) > 0:
-                self._end()
+                self._end(told=False)
             time.sleep(POLL_INTERVAL_S)
             stopped_s = time.monotonic() - now_s - POLL_INTERVAL_S
             if stopped_s > _SUSPENDED_S:
                 self.heartbeat.forgive(stopped_s)
 
-    def _end(self) -> None:
+    def _end(self, *, told: bool) -> None:
         try:
-            # in the order of worth: the folder may be what hangs
-            stacks = write_stacks(self._run_dir, self._ranks.rank)
-            hang, is_speaker = self._diagnose()
-            if is_speaker:
-                self._tell(hang, stacks)
+            # a full disk must not keep the rest from being told
+            with suppress(OSError):
+                write_stacks(self._run_dir, self._ranks.rank)
+            if not told:
+                hang, is_speaker = self._diagnose()
+                if is_speaker:
+                    self._tell(hang)
             with suppress(Exception):  # private to torch
                 write_flight_record(self._run_dir, self._ranks.rank)
         finally:
@@ -108,10 +111,11 @@ class Watchdog:
             with suppress(OSError):
                 subprocess.Popen(["sh", "-c", command], stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def _tell(self, hang: Hang, stacks: Path) -> None:
-        self._marker.write_text(json.dumps(asdict(hang)), encoding="utf-8")
+    def _tell(self, hang: Hang) -> None:
         line = f"hang at step {hang.step}: {hang.text}"
-        self._alarm(f"{line}. The run was ended; the ranks' stacks are in {stacks.parent}/stacks-rank-*.txt")
+        logs = self._run_dir / "logs"
+        self._alarm(f"{line}. The run was ended; the ranks' stacks are in {logs}/stacks-rank-*.txt")
+        self._marker.write_text(json.dumps(asdict(hang)), encoding="utf-8")
         with EventWriter(events_file(self._run_dir)) as events:
             events.write("incident", step=hang.step, what="hang", text=line, ranks=list(hang.culprits))
             events.write("state", step=hang.step, state="failed", reason=line)
