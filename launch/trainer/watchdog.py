@@ -3,7 +3,7 @@
 A thread of every rank looks at its own heartbeat each second and writes it to the run's folder every five. A rank that
 is over its limit writes its stacks, gives the other ranks' files time to change, reads them, and ends its process with
 HANG_EXIT_CODE, whatever its main thread is stuck in; DeepSpeed's launcher then ends what is left. The first living rank
-writes the event and tells the user. The other ranks see `RUN/logs/heartbeats/hang.json`, write their stacks and end too.
+writes the event and tells the user. Other ranks see `RUN/logs/heartbeats/hang.json`, write their stacks and end too.
 
 No torch, and nothing here touches a process group: files alone, so that it works when the network does not.
 """

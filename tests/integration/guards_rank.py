@@ -20,7 +20,7 @@ def main(job_file: str, output_file: str) -> None:
     job = torch.load(job_file)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("gloo")
-    torch.save({stage: run(stage, job["optimizer"]) for stage in job["stages"]}, output_file)
+    torch.save({(stage, name): run(stage, name) for stage, name in job["cases"]}, output_file)
 
 
 def run(stage: int, name: str) -> dict[str, Any]:
