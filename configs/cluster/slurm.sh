@@ -8,9 +8,10 @@
 # --module there and sets no master address.
 #
 # The job gets SIGUSR1 five minutes before its time is over (B: this script alone, which passes it on). Each rank then
-# finishes its step and saves, and the job is put back into the queue, where it goes on from its newest checkpoint. A job
-# that could not save is not put back: it would run in circles; nor is one that scancel ends, by SIGTERM. A preempted
-# one Slurm puts back itself. Crashes and hangs are restarted inside of the allocation (--max-restarts).
+# finishes its step and saves, for which DeepSpeed's launcher gives it 30 seconds on several nodes, and the job is put
+# back into the queue, where it goes on from its newest checkpoint. A job that could not save is not put back: it would
+# run in circles; nor is one that scancel ends, by SIGTERM. A preempted one Slurm puts back itself. Crashes and hangs are
+# restarted inside of the allocation (--max-restarts).
 # The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
 # Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
