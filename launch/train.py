@@ -26,6 +26,7 @@ from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.guards import ReplicaError
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, read_environment
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # torch would take every core for every rank
     local_size = int(os.environ.get("LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_size)))
-    return _run(config, ranks, console)
+    watchdog = Watchdog(config.watchdog, ranks, run_dir=config.run_dir, alarm=console.alarm)
+    watchdog.start()
+    return _run(config, ranks, console, watchdog.heartbeat)
 
 
 def _record_collectives(config: TrainConfig) -> None:
@@ -67,15 +70,13 @@ def _record_collectives(config: TrainConfig) -> None:
     os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(config.run_dir / "logs" / "nccl-trace-rank-"))
 
 
-def _run(config: TrainConfig, ranks: RankEnvironment, console: Console) -> int:
-    watchdog = Watchdog(config.watchdog, ranks, run_dir=config.run_dir, alarm=console.alarm)
-    watchdog.start()
+def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbeat: Heartbeat) -> int:
     try:
         inputs = read_inputs(config)
         start = _start_point(config, ranks, inputs) if ranks.is_first else None
         from launch.trainer.attempt import run_attempt
 
-        return run_attempt(config, ranks, console, inputs, start, watchdog.heartbeat)
+        return run_attempt(config, ranks, console, inputs, start, heartbeat)
     except (CheckpointError, ConfigError, DatasetError, TrainingError) as error:
         console.user_error(error)
         code = 2
