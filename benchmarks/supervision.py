@@ -134,7 +134,8 @@ def measure(config: TrainConfig, steps: int) -> tuple[Clocks, float]:
 
     loop.Trainer._judge = judge_and_count  # type: ignore[method-assign]
     (config.run_dir / "logs").mkdir(parents=True)
-    ranks, console = read_environment(os.environ), Console(rank=0, log=config.run_dir / "log", stdout=2, stderr=2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    ranks, console = read_environment(os.environ), Console(rank=0, log=config.run_dir, stdout=nowhere, stderr=nowhere)
     watchdog = Watchdog(config.watchdog, ranks, run_dir=config.run_dir, alarm=console.alarm)
     watchdog.start()
     with contextlib.suppress(BrokenOffError):
