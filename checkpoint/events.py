@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-EventKind = Literal["state", "params", "metrics", "checkpoint", "dataset", "text"]
-KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "dataset", "text")
+EventKind = Literal["state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt"]
+KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt")
 
 # Keys of metrics that both sides name: the trainer writes more, and the service ships them all.
 TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = "train/loss", "validation/loss", "train/learning_rate"
@@ -43,6 +43,10 @@ class Event:
     kind "dataset": fields {"name": str, "path": str, "digest": str, "documents": int, "tokens": int}, what a data run
         made; the step is its version
     kind "text": fields {"text": str}, at a step
+    kind "incident": fields {"what": "not_finite" | "spike" | "rewind" | "hang" | "straggler" | "replicas",
+        "text": str, …}, at a step: what went wrong there, as a line for a person; the other fields are the particulars
+    kind "attempt": fields {"attempt": int, "exit_code": int, "reason": str, "first_step": int, "last_step": int}, how
+        an attempt under supervision ended; the step is the last that it told
     """
 
     timestamp_ms: int

@@ -119,6 +119,8 @@ def _add(batch: Batch, event: Event, new: Mapping[str, float]) -> None:
         batch.tags["smollm2.checkpoint"] = str(event.fields.get("path"))
     elif event.kind == "state" and "reason" in event.fields:
         batch.tags["smollm2.last_failure"] = f"{event.fields.get('state')}: {event.fields['reason']}"
+    elif event.kind == "incident":
+        batch.tags["smollm2.last_incident"] = str(event.fields.get("text"))
     elif event.kind == "dataset":
         batch.datasets.append(event.fields)
     elif event.kind == "text":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
@@ -45,19 +46,34 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "train",
         help="train, or go on with a run, from a config",
         description="Start DeepSpeed's launcher on launch.train. A run that was stopped goes on from its newest whole "
-        "checkpoint. SIGINT and SIGTERM end it after the current step with a checkpoint (exit codes 130, 143).",
+        "checkpoint. SIGINT, SIGTERM and SIGUSR1 end it after the current step with a checkpoint (exit codes 130, 143, "
+        "138); docs/operations.md has all exit codes.",
         epilog="example: smollm2 launch train configs/train/demo.yaml steps=100 run_dir=runs/short\n"
         "by hand: deepspeed --num_gpus 2 --module launch.train configs/train/demo.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     train.add_argument("config", type=Path, help="a YAML file such as configs/train/demo.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="for example optimizer.learning_rate=1e-3")
+    train.add_argument(
+        "--max-restarts",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="start again up to N times after a crash or a hang, and not after a mistake of yours (default: 0)",
+    )
     train.set_defaults(run=_train)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of restarts, such as 10")
+    return int(text)
 
 
 def _train(arguments: argparse.Namespace) -> int:
     """Find what is wrong before any rank starts, then start them."""
     from launch.cluster.process import start_training
+    from launch.cluster.supervisor import supervise
 
     config = load(arguments.config, TrainConfig, arguments.overrides)
     inputs = read_inputs(config)
@@ -74,4 +90,9 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     if step == 0:
         check_init_from(config)
-    return start_training(arguments.config, arguments.overrides, config.launcher, run_dir=config.run_dir)
+    start = partial(start_training, arguments.config, arguments.overrides, config.launcher, run_dir=config.run_dir)
+    if not arguments.max_restarts:
+        return start()
+    return supervise(
+        lambda on_signal: start(on_signal=on_signal), run_dir=config.run_dir, max_restarts=arguments.max_restarts
+    )

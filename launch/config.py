@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from launch.supervision_config import GuardsConfig, ProfileConfig, WatchdogConfig
 from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
@@ -136,7 +137,7 @@ class ZeroConfig(_Settings):
 
 
 class CheckpointConfig(_Settings):
-    """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM or SIGINT."""
+    """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM, SIGINT or SIGUSR1."""
 
     every_steps: int = Field(ge=1)
 
@@ -194,6 +195,9 @@ class TrainConfig(_Settings):
     checkpoint: CheckpointConfig
     validation: ValidationConfig
     logging: LoggingConfig = LoggingConfig()
+    guards: GuardsConfig = GuardsConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
+    profile: ProfileConfig = ProfileConfig()
     launcher: LauncherConfig = LauncherConfig()
 
     @field_validator("precision", mode="before")

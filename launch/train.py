@@ -7,8 +7,8 @@
 Order matters here: the outputs are led to the log before torch and DeepSpeed, the noisy ones, are imported, and what
 can be wrong is found by rank 0 before the process group is made, so that a mistake costs a second.
 
-Exit codes: 0 done; 1 a defect; 2 the user's to mend; 130 and 143 stopped by SIGINT and SIGTERM after saving;
-71 the launcher is gone.
+Exit codes: 0 done; 1 a defect; 2 the user's to mend; 130, 138 and 143 stopped by SIGINT, SIGUSR1 and SIGTERM after
+saving; 71 the launcher is gone; 72 a hang (docs/operations.md).
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
+from launch.trainer.guards import ReplicaError
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
 from launch.trainer.run_folder import StartPoint, create_run_folder, hold_lock, prepare_run
+from launch.trainer.watchdog import Watchdog
 from pipeline.shards.format import DatasetError
 
 # DeepSpeed's watcher looks once a second and passes on the first failure that it comes upon: a rank that only lost its
@@ -52,22 +55,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     watch_parents(launcher_pid=ranks.launcher_pid)
     choose_build_directory()
+    _record_collectives(config)
     # torch would take every core for every rank
     local_size = int(os.environ.get("LOCAL_SIZE", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // local_size)))
-    return _run(config, ranks, console)
+    watchdog = Watchdog(config.watchdog, ranks, run_dir=config.run_dir, alarm=console.alarm)
+    watchdog.start()
+    return _run(config, ranks, console, watchdog.heartbeat)
 
 
-def _run(config: TrainConfig, ranks: RankEnvironment, console: Console) -> int:
+def _record_collectives(config: TrainConfig) -> None:
+    """NCCL's flight recorder, for the hang that it shows; torch reads these as it is imported, and no CPU run does."""
+    os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    os.environ.setdefault("TORCH_NCCL_DEBUG_INFO_TEMP_FILE", str(config.run_dir / "logs" / "nccl-trace-rank-"))
+
+
+def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbeat: Heartbeat) -> int:
     try:
         inputs = read_inputs(config)
         start = _start_point(config, ranks, inputs) if ranks.is_first else None
         from launch.trainer.attempt import run_attempt
 
-        return run_attempt(config, ranks, console, inputs, start)
+        return run_attempt(config, ranks, console, inputs, start, heartbeat)
     except (CheckpointError, ConfigError, DatasetError, TrainingError) as error:
         console.user_error(error)
         code = 2
+    except ReplicaError as error:
+        console.user_error(error)
+        code = 1
     except OSError as error:
         code = console.os_error(error)
     except Exception as error:

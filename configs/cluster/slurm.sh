@@ -8,9 +8,11 @@
 # accounts for, limits and ends every process. `deepspeed --launcher slurm` is not used: DeepSpeed 0.19 forgets
 # --module there and sets no master address.
 #
-# The job gets SIGTERM two minutes before its time is over, which scancel passes on to the ranks. Each then finishes its
-# step and saves, for which DeepSpeed's launcher gives it 30 seconds, and the job is put back into the queue, where it
-# goes on from its newest checkpoint. A job that could not save is not put back: it would run in circles.
+# The job gets SIGUSR1 five minutes before its time is over (B: this script alone, which passes it on). Each rank then
+# finishes its step and saves, for which DeepSpeed's launcher gives it 30 seconds on several nodes, and the job is put
+# back into the queue, where it goes on from its newest checkpoint. A job that could not save is not put back: it would
+# run in circles; nor is one that scancel ends, by SIGTERM. A preempted one Slurm puts back itself. Crashes and hangs are
+# restarted inside of the allocation (--max-restarts).
 # The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
 # Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
@@ -22,7 +24,7 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
 #SBATCH --time=24:00:00
-#SBATCH --signal=B:TERM@120
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
@@ -38,7 +40,8 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 # in the background, because bash runs a trap only between commands; $! is the process in the background
 trap '[ -z "$!" ] || kill -TERM "$!"' TERM
-smollm2 launch train "$config" "$@" &
+trap '[ -z "$!" ] || kill -USR1 "$!"' USR1
+smollm2 launch train --max-restarts 10 "$config" "$@" &
 wait "$!"
 code=$?
 # the trap has interrupted the wait: the run is saving
@@ -47,8 +50,8 @@ while kill -0 "$!" 2>/dev/null; do
   code=$?
 done
 
-# 143: stopped by the signal, and checkpoints/latest has moved since; where nothing was saved the code is another
-if [ "$code" -eq 143 ]; then
+# 138: stopped by SIGUSR1, and checkpoints/latest has moved since; where nothing was saved the code is another
+if [ "$code" -eq 138 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -42,17 +42,30 @@ from launch.cluster.output import (
     is_users,
     show,
 )
+from launch.cluster.silence import POLL_INTERVAL_S, SILENCE_S, Silence
 from launch.cluster.stopping import ForwardedSignals
 from launch.config import LauncherConfig
+from launch.trainer.watchdog import HANG_EXIT_CODE
 
 HELD_LINES = 1000
+ENDING_GRACE_S = 40.0  # DeepSpeed's launcher gives its ranks 30 seconds, then kills them
 STRAGGLERS_GRACE_S = 15.0  # an orphaned rank notices within seconds and ends itself
 USER_MISTAKE = 2
 
 
-def start_training(config: Path, overrides: Sequence[str], settings: LauncherConfig, *, run_dir: Path) -> int:
-    """Train until the end and return the exit code: the first failing rank's, 130 or 143 if a signal ended the run
-    after it had saved, 1 if a signal ended it before that.
+OnSignal = Callable[[signal.Signals], None]
+
+
+def start_training(
+    config: Path,
+    overrides: Sequence[str],
+    settings: LauncherConfig,
+    *,
+    run_dir: Path,
+    on_signal: OnSignal | None = None,
+) -> int:
+    """Train until the end and return the exit code: the first failing rank's, 130, 138 or 143 if a signal ended the run
+    after it had saved, 1 if a signal ended it before that. `on_signal` is told the signal, as it comes.
 
     Raises LauncherError, HostfileError or SlurmError before anything starts, OSError if the run folder takes no log.
     """
@@ -69,7 +82,7 @@ def start_training(config: Path, overrides: Sequence[str], settings: LauncherCon
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     if isinstance(placement, Slurm):
         placement.hostfile.write_text(format_hostfile(placement.hosts))
-    return run_command(command, placement, environment=environment, run_dir=run_dir)
+    return run_command(command, placement, environment=environment, run_dir=run_dir, on_signal=on_signal)
 
 
 def usable_device_count(environment: Mapping[str, str]) -> int:
@@ -81,7 +94,14 @@ def usable_device_count(environment: Mapping[str, str]) -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def run_command(command: Sequence[str], placement: Placement, *, environment: Mapping[str, str], run_dir: Path) -> int:
+def run_command(
+    command: Sequence[str],
+    placement: Placement,
+    *,
+    environment: Mapping[str, str],
+    run_dir: Path,
+    on_signal: OnSignal | None = None,
+) -> int:
     """Run a command of `build_command` in the foreground; see the module's docstring for what it does.
 
     Exit code 0 counts only if DeepSpeed has also said of a rank that it ended well: its outer process returns 0 when
@@ -101,9 +121,9 @@ def run_command(command: Sequence[str], placement: Placement, *, environment: Ma
             )
         except FileNotFoundError:
             raise LauncherError(f"{command[0]} is not in PATH; install it on this machine") from None
-        with ForwardedSignals(child, placement, run_dir=run_dir) as signals:
+        with ForwardedSignals(child, placement, run_dir=run_dir, on_signal=on_signal) as signals:
             relay = Relay(child, file)
-            code = child.wait()
+            code = _wait(child, signals, Silence(run_dir))
             stragglers = not relay.wait(timeout_s=STRAGGLERS_GRACE_S)
             if stragglers:
                 signals.send_to_session(signal.SIGKILL)
@@ -124,6 +144,24 @@ def run_command(command: Sequence[str], placement: Placement, *, environment: Ma
     if code:
         _tell_failure(code, relay, log)
     return code
+
+
+def _wait(child: subprocess.Popen[bytes], signals: ForwardedSignals, silence: Silence) -> int:
+    """Until the child ends, or the ranks have been silent for so long that it never would."""
+    while True:
+        try:
+            return child.wait(timeout=POLL_INTERVAL_S)
+        except subprocess.TimeoutExpired:
+            if not silence.is_long():
+                continue
+        print(f"{ERROR_PREFIX}no rank has given a sign of life for {SILENCE_S:.0f} s; ending it", file=sys.stderr)
+        signals.send_to_session(signal.SIGTERM)
+        try:
+            child.wait(timeout=ENDING_GRACE_S)
+        except subprocess.TimeoutExpired:
+            signals.send_to_session(signal.SIGKILL)
+            child.wait()
+        return HANG_EXIT_CODE
 
 
 class Relay:

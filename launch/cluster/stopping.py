@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM on their way to the ranks, and whether the ranks have saved before they ended.
+"""SIGINT, SIGTERM and SIGUSR1 on their way to the ranks, and whether the ranks have saved before they ended.
 
 The first signal is for the ranks alone, which finish their step, save and end; the second ends everything. On this
 machine the ranks are reached by their process ids and say by their exit code that they have saved. In a Slurm
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -22,7 +23,7 @@ from checkpoint.manifest import checkpoints_directory
 from launch.cluster.launcher import Local, Placement, Slurm, stop_command
 from launch.cluster.output import ERROR_PREFIX, ending_signal, show
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DOUBLE_DELIVERY_S = 0.5  # one Ctrl-C may come twice: from the terminal, and from make, timeout or srun
 SAVING_GRACE_S = 30.0  # what DeepSpeed's launcher gives ranks on other machines, after its outer process has ended
 SCANCEL_TIMEOUT_S = 10.0  # a busy controller answers within seconds; one that is gone never does
@@ -31,13 +32,22 @@ SCANCEL_TIMEOUT_S = 10.0  # a busy controller answers within seconds; one that i
 class ForwardedSignals:
     """A context manager: inside it, signals go to the child of a placement, a session of its own."""
 
-    def __init__(self, child: subprocess.Popen[bytes], placement: Placement, *, run_dir: Path) -> None:
+    def __init__(
+        self,
+        child: subprocess.Popen[bytes],
+        placement: Placement,
+        *,
+        run_dir: Path,
+        on_signal: Callable[[signal.Signals], None] | None = None,
+    ) -> None:
+        """`on_signal` is told the first signal, as it comes."""
         self.received: signal.Signals | None = None
         self._received_s = 0.0
         self._child, self._placement = child, placement
         self._latest = checkpoints_directory(run_dir) / "latest"
         self._latest_before: tuple[int, int] | None = None
         self._count = 0
+        self._on_signal = on_signal
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
@@ -80,6 +90,8 @@ class ForwardedSignals:
             self.received = signal.Signals(number)
             self._received_s = time.monotonic()
             self._latest_before = _identity(self._latest)
+            if self._on_signal is not None:
+                self._on_signal(self.received)
         elif time.monotonic() - self._received_s < DOUBLE_DELIVERY_S:
             return
         self._count += 1

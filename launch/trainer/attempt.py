@@ -21,6 +21,7 @@ from launch.trainer.compilation import check_compile
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import DTYPES, Engine, build_engine
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
@@ -34,9 +35,14 @@ from pipeline.shards.format import Split
 
 
 def run_attempt(
-    config: TrainConfig, ranks: RankEnvironment, console: Console, inputs: Inputs, start: StartPoint | None
+    config: TrainConfig,
+    ranks: RankEnvironment,
+    console: Console,
+    inputs: Inputs,
+    start: StartPoint | None,
+    heartbeat: Heartbeat,
 ) -> int:
-    """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike."""
+    """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike, and ReplicaError."""
     started_s = time.perf_counter()
     _join_process_group(ranks, console)
     start = _share(start)
@@ -49,7 +55,7 @@ def run_attempt(
     with EventWriter(events_file(config.run_dir)) if ranks.is_first else nullcontext() as events:
         trainer = None
         try:
-            trainer = _build(config, ranks, console, inputs, start, events, started_s)
+            trainer = _build(config, ranks, console, inputs, start, events, heartbeat, started_s)
             code = trainer.run()
         except Exception as error:
             if events is not None:
@@ -81,6 +87,7 @@ def _build(
     inputs: Inputs,
     start: StartPoint,
     events: EventWriter | None,
+    heartbeat: Heartbeat,
     started_s: float,
 ) -> Trainer:
     try:
@@ -120,6 +127,8 @@ def _build(
         console=console,
         events=events,
         first_step=start.step,
+        rewinds=start.rewinds,
+        heartbeat=heartbeat,
         started_s=started_s,
     )
 

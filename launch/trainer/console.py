@@ -40,6 +40,11 @@ class Console:
             for line in str(error).splitlines():
                 _write(self._stderr, f"launch train: {line}")
 
+    def alarm(self, text: str) -> None:
+        """One line on the real stderr, from any rank and any thread."""
+        _keep(text)
+        _write(self._stderr, f"launch train: {text}")
+
     def os_error(self, error: OSError) -> int:
         """A disk or folder that the user has to mend, or a defect. Returns the exit code."""
         if error.errno not in _USERS_TO_MEND:

@@ -20,6 +20,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.deepspeed_config import deepspeed_config
 from launch.trainer.optimizer import build_optimizer
+from launch.trainer.own_time import LayerClock
 from launch.trainer.ranks import RankEnvironment
 from model.activation_checkpointing import ActivationCheckpointing
 from model.cost import count_parameters
@@ -45,6 +46,7 @@ class Engine:
     device: torch.device
     device_name: str
     num_parameters: int
+    layer_clock: LayerClock | None = None
 
 
 def build_engine(
@@ -82,7 +84,9 @@ def build_engine(
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     if config.compile == "deepcompile":
         engine.compile()
-    return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total)
+    # DeepCompile sees through the layers, and would see a clock
+    clock = None if config.compile == "deepcompile" else LayerClock(model.layers[0], device_type=device.type)
+    return Engine(engine, optimizer, device, device_name, count_parameters(config.model).total, clock)
 
 
 def _prepare_checkpointing(settings: ActivationCheckpointing, *, device_type: str) -> None:

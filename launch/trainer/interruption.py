@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT as a wish to stop after the current step, agreed by all ranks. No torch.
+"""SIGTERM, SIGINT and SIGUSR1 as a wish to stop after the current step, agreed by all ranks. No torch.
 
 The first signal is noted and further ones change nothing, because a launcher and a job manager often both send one;
-who cannot wait for the step and its checkpoint has SIGKILL. Exit codes: 143 for SIGTERM, 130 for SIGINT.
+who cannot wait for the step and its checkpoint has SIGKILL. Exit codes: 143 for SIGTERM, 130 for SIGINT, 138 for
+SIGUSR1, by which a job manager says beforehand that time is over: whoever gets 138 may start the run again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Self
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopSignals:

@@ -6,44 +6,33 @@ checkpoint and the validation loss of step N all belong to that model. All ranks
 
 from __future__ import annotations
 
+import signal
 import time
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from checkpoint.events import LEARNING_RATE, TRAIN_LOSS, VALIDATION_LOSS, EventKind, EventWriter
+from checkpoint.events import VALIDATION_LOSS, EventWriter
 from launch.config import TrainConfig
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
-from launch.trainer import guards
-from launch.trainer.compilation import BuildClock
 from launch.trainer.console import Console
 from launch.trainer.engine import Engine
 from launch.trainer.evaluate import measure_probe, validation_loss
+from launch.trainer.exchange import StepReports, exchange
+from launch.trainer.finite_state import check_state
+from launch.trainer.gradients import leave_step_out, local_gradient_square
+from launch.trainer.guards import NotFinite, find_not_finite
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.interruption import StopSignals, agreed_signal, exit_code
 from launch.trainer.optimizer import set_learning_rate
-from launch.trainer.progress import step_line
+from launch.trainer.oversight import Oversight
+from launch.trainer.profiler import StepProfiler
 from launch.trainer.ranks import RankEnvironment
+from launch.trainer.rewinds import Rewind, batch_number, last_step_in_order
 from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
-from launch.trainer.throughput import Throughput
-from model.cost import flops_per_token
+from launch.trainer.telling import StepResult, Teller
 from model.loss import LossTerms
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step was: `loss`, the cross-entropy, and `z_loss`, which was trained with it (None: there is none), are
-    means over the global batch; `stop_flags` is what the ranks were asked to do."""
-
-    loss: float
-    z_loss: float | None
-    learning_rate: float
-    grad_norm: float
-    step_time_s: float
-    data_wait_s: float
-    stop_flags: list[float]
 
 
 class Trainer:
@@ -61,55 +50,71 @@ class Trainer:
         console: Console,
         events: EventWriter | None,
         first_step: int,
+        rewinds: tuple[Rewind, ...] = (),
+        heartbeat: Heartbeat | None = None,
         started_s: float | None = None,
     ) -> None:
-        """started_s: time.perf_counter() when the attempt began, None: now."""
+        """heartbeat: of the watchdog that looks on, if one does; started_s: time.perf_counter() when the attempt began,
+        None: now."""
         self.config, self.ranks, self.engine = config, ranks, engine
         self.train, self.validation, self.checkpoints = train, validation, checkpoints
-        self.console, self.events = console, events
         self.step = first_step  # complete ones
-        self._started_s: float | None = time.perf_counter() if started_s is None else started_s
-        self._build_clock = BuildClock()
-        self._throughput = Throughput(
-            flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
+        self.rewinds = rewinds
+        self._first_step = first_step
+        self._heartbeat = heartbeat or Heartbeat()
+        self._oversight = Oversight(config, ranks, engine=engine, samples=train, console=console, events=events)
+        self._profiler = StepProfiler(config.profile, run_dir=config.run_dir, rank=ranks.rank)
+        self._teller = Teller(
+            config,
             device_name=engine.device_name,
             world_size=ranks.world_size,
+            console=console,
+            events=events,
+            started_s=time.perf_counter() if started_s is None else started_s,
         )
         self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
 
     def run(self) -> int:
-        """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError."""
-        config, first_step = self.config, self.step
-        with StopSignals() as signals, self._loader(first_step) as loader:
-            if first_step == 0:
+        """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError, ReplicaError."""
+        with StopSignals() as signals:
+            if self.step == 0:
                 self._evaluate(0)
-            window_started_s, window_step = time.perf_counter(), first_step
-            for step in range(first_step + 1, config.steps + 1):
-                result = self._train_step(step, loader, signals)
-                self.step = step
-                self._tell_step(step, result, self._warm_up(step))
-                if step % config.logging.every_steps == 0 or step == config.steps:
-                    self._say_step(step, result, (time.perf_counter() - window_started_s) / (step - window_step))
-                    window_started_s, window_step = time.perf_counter(), step
-                number = agreed_signal(result.stop_flags)
-                pause_started_s = time.perf_counter()
-                self._evaluate_and_save(step, stopping=number is not None)
-                # the window measures training; evaluations and saves stand apart
-                window_started_s += time.perf_counter() - pause_started_s
-                if number is not None and step < config.steps:
-                    self._tell("state", step, state="killed", reason=number.name)
-                    self._sync_events()
-                    self.console.line(f"stopped by {number.name} after step {step}; run the same command to go on")
+            while self.step < self.config.steps:
+                # anew after a rewind, and where an earlier one has left data out
+                with self._loader() as loader:
+                    number = self._train(loader, signals)
+                if number is not None and self.step < self.config.steps:
+                    self._teller.event("state", self.step, state="killed", reason=number.name)
+                    self._teller.sync()
+                    self._teller.line(f"stopped by {number.name} after step {self.step}; run the same command to go on")
                     return exit_code(number)
-        self._tell("state", config.steps, state="finished")
-        self._sync_events()
-        self.console.line(f"finished: {config.steps} steps in {config.run_dir}")
+        self._teller.event("state", self.step, state="finished")
+        self._teller.sync()
+        self._teller.line(f"finished: {self.step} steps in {self.config.run_dir}")
         return 0
 
-    def _loader(self, first_step: int) -> Loader:
+    def _train(self, loader: Loader, signals: StopSignals) -> signal.Signals | None:
+        """Steps whose batches follow one another, until a signal, which is returned, or a rewind."""
+        config = self.config
+        for step in range(self.step + 1, last_step_in_order(self.step, config.steps, self.rewinds) + 1):
+            result = self._train_step(step, loader, signals)
+            self.step = step
+            self._teller.step(step, result)
+            number = agreed_signal(result.reports.stop_flags)
+            if self._judge(step, result) and number is None:
+                self._rewind(step)
+                return None
+            # weights that cannot take a step may be bad already: the next save waits until they can
+            is_due = step % config.checkpoint.every_steps == 0 and result.left_out is None
+            self._evaluate_and_save(step, saving=is_due or number is not None)
+            if number is not None:
+                return number
+        return None
+
+    def _loader(self) -> Loader:
         return Loader(
             self.train,
-            first_step=first_step,
+            first_step=batch_number(self.step + 1, self.rewinds) - 1,
             samples_per_step=self.config.samples_per_step,
             micro_batch_size=self.config.micro_batch_size,
             rank=self.ranks.rank,
@@ -117,29 +122,39 @@ class Trainer:
         )
 
     def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
+        engine, heartbeat = self.engine.deepspeed, self._heartbeat
+        heartbeat.step(step, is_first=step == self._first_step + 1)
+        self._profiler.before(step)
         started_s, waited_s = time.perf_counter(), loader.wait_time_s
         factor = self._learning_rate_factor(step)
         set_learning_rate(self.engine.optimizer, self.config.optimizer, factor=factor)
         sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         for micro_step in range(1, self._accumulation + 1):
-            terms = self._loss(next(loader))
+            heartbeat.phase("data")
+            batch = next(loader)
+            heartbeat.phase("forward")
+            terms = self._loss(batch)
             sums += torch.stack((terms.total.detach(), terms.cross_entropy))
-            self.engine.deepspeed.backward(terms.total)
+            heartbeat.phase("backward")
+            engine.backward(terms.total)
             if micro_step < self._accumulation:
-                self.engine.deepspeed.step()
-        total, cross_entropy, stop_flags = self._agree(sums / self._accumulation, signals)
-        guards.check_loss(total, step=step, last_checkpoint=self.checkpoints.last_step)
-        self.engine.deepspeed.step()
-        grad_norm = float(self.engine.deepspeed.get_global_grad_norm())
-        guards.check_grad_norm(grad_norm, step=step, last_checkpoint=self.checkpoints.last_step)
+                engine.step()
+        data_wait_s = loader.wait_time_s - waited_s
+        heartbeat.phase("exchange")
+        reports = self._exchange(sums / self._accumulation, signals, data_wait_s)
+        heartbeat.phase("optimizer")
+        left_out = self._update(reports)
+        self._profiler.after(step)
+        heartbeat.end_step()
         return StepResult(
-            loss=cross_entropy,
-            z_loss=total - cross_entropy if self.config.z_loss_coefficient else None,
+            loss=reports.cross_entropy,
+            z_loss=reports.loss - reports.cross_entropy if self.config.z_loss_coefficient else None,
             learning_rate=factor * self.config.optimizer.learning_rate,
-            grad_norm=grad_norm,
+            grad_norm=float(engine.get_global_grad_norm()) if left_out is None else reports.gradient_norm,
             step_time_s=time.perf_counter() - started_s,
-            data_wait_s=loader.wait_time_s - waited_s,
-            stop_flags=stop_flags,
+            data_wait_s=data_wait_s,
+            left_out=left_out,
+            reports=reports,
         )
 
     def _loss(self, batch: Batch) -> LossTerms:
@@ -153,14 +168,51 @@ class Trainer:
         )
         return terms
 
-    def _agree(self, losses: torch.Tensor, signals: StopSignals) -> tuple[float, float, list[float]]:
-        """The two losses' means and the sum of the stop flags over all ranks, in one exchange, so that all do the same
-        next."""
-        flags = torch.tensor(signals.flags(), dtype=torch.float64, device=losses.device)
-        sums = torch.cat([losses, flags])
-        torch.distributed.all_reduce(sums)
-        total, cross_entropy, *stop_flags = sums.tolist()
-        return total / self.ranks.world_size, cross_entropy / self.ranks.world_size, stop_flags
+    def _exchange(self, losses: torch.Tensor, signals: StopSignals, data_wait_s: float) -> StepReports:
+        """What every rank makes known at the end of a step; `losses` are this rank's own."""
+        clock = self.engine.layer_clock
+        computed_s = 0.0 if clock is None else clock.take_s() * self.config.model.num_hidden_layers
+        return exchange(
+            losses,
+            local_gradient_square(self.engine.deepspeed),
+            own_time_s=computed_s + data_wait_s,
+            stop_flags=signals.flags(),
+            world_size=self.ranks.world_size,
+        )
+
+    def _update(self, reports: StepReports) -> NotFinite | None:
+        """Let the optimizer step, or on every rank leave the step out: then returns why."""
+        left_out = find_not_finite(reports.losses, reports.gradient_norm)
+        if left_out is not None:
+            leave_step_out(self.engine.deepspeed)
+            return left_out
+        self.engine.deepspeed.step()
+        # DeepSpeed's own check, of what it makes of the gradient: with Muon an update
+        return None if self.engine.deepspeed.was_step_applied() else NotFinite("the update is not finite", ())
+
+    def _judge(self, step: int, result: StepResult) -> bool:
+        """Whether the run has to go back: tells what was wrong with the step. Raises DivergedError, ReplicaError."""
+        number = batch_number(step, self.rewinds)
+        last_checkpoint = self.checkpoints.last_step
+        if result.left_out is not None:
+            self._oversight.left_out(result.left_out, step=step, batch_number=number, last_checkpoint=last_checkpoint)
+            return False
+        rewind = self.config.guards.rewind
+        spiked = self._oversight.took_step(step, result.reports, batch_number=number)
+        may_rewind = rewind is not None and last_checkpoint is not None and len(self.rewinds) < rewind.max_rewinds
+        return spiked and may_rewind
+
+    def _rewind(self, step: int) -> None:
+        """Back to the last checkpoint, to go on with data that no step has seen. All ranks, together."""
+        settings, last_checkpoint = self.config.guards.rewind, self.checkpoints.last_step
+        assert settings is not None
+        assert last_checkpoint is not None
+        rewind = Rewind(step, last_checkpoint, step - last_checkpoint + settings.margin_steps)
+        self.rewinds = (*self.rewinds, rewind)
+        self._oversight.rewinding(rewind, self.rewinds)
+        with self._heartbeat.pause("rewind"):
+            self.checkpoints.load(self.engine, step=last_checkpoint)
+        self.step = last_checkpoint
 
     def _learning_rate_factor(self, step: int) -> float:
         """Of the update that makes `step` steps complete; schedules count updates from 0."""
@@ -173,79 +225,35 @@ class Trainer:
             min_factor=schedule.min_factor,
         )
 
-    def _evaluate_and_save(self, step: int, *, stopping: bool) -> None:
+    def _evaluate_and_save(self, step: int, *, saving: bool) -> None:
         config, is_last = self.config, step == self.config.steps
         loss = None
         if is_last or step % config.validation.every_steps == 0:
             loss = self._evaluate(step)
-        if stopping or is_last or step % config.checkpoint.every_steps == 0:
-            started_s = time.perf_counter()
-            probe = measure_probe(self.engine, self.validation, config)
-            # a resume from here tells no earlier step again, so what was told must be on the disk first
-            self._sync_events()
-            folder = self.checkpoints.save(self.engine, step=step, validation_loss=loss, probe=probe)
-            self._tell("checkpoint", step, path=str(folder.relative_to(config.run_dir)))
-            self._sync_events()
-            self.console.line(f"step {step}/{config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
+        if saving or is_last:
+            with self._heartbeat.pause("save"):
+                self._save(step, validation_loss=loss)
+
+    def _save(self, step: int, *, validation_loss: float | None) -> None:
+        started_s = time.perf_counter()
+        check_state(self.engine.deepspeed, step=step, ranks=self.ranks, last_checkpoint=self.checkpoints.last_step)
+        probe = measure_probe(self.engine, self.validation, self.config)
+        # a resume from here tells no earlier step again, so what was told must be on the disk first
+        self._teller.sync()
+        folder = self.checkpoints.save(
+            self.engine,
+            step=step,
+            samples_consumed=batch_number(step, self.rewinds) * self.config.samples_per_step,
+            validation_loss=validation_loss,
+            probe=probe,
+        )
+        self._teller.event("checkpoint", step, path=str(folder.relative_to(self.config.run_dir)))
+        self._teller.sync()
+        self._teller.line(f"step {step}/{self.config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
 
     def _evaluate(self, step: int) -> float:
-        loss = validation_loss(self.engine, self.validation, self.config, self.ranks)
-        self._tell("metrics", step, **{VALIDATION_LOSS: loss})
-        self.console.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
+        with self._heartbeat.pause("evaluate"):
+            loss = validation_loss(self.engine, self.validation, self.config, self.ranks)
+        self._teller.event("metrics", step, **{VALIDATION_LOSS: loss})
+        self._teller.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
         return loss
-
-    def _tell_step(self, step: int, result: StepResult, warm_up: dict[str, float]) -> None:
-        tokens_per_second = self.config.batch_tokens / result.step_time_s
-        metrics = {
-            TRAIN_LOSS: result.loss,
-            LEARNING_RATE: result.learning_rate,
-            "train/grad_norm": result.grad_norm,
-            "train/tokens_per_second": tokens_per_second,
-            "train/step_time_s": result.step_time_s,
-            "train/data_wait_s": result.data_wait_s,
-            "train/tokens_consumed": step * self.config.batch_tokens,
-            **warm_up,
-        }
-        mfu = self._throughput.mfu(tokens_per_second)
-        if mfu is not None:
-            metrics["train/mfu"] = mfu
-        if result.z_loss is not None:
-            metrics["train/z_loss"] = result.z_loss
-        self._tell("metrics", step, **metrics)
-
-    def _warm_up(self, step: int) -> dict[str, float]:
-        """How long the first step took to come, and what torch.compile built for this one: nothing, after the first."""
-        built_s = 0.0 if self.config.compile == "none" else self._build_clock.new_seconds()
-        built = f"torch.compile built for {built_s:.1f} s" if built_s else ""
-        metrics = {"train/compile_time_s": built_s} if built else {}
-        if self._started_s is not None:
-            metrics["train/startup_time_s"] = time.perf_counter() - self._started_s
-            self._started_s = None
-            startup = f"{metrics['train/startup_time_s']:.1f} s from the start to here"
-            built = f"{startup}, of which {built}" if built else startup
-        if built:
-            self.console.line(f"step {step}/{self.config.steps}  {built}")
-        return metrics
-
-    def _say_step(self, step: int, result: StepResult, step_time_s: float) -> None:
-        tokens_per_second = self.config.batch_tokens / step_time_s
-        self.console.line(
-            step_line(
-                step=step,
-                steps=self.config.steps,
-                loss=result.loss,
-                learning_rate=result.learning_rate,
-                grad_norm=result.grad_norm,
-                tokens_per_second=tokens_per_second,
-                mfu=self._throughput.mfu(tokens_per_second),
-                seconds_left=(self.config.steps - step) * step_time_s,
-            )
-        )
-
-    def _tell(self, kind: EventKind, step: int, **fields: Any) -> None:
-        if self.events is not None:
-            self.events.write(kind, step=step, **fields)
-
-    def _sync_events(self) -> None:
-        if self.events is not None:
-            self.events.sync()

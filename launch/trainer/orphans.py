@@ -37,10 +37,21 @@ def _exists(pid: int) -> bool:
     return not _is_zombie(pid)
 
 
+def parent_of(pid: int) -> int | None:
+    """Linux only, elsewhere None; as for a process that does not exist."""
+    status = _status(pid)
+    return int(status[1]) if status else None
+
+
 def _is_zombie(pid: int) -> bool:
     """Dead, but not yet waited for by its parent; Linux only, elsewhere False."""
+    return _status(pid)[:1] == ["Z"]
+
+
+def _status(pid: int) -> list[str]:
+    """State, parent and what follows them in /proc; empty where there is no such process, or no /proc."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[0] == "Z"
+            return file.read().rpartition(")")[2].split()
     except OSError:
-        return False
+        return []

@@ -3,6 +3,7 @@
     RUN/.lock         held by rank 0 for the life of its process; names its pid and host
     RUN/config.yaml   the resolved config of the newest attempt
     RUN/run.json, RUN/tokenizer.json   written once
+    RUN/rewinds.json   which data a run has left out after loss spikes (`rewinds.py`)
 
 No torch; nothing here needs another rank.
 """
@@ -39,6 +40,7 @@ from checkpoint.run_record import CONFIG_FILE, LOCK_FILE, RUN_FILE, RunRecord, c
 from launch.config import TrainConfig, TrainingError, flatten
 from launch.trainer.console import unwritable
 from launch.trainer.inputs import Inputs, check_init_from
+from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, read_rewinds
 from launch.trainer.untold import tell_untold
 from pipeline.shards.format import digest_bytes
 
@@ -48,18 +50,20 @@ LOCK_PATIENCE_S = 15.0
 _MAY_CHANGE = (
     "run_dir", "steps", "schedule", "optimizer.learning_rate", "optimizer.muon_learning_rate", "micro_batch_size",
     "attn_implementation", "activation_checkpointing", "compile", "loss_implementation", "zero", "checkpoint",
-    "validation", "logging", "launcher", "data.tokenizer",
+    "validation", "logging", "guards", "watchdog", "profile", "launcher", "data.tokenizer",
 )  # fmt: skip
 _PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """Where a start goes on: after `step` steps (0: from the beginning); `remarks` are lines for the user."""
+    """Where a start goes on: after `step` steps (0: from the beginning); `remarks` are lines for the user, `rewinds`
+    say which data the run has left out."""
 
     step: int
     run_key: str
     remarks: tuple[str, ...]
+    rewinds: tuple[Rewind, ...] = ()
 
 
 def create_run_folder(run_dir: Path) -> None:
@@ -111,11 +115,12 @@ def prepare_run(
     recover_interrupted_replacement(run_dir)
     _remove_leftovers(checkpoints_directory(run_dir))
     step, passed_over = newest_verified(run_dir)
+    rewinds = read_rewinds(run_dir)
     if step is None:
         check_init_from(config)
     else:
         manifest = read_manifest(checkpoint_directory(run_dir, step))
-        _check_resume(config, manifest, record, by_name=previous is not None, world_size=world_size)
+        _check_resume(config, manifest, record, rewinds, by_name=previous is not None, world_size=world_size)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
     if record is None or not _has_begun(run_dir):
         record = record or _new_record(config, inputs, run_key=uuid.uuid4().hex)
@@ -124,7 +129,7 @@ def prepare_run(
         write_run(run_dir, record)
     write_durably(run_dir / CONFIG_FILE, resolved.encode())
     damage = [f"passed over checkpoint {problem}" for problem in passed_over]
-    return StartPoint(step or 0, record.run_key, (*damage, *inputs.remarks))
+    return StartPoint(step or 0, record.run_key, (*damage, *inputs.remarks), rewinds)
 
 
 def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
@@ -163,7 +168,13 @@ def _has_begun(run_dir: Path) -> bool:
 
 
 def _check_resume(
-    config: TrainConfig, manifest: CheckpointManifest, record: RunRecord | None, *, by_name: bool, world_size: int
+    config: TrainConfig,
+    manifest: CheckpointManifest,
+    record: RunRecord | None,
+    rewinds: tuple[Rewind, ...],
+    *,
+    by_name: bool,
+    world_size: int,
 ) -> None:
     """Raises TrainingError, a line a difference, if the checkpoint is not one that this start may go on from.
 
@@ -183,6 +194,11 @@ def _check_resume(
             f"checkpoint {name} was saved with other settings (digest {manifest.config_digest[:19]}…) than this "
             f"start's ({config_digest(config)[:19]}…), and {config.run_dir} has no {CONFIG_FILE} to say which; start "
             "it with the run's own config, or choose another run_dir"
+        )
+    elif manifest.samples_consumed != (consumed := batch_number(manifest.step, rewinds) * config.samples_per_step):
+        problems.append(
+            f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "
+            f"{consumed:,}; put that run's {REWINDS_FILE} back into {config.run_dir}: it says which data was skipped"
         )
     if manifest.world_size != world_size:
         problems.append(

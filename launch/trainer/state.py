@@ -43,8 +43,13 @@ class Checkpoints:
         self.last_step = last_step
         self._config, self._ranks, self._inputs, self._run_key = config, ranks, inputs, run_key
 
-    def save(self, engine: Engine, *, step: int, validation_loss: float | None, probe: Probe) -> Path:
-        """Returns the folder of the new checkpoint. Raises TrainingError where the disk does not take it."""
+    def save(
+        self, engine: Engine, *, step: int, samples_consumed: int, validation_loss: float | None, probe: Probe
+    ) -> Path:
+        """`samples_consumed` counts those that rewinds have left out. Returns the folder of the new checkpoint.
+
+        Raises TrainingError where the disk does not take it.
+        """
         partial = partial_directory(self._config.run_dir, step)
         self._prepare(partial, engine)
         try:
@@ -61,7 +66,8 @@ class Checkpoints:
         dist.all_gather_object(gathered, records)
         if self._ranks.is_first:
             files = sorted((record for own in gathered for record in own), key=lambda record: record.path)
-            publish_checkpoint(self._config.run_dir, self._manifest(step, validation_loss, probe, tuple(files)))
+            manifest = self._manifest(step, samples_consumed, validation_loss, probe, tuple(files))
+            publish_checkpoint(self._config.run_dir, manifest)
         dist.barrier()
         self.last_step = step
         return checkpoint_directory(self._config.run_dir, step)
@@ -99,14 +105,19 @@ class Checkpoints:
         return f"it goes on from {where}"
 
     def _manifest(
-        self, step: int, validation_loss: float | None, probe: Probe, files: tuple[FileRecord, ...]
+        self,
+        step: int,
+        samples_consumed: int,
+        validation_loss: float | None,
+        probe: Probe,
+        files: tuple[FileRecord, ...],
     ) -> CheckpointManifest:
         config = self._config
         return CheckpointManifest(
             run_key=self._run_key,
             step=step,
             tokens_consumed=step * config.batch_tokens,
-            samples_consumed=step * config.samples_per_step,
+            samples_consumed=samples_consumed,
             world_size=self._ranks.world_size,
             zero_stage=config.zero.stage,
             dtype=config.precision,

@@ -171,6 +171,18 @@ def start_training(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path
 
 
 @pytest.fixture(scope="session")
+def chain() -> Callable[[np.random.Generator], list[int]]:
+    """`chain(random)`: one document."""
+    return _chain
+
+
+@pytest.fixture(scope="session")
+def write_split() -> Callable[[Path, contract.Split, list[list[int]]], contract.SplitRecord]:
+    """`write_split(dataset, "train", documents)`: one shard of documents named `train-0`, `train-1`, …"""
+    return _write_split
+
+
+@pytest.fixture(scope="session")
 def run_one_rank() -> Callable[[str, dict[str, Any], Path], dict[str, Any]]:
     """`run_one_rank("x_rank.py", job, folder)`: a script of this folder as the only rank, and what it saved."""
     return _run_one_rank

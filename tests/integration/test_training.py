@@ -295,7 +295,7 @@ def test_run_that_diverges_stops_with_one_line(start_training: Any, tmp_path: Pa
     ended = start_training(tmp_path / "run", *overrides).end()
     assert ended.code == 2
     [line] = [line for line in ended.err.splitlines() if line.startswith("launch train: ")]
-    assert "so the step was not taken; the run stopped. Lower optimizer.learning_rate" in line
+    assert "so the step was not taken, number 10 in a row; the run stopped. Lower optimizer.learning_rate" in line
     assert "Traceback" not in ended.err
     assert ended.states() == ["running", "failed"]
     assert list_steps(tmp_path / "run") == []

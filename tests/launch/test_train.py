@@ -14,6 +14,7 @@ from configs.load import load
 from launch import train
 from launch.config import TrainConfig
 from launch.trainer.console import Console
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.ranks import RankEnvironment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,5 +83,5 @@ def test_rank_that_lost_its_peer_lets_the_peer_end_first(
     monkeypatch.setattr(train.time, "sleep", lambda seconds: events.append(f"wait {seconds > 2}"))
     monkeypatch.setattr(train.os, "_exit", leave)
     with pytest.raises(SystemExit):
-        train._run(load(config, TrainConfig), RankEnvironment(1, 2, 1, None), console)
+        train._run(load(config, TrainConfig), RankEnvironment(1, 2, 1, None), console, Heartbeat())
     assert events == (["wait True"] if waits else []) + ["exit 1"]

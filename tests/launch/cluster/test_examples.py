@@ -51,6 +51,8 @@ def test_slurm_script_trains_in_the_folder_of_sbatch_with_its_arguments(slurm_jo
         str(tmp_path),
         "launch",
         "train",
+        "--max-restarts",
+        "10",
         "config.yaml",
         "name=a b",
     ]
@@ -62,13 +64,18 @@ def test_slurm_script_passes_a_failure_on(slurm_job, tmp_path):
     assert not (tmp_path / "scontrol.called").exists()
 
 
-def test_slurm_script_waits_for_the_saving_and_requeues(slurm_job, tmp_path):
-    job = slurm_job("trap 'sleep 0.3; touch saved; exit 143' TERM\ntouch begun\nwhile true; do sleep 0.05; done")
+@pytest.mark.parametrize(("number", "code", "requeues"), [(signal.SIGUSR1, 138, True), (signal.SIGTERM, 143, False)])
+def test_slurm_script_waits_for_the_saving_and_requeues_if_time_is_over(
+    slurm_job, tmp_path, number: signal.Signals, code: int, requeues: bool
+):
+    name = number.name.removeprefix("SIG")
+    job = slurm_job(f"trap 'sleep 0.3; touch saved; exit {code}' {name}\ntouch begun\nwhile true; do sleep 0.05; done")
     deadline_s = time.monotonic() + 30
     while not (tmp_path / "begun").exists():
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(timeout=30) == 143
+    job.send_signal(number)
+    assert job.wait(timeout=30) == code
     assert (tmp_path / "saved").exists()
-    assert (tmp_path / "scontrol.called").read_text() == "requeue 77\n"
+    called = tmp_path / "scontrol.called"
+    assert (called.read_text() if called.exists() else "") == ("requeue 77\n" if requeues else "")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cluster import process, silence
 from launch.cluster.launcher import Hostfile, LauncherError, Local
 from launch.cluster.process import run_command, usable_device_count
 from launch.config import LauncherConfig
@@ -243,3 +244,47 @@ def test_devices_do_not_count_where_deepspeed_is_told_to_use_the_cpu(monkeypatch
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     assert usable_device_count({}) == 1
     assert usable_device_count({"DS_ACCELERATOR": "cpu"}) == 0
+
+
+HEARTBEAT = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1]) / "logs" / "heartbeats"
+folder.mkdir(parents=True)
+for beat in range(int(sys.argv[2])):
+    (folder / "rank-0.json").write_text(str(beat))
+    time.sleep(0.1)
+time.sleep(60)
+"""
+
+
+def test_launcher_that_waits_though_no_rank_lives_is_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(silence, "SILENCE_S", 1.0)
+    monkeypatch.setattr(process, "POLL_INTERVAL_S", 0.1)
+    monkeypatch.setattr(process, "ENDING_GRACE_S", 0.5)
+    (tmp_path / "logs").mkdir()
+    # SIGTERM is ignored, as an ssh to a node that is gone keeps a launcher from ending
+    text = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + HEARTBEAT
+    command = [sys.executable, "-c", text, str(tmp_path), "10"]
+    began_s = time.monotonic()
+    assert run_command(command, LOCAL, environment=os.environ, run_dir=tmp_path) == 72
+    assert time.monotonic() - began_s > 2  # a second of life, then one of silence
+    assert "launch train: no rank has given a sign of life for" in capsys.readouterr().err
+
+
+def test_silence_before_the_first_sign_of_life_is_a_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(silence, "SILENCE_S", 0.2)
+    folder = tmp_path / "logs" / "heartbeats"
+    folder.mkdir(parents=True)
+    (folder / "rank-0.json").write_text("an earlier attempt's")
+    watch = silence.Silence(tmp_path)
+    time.sleep(0.4)
+    assert not watch.is_long()
+
+
+def test_first_signal_is_told_as_it_comes(tmp_path):
+    (tmp_path / "logs").mkdir()
+    told: list[signal.Signals] = []
+    text = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
+    command = [sys.executable, "-c", text]
+    assert run_command(command, LOCAL, environment=os.environ, run_dir=tmp_path, on_signal=told.append) == 1
+    assert told == [signal.SIGUSR1]

@@ -13,6 +13,7 @@ from checkpoint.events import events_file, read_events
 from launch.config import TrainConfig, TrainingError
 from launch.trainer import attempt
 from launch.trainer.console import Console
+from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint
 from model.attention_backends.selection import AttentionBackendError
@@ -35,7 +36,7 @@ def fail(
     ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
     console = Console(rank=0, log=tmp_path / "log", stdout=1, stderr=2)
     inputs: Any = None
-    return lambda: attempt.run_attempt(train_config(), ranks, console, inputs, StartPoint(7, "key", ()))  # type: ignore[return-value]
+    return lambda: attempt.run_attempt(train_config(), ranks, console, inputs, StartPoint(7, "key", ()), Heartbeat())  # type: ignore[return-value]
 
 
 def test_failure_is_told_with_its_step_and_reason(fail: Callable[[], None], tmp_path: Path) -> None:
@@ -61,7 +62,9 @@ def test_a_loss_that_cannot_run_here_is_the_users_to_mend(
     anything: Any = None
     start = StartPoint(0, "key", ())
     with pytest.raises(TrainingError, match=r"^loss_implementation=liger needs a CUDA device, got cpu; take chunked$"):
-        attempt._build(train_config(loss_implementation="liger"), anything, anything, anything, start, anything, 0.0)
+        attempt._build(
+            train_config(loss_implementation="liger"), anything, anything, anything, start, anything, anything, 0.0
+        )
 
 
 def test_attention_whose_package_does_not_load_is_the_users_to_mend(
@@ -75,4 +78,4 @@ def test_attention_whose_package_does_not_load_is_the_users_to_mend(
     monkeypatch.setattr(attempt, "bind", bind)
     anything: Any = None
     with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
-        attempt._build(train_config(), anything, anything, anything, StartPoint(0, "key", ()), anything, 0.0)
+        attempt._build(train_config(), anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)

@@ -17,6 +17,7 @@ from launch.config import TrainConfig
 from launch.data.loader import PackedSamples, Source
 from launch.trainer import loop
 from launch.trainer.engine import Engine
+from launch.trainer.exchange import RankReport, StepReports
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
 from model.loss import LossTerms
@@ -61,6 +62,16 @@ class Model:
     def get_global_grad_norm(self) -> float:
         return 1.0
 
+    def was_step_applied(self) -> bool:
+        return True
+
+
+def alone(losses: torch.Tensor, gradient_square: torch.Tensor, **word: Any) -> StepReports:
+    """The exchange of one rank with itself."""
+    total, cross_entropy = losses.tolist()
+    flags = tuple(word["stop_flags"])
+    return StepReports((RankReport(total, cross_entropy, gradient_square.item(), word["own_time_s"], flags),))
+
 
 @pytest.fixture
 def told(tmp_path: Path) -> Told:
@@ -84,7 +95,9 @@ def trainer(
     source = config.data.sources[0]
     make_dataset(source.path, DOCUMENTS, validation=DOCUMENTS)
     samples = PackedSamples([Source(source.name, source.path, 1.0)], seed=0, sequence_length=64)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(loop, "exchange", alone)
+    monkeypatch.setattr(loop, "local_gradient_square", lambda engine: torch.ones(()))
+    monkeypatch.setattr(loop, "check_state", lambda *parts, **more: None)
     monkeypatch.setattr(loop, "validation_loss", lambda *parts: 1.0)
     monkeypatch.setattr(loop, "measure_probe", lambda *parts: None)
     engine: Any = Engine(Model(), SimpleNamespace(param_groups=[{}]), torch.device("cpu"), "cpu", 0)  # type: ignore[arg-type]
@@ -124,19 +137,20 @@ def test_without_a_z_loss_there_is_no_metric_of_it(trainer: Trainer, told: Told)
     assert not any("train/z_loss" in fields for fields in told.fields)
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signal_during_the_first_evaluation_stops_after_the_first_step(
-    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     def interrupted(*parts: Any) -> float:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return 1.0
 
-    # without this a SIGTERM that nobody notes would end the tests
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    # without this a signal that nobody notes would end the tests
+    before = signal.signal(number, lambda number, frame: None)
     monkeypatch.setattr(loop, "validation_loss", interrupted)
     try:
-        assert trainer.run() == 143
+        assert trainer.run() == code
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
     assert told.order[-3:] == ["sync", "1 killed", "sync"]
     assert "1 save" in told.order

@@ -23,6 +23,7 @@ from checkpoint.manifest import (
 from checkpoint.run_record import RunRecord, read_run, write_run
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.inputs import Inputs, read_inputs
+from launch.trainer.rewinds import Rewind, write_rewinds
 from launch.trainer.run_folder import (
     StartPoint,
     config_digest,
@@ -71,7 +72,7 @@ def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
         run_key=read_run(config.run_dir).run_key,
         step=step,
         tokens_consumed=0,
-        samples_consumed=0,
+        samples_consumed=step * config.samples_per_step,
         world_size=2,
         zero_stage=3,
         dtype="float32",
@@ -322,3 +323,19 @@ def test_folder_of_a_data_run_is_refused(config: TrainConfig, inputs: Inputs) ->
     )
     with pytest.raises(TrainingError, match=r"^run_dir=.* is that of the data run 'web'; choose another run_dir$"):
         start(config, inputs)
+
+
+def test_data_that_rewinds_have_left_out_is_kept_and_must_be_known(config: TrainConfig, inputs: Inputs) -> None:
+    begin(config)
+    add_checkpoint(config, inputs, 50)
+    # by what this says the checkpoint of step 50, which has consumed 50 batches, would have consumed 53
+    write_rewinds(config.run_dir, [Rewind(spike_step=43, checkpoint_step=40, skipped_steps=3)])
+    with pytest.raises(TrainingError) as caught:
+        start(config, inputs, previous=config)
+    assert str(caught.value) == (
+        f"checkpoint step-00000050 has consumed 800 samples but by rewinds.json it would be 848; put that run's "
+        f"rewinds.json back into {config.run_dir}: it says which data was skipped"
+    )
+    later = Rewind(spike_step=53, checkpoint_step=50, skipped_steps=3)
+    write_rewinds(config.run_dir, [later])
+    assert start(config, inputs, previous=config).rewinds == (later,)

@@ -61,7 +61,7 @@ def checkpoints(train_config: Callable[..., TrainConfig], one_rank: None) -> Cal
 
 
 def save(checkpoints: Checkpoints, step: int, **what: Any) -> Path:
-    return checkpoints.save(engine(**what), step=step, validation_loss=1.5, probe=PROBE)
+    return checkpoints.save(engine(**what), step=step, samples_consumed=99, validation_loss=1.5, probe=PROBE)
 
 
 def test_save_is_complete_and_remembered(checkpoints: Callable[[Path], Checkpoints], tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_rank_that_lost_its_peer_does_not_blame_the_disk(
     widowed = engine(size_bytes=10)
     widowed.deepspeed.save_checkpoint = lose
     with pytest.raises(RuntimeError, match="closed by peer") as caught:
-        checkpoints(tmp_path / "run").save(widowed, step=7, validation_loss=1.5, probe=PROBE)
+        checkpoints(tmp_path / "run").save(widowed, step=7, samples_consumed=7, validation_loss=1.5, probe=PROBE)
     assert not isinstance(caught.value, TrainingError)
 
 
