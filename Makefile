@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-elastic test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -43,7 +43,10 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 
 test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself
 	$(BIN)/python -m pytest -m campaign -s --ignore=tests/pipeline/test_fault_campaign.py \
-	  --ignore=tests/pipeline/tokenizer/test_campaign.py
+	  --ignore=tests/pipeline/tokenizer/test_campaign.py --ignore=tests/integration/test_elastic_campaign.py
+
+test-elastic: $(READY)  ## 60 steps on two ranks, and the same killed and gone on with on one, three and two
+	$(BIN)/python -m pytest -m campaign -s tests/integration/test_elastic_campaign.py
 
 fuzz-encoding: export FUZZ_SECONDS ?= 3600
 fuzz-encoding: $(READY)  ## random texts through both encoding engines, for FUZZ_SECONDS=3600
@@ -73,7 +76,7 @@ format: $(READY)  ## ruff, in place
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
-	@for name in encoding filtering deduplication lost_work data_order loader loss activation_checkpointing training supervision; do \
+	@for name in encoding filtering deduplication lost_work data_order loader loss activation_checkpointing training supervision reshard; do \
 	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed

@@ -1,4 +1,4 @@
-"""`smollm2 checkpoint VERB`: list, verify, consolidate, export, prove, serve."""
+"""`smollm2 checkpoint VERB`: list, verify, consolidate, export, prove, reshard, serve."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from checkpoint.manifest import (
     step_name,
     verify_checkpoint,
 )
+from checkpoint.reshard import add_reshard_verb
 from checkpoint.run_record import read_run
 from checkpoint.tracking import TrackingError
 from configs.command import CommandParser, run_room
@@ -80,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         verbs, "prove", "load an export with transformers again and compare the loss", _prove, example="prove runs/demo"
     )
     _add_step(prove)
+    add_reshard_verb(partial(_add_verb, verbs), _step_of)
     _add_serve(verbs)
     return parser
 

@@ -36,7 +36,8 @@ class EventError(ValueError):
 class Event:
     """One line of the log.
 
-    kind "state": fields {"state": "running" | "finished" | "failed" | "killed", "reason": str?}
+    kind "state": fields {"state": "running" | "finished" | "failed" | "killed", "reason": str?}, and of an attempt
+        that goes on from another number of ranks {"resharded_from": int, "resharded_to": int}
     kind "params": fields {name: text or number}, the flat resolved config, once an attempt
     kind "metrics": fields {name: number}, at a step
     kind "checkpoint": fields {"path": str}, at a step

@@ -69,6 +69,13 @@ class Probe(Record):
     mean_negative_log_likelihood: float
 
 
+class ReshardedFrom(Record):
+    """The checkpoint, of another number of ranks, that one was made from."""
+
+    world_size: int = Field(ge=1)
+    manifest_digest: str
+
+
 class CheckpointManifest(Record):
     """All that is to be known of a checkpoint without opening its tensors."""
 
@@ -86,6 +93,7 @@ class CheckpointManifest(Record):
     model: dict[str, Any]
     validation_loss: float | None = None
     probe: Probe | None = None
+    resharded_from: ReshardedFrom | None = None
     files: tuple[FileRecord, ...]
 
 

@@ -258,7 +258,7 @@ class TrainConfig(_Settings):
     def accumulation_steps(self, *, world_size: int) -> int:
         """Micro-batches that each rank sums before a step.
 
-        Raises TrainingError, naming the nearest batches that work, if the batch does not divide.
+        Raises TrainingError, naming the nearest numbers of ranks and batches that work, if the batch does not divide.
         """
         unit = self.data.sequence_length * self.micro_batch_size * world_size
         if self.batch_tokens % unit:
@@ -267,9 +267,21 @@ class TrainConfig(_Settings):
             ranks = f" * {world_size} ranks" if world_size > 1 else ""
             raise TrainingError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of data.sequence_length * micro_batch_size{ranks} "
-                f"= {unit}; use {nearest}"
+                f"= {unit}; {self._nearest_world_sizes(world_size)}use {'batch_tokens=' if ranks else ''}{nearest}"
             )
         return self.batch_tokens // unit
+
+    def _nearest_world_sizes(self, world_size: int) -> str:
+        """The way out that leaves the batch as it is, if there is one."""
+        micro_batches, rest = divmod(self.batch_tokens, self.data.sequence_length * self.micro_batch_size)
+        if rest or world_size == 1:
+            return ""
+        below = max(ranks for ranks in range(1, world_size) if micro_batches % ranks == 0)
+        above = next((ranks for ranks in range(world_size + 1, micro_batches + 1) if micro_batches % ranks == 0), None)
+        return (
+            f"start {below}{f' or {above}' if above else ''} ranks, over which its {micro_batches} micro-batches of "
+            f"micro_batch_size={self.micro_batch_size} divide, or "
+        )
 
 
 def flatten(tree: Mapping[str, Any] | list[Any], prefix: str = "") -> dict[str, Any]:

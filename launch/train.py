@@ -74,7 +74,7 @@ def _record_collectives(config: TrainConfig) -> None:
 def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbeat: Heartbeat) -> int:
     try:
         inputs = read_inputs(config)
-        start = _start_point(config, ranks, inputs) if ranks.is_first else None
+        start = _start_point(config, inputs) if ranks.is_first else None
         from launch.trainer.attempt import run_attempt
 
         return run_attempt(config, ranks, console, inputs, start, heartbeat)
@@ -95,13 +95,13 @@ def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbea
     os._exit(code)
 
 
-def _start_point(config: TrainConfig, ranks: RankEnvironment, inputs: Inputs) -> StartPoint:
+def _start_point(config: TrainConfig, inputs: Inputs) -> StartPoint:
     """Rank 0 takes the folder and compares it with this start."""
     create_run_folder(config.run_dir)
     hold_lock(config.run_dir)
     file = config.run_dir / CONFIG_FILE
     previous = load(file, TrainConfig) if file.is_file() else None
-    return prepare_run(config, resolved=dump(config), previous=previous, inputs=inputs, world_size=ranks.world_size)
+    return prepare_run(config, resolved=dump(config), previous=previous, inputs=inputs)
 
 
 def _parser() -> argparse.ArgumentParser:

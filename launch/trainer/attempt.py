@@ -110,12 +110,15 @@ def _build(
         raise TrainingError(str(error)) from error
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)
+    resharded: dict[str, int] = {}
     if last_step is not None:
-        checkpoints.load(engine, step=last_step)
-        console.line(f"resuming from {step_name(last_step)}")
+        saved_by = checkpoints.load(engine, step=last_step)
+        if saved_by != ranks.world_size:
+            resharded = {"resharded_from": saved_by, "resharded_to": ranks.world_size}
+        console.line(f"resuming from {step_name(last_step)}{_told_reshard(config, **resharded)}")
     console.line(_headline(config, ranks, engine, attention))
     if events is not None:
-        events.write("state", step=start.step, state="running")
+        events.write("state", step=start.step, state="running", **resharded)
         events.write("params", step=start.step, **_parameters(config, ranks, engine, attention))
     return Trainer(
         config,
@@ -149,6 +152,15 @@ def _samples(config: TrainConfig, split: Split) -> PackedSamples:
     samples = PackedSamples(sources, seed=config.seed, sequence_length=length, split=split, shuffle=split == "train")
     samples.check_shards()
     return samples
+
+
+def _told_reshard(config: TrainConfig, *, resharded_from: int = 0, resharded_to: int = 0) -> str:
+    if not resharded_to:
+        return ""
+    return (
+        f", which {resharded_from} rank{'s' if resharded_from > 1 else ''} saved, resharded to {resharded_to}: "
+        f"{config.samples_per_step} samples a step and their order as before"
+    )
 
 
 def _headline(config: TrainConfig, ranks: RankEnvironment, engine: Engine, attention: str) -> str:

@@ -102,9 +102,7 @@ def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
     return descriptor
 
 
-def prepare_run(
-    config: TrainConfig, *, resolved: str, previous: TrainConfig | None, inputs: Inputs, world_size: int
-) -> StartPoint:
+def prepare_run(config: TrainConfig, *, resolved: str, previous: TrainConfig | None, inputs: Inputs) -> StartPoint:
     """Compare this start with what the folder holds, write what identifies the run, choose the checkpoint.
 
     `resolved` is the config as YAML; `previous` the one that the folder's config.yaml holds, if it has one.
@@ -120,7 +118,7 @@ def prepare_run(
         check_init_from(config)
     else:
         manifest = read_manifest(checkpoint_directory(run_dir, step))
-        _check_resume(config, manifest, record, rewinds, by_name=previous is not None, world_size=world_size)
+        _check_resume(config, manifest, record, rewinds, by_name=previous is not None)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
     if record is None or not _has_begun(run_dir):
         record = record or _new_record(config, inputs, run_key=uuid.uuid4().hex)
@@ -174,7 +172,6 @@ def _check_resume(
     rewinds: tuple[Rewind, ...],
     *,
     by_name: bool,
-    world_size: int,
 ) -> None:
     """Raises TrainingError, a line a difference, if the checkpoint is not one that this start may go on from.
 
@@ -199,11 +196,6 @@ def _check_resume(
         problems.append(
             f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "
             f"{consumed:,}; put that run's {REWINDS_FILE} back into {config.run_dir}: it says which data was skipped"
-        )
-    if manifest.world_size != world_size:
-        problems.append(
-            f"checkpoint {name} was saved by {manifest.world_size} ranks and this start has {world_size}; "
-            f"start it with {manifest.world_size} (launcher.ranks_per_node={manifest.world_size} on one node)"
         )
     if problems:
         raise TrainingError("\n".join(problems))

@@ -21,9 +21,11 @@ from checkpoint.manifest import (
     describe_files,
     partial_directory,
     publish_checkpoint,
+    read_manifest,
 )
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import is_lost_peer
+from launch.trainer.elastic import load_resharded
 from launch.trainer.engine import Engine
 from launch.trainer.inputs import Inputs
 from launch.trainer.ranks import RankEnvironment
@@ -72,12 +74,17 @@ class Checkpoints:
         self.last_step = step
         return checkpoint_directory(self._config.run_dir, step)
 
-    def load(self, engine: Engine, *, step: int) -> None:
-        """Weights, optimizer and counters of a verified checkpoint into a fresh engine."""
+    def load(self, engine: Engine, *, step: int) -> int:
+        """Weights, optimizer and counters of a verified checkpoint into an engine; returns how many ranks saved it."""
         folder = checkpoint_directory(self._config.run_dir, step)
-        loaded, _ = engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
-        if loaded is None or engine.deepspeed.global_steps != step:
-            raise RuntimeError(f"DeepSpeed did not load step {step} of {folder} (got {loaded})")
+        saved_by = read_manifest(folder).world_size
+        if saved_by == self._ranks.world_size:
+            engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
+        else:
+            load_resharded(engine, folder / ZERO_TAG, self._ranks)
+        if engine.deepspeed.global_steps != step:
+            raise RuntimeError(f"DeepSpeed did not load step {step} of {folder}")
+        return saved_by
 
     def _prepare(self, partial: Path, engine: Engine) -> None:
         """An empty partial folder on a disk with room, or the same error on every rank."""

@@ -9,7 +9,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("configs", "pipeline", "model", "launch", "checkpoint")
-CONTRACTS = ("pipeline.shards.format", "checkpoint.manifest", "checkpoint.run_record", "checkpoint.events")
+CONTRACTS = (
+    "pipeline.shards.format",
+    "checkpoint.manifest",
+    "checkpoint.run_record",
+    "checkpoint.events",
+    "checkpoint.extents",
+    "checkpoint.rank_file",
+    "checkpoint.zero3_layout",
+    "checkpoint.zero3_state",
+)
 MAY_IMPORT = {
     "configs": (),
     "model": (),

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["TORCHDYNAMO_DISABLE"] = "1"  # DeepSpeed's Newton–Schulz without the minute that it takes to compile
 warnings.filterwarnings("ignore")
 
 import deepspeed  # noqa: E402
 import torch  # noqa: E402
+from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # noqa: E402
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -104,6 +106,34 @@ def write_consolidation_variants(output: Path) -> None:
         torch.distributed.barrier()
 
 
+def muon_engine(*, sub_group_size: int = 40) -> Any:
+    """Muon for the two matrices of the middle, AdamW for the rest; sub-groups of one or two parameters."""
+    torch.manual_seed(0)
+    model = Uneven(tied=True)
+    matrices = [model.up.weight, model.down.weight]
+    others = [parameter for parameter in model.parameters() if all(parameter is not matrix for matrix in matrices)]
+    for parameter in model.parameters():
+        parameter.use_muon = any(parameter is matrix for matrix in matrices)
+    groups = [
+        {"params": matrices, "lr": 0.02, "momentum": 0.9, "weight_decay": 0.1, "use_muon": True},
+        {"params": others, "lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0, "use_muon": False},
+    ]
+    config = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 3, "sub_group_size": sub_group_size, "reduce_scatter": False},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    optimizer = MuonWithAuxAdam(groups, adam_optimizer=torch.optim.AdamW)
+    return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+
+
+def write_muon(folder: Path) -> None:
+    engine = muon_engine()
+    train(engine, torch.randint(0, 13, (2, 2, 8)))
+    engine.save_checkpoint(str(folder), tag="zero")
+
+
 def write_run(run: Path, *, tied: bool, dtype: str) -> None:
     """A run folder with checkpoints of steps 2 and 4 of a small SmolLM2, as the trainer writes it."""
     torch.manual_seed(1)
@@ -162,6 +192,7 @@ def main() -> None:
     deepspeed.init_distributed(dist_backend="gloo")
     write_consolidation_variants(output)
     if torch.distributed.get_world_size() == 2:
+        write_muon(output / "muon-float32")
         write_run(output / "run-float32", tied=False, dtype="float32")
         write_run(output / "run-bfloat16", tied=True, dtype="bfloat16")
     torch.distributed.destroy_process_group()

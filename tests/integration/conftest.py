@@ -143,18 +143,66 @@ def chain_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def start_training(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path) -> StartTraining:
-    """`start_training(run, "key=value", …, by_hand=False)`: the tiny run in folder `run`, as a user would start it."""
+def write_config(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path) -> Callable[[Path], Path]:
+    """The config of the tiny run in a folder, as a file."""
 
-    def start(run: Path, *overrides: str, by_hand: bool = False) -> Started:
+    def write(run: Path) -> Path:
         config = tmp_path_factory.mktemp("config") / "tiny.yaml"
         config.write_text(CONFIG.format(run=run, data=chain_dataset, steps=STEPS))
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus=2", f"--master_port={port}"]
+        return config
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def train_on_ranks(write_config: Callable[[Path], Path]) -> Callable[..., Ended]:
+    """`train_on_ranks(3, run, "key=value", …, records=DIR)`: the tiny run on so many ranks, without a launcher, which
+    would take longer than they; what each of them trained on is written to `records`."""
+
+    def train(ranks: int, run: Path, *overrides: str, records: Path) -> Ended:
+        records.mkdir()
+        script = str(Path(__file__).with_name("recorded_train.py"))
+        command = [sys.executable, script, str(write_config(run)), *overrides]
+        common = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+        common |= {"MASTER_PORT": _free_port(), "RECORDS": str(records), "PYTHONPATH": str(ROOT)}
+        common |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        common["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        pipe = subprocess.PIPE
+        started = [
+            subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+            )
+            for rank in range(ranks)
+        ]
+        said = [process.communicate() for process in started]
+        code = max(abs(process.returncode) for process in started)
+        return Ended(run, code, said[0][0], "".join(err for _, err in said), tuple(_events(run)))
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def start_training(write_config: Callable[[Path], Path]) -> StartTraining:
+    """`start_training(run, "key=value", …, by_hand=False)`: the tiny run in folder `run`, as a user would start it;
+    with `records` by hand on so many `ranks`, and what each of them trained on is written there."""
+
+    def start(
+        run: Path, *overrides: str, by_hand: bool = False, ranks: int = 2, records: Path | None = None
+    ) -> Started:
+        config = write_config(run)
+        deepspeed = [str(Path(sys.executable).with_name("deepspeed")), f"--num_gpus={ranks}"]
+        deepspeed.append(f"--master_port={_free_port()}")
         command = [*deepspeed, "--module", "launch.train"] if by_hand else [sys.executable, "-m", "launch", "train"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        if records is not None:
+            records.mkdir()
+            command = [*deepspeed, str(Path(__file__).with_name("recorded_train.py"))]
+            environment |= {"RECORDS": str(records), "PYTHONPATH": str(ROOT)}
         # ninja and deepspeed stand beside the interpreter
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         process = subprocess.Popen(
@@ -192,15 +240,12 @@ def _run_one_rank(script: str, job: dict[str, Any], folder: Path) -> dict[str, A
     import torch
 
     torch.save(job, folder / "job.pt")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     environment = os.environ | {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": _free_port(),
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
@@ -209,6 +254,12 @@ def _run_one_rank(script: str, job: dict[str, Any], folder: Path) -> dict[str, A
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert ended.returncode == 0, ended.stderr[-2000:]
     return dict(torch.load(folder / "out.pt"))
+
+
+def _free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def _chain(random: np.random.Generator) -> list[int]:

@@ -114,8 +114,19 @@ def test_batch_smaller_than_a_micro_batch_names_the_one_that_works() -> None:
 
 def test_batch_that_does_not_divide_over_the_ranks_is_refused() -> None:
     config = TrainConfig.model_validate(tree())
-    with pytest.raises(TrainingError, match=r"micro_batch_size \* 3 ranks = 768; use 768 or 1536"):
+    with pytest.raises(
+        TrainingError, match=r"micro_batch_size \* 3 ranks = 768; start 2 or 4 ranks, over .*"
+    ) as caught:
         config.accumulation_steps(world_size=3)
+    assert str(caught.value).endswith(
+        "over which its 4 micro-batches of micro_batch_size=4 divide, or use batch_tokens=768 or 1536"
+    )
+
+
+def test_more_ranks_than_micro_batches_name_the_most_that_work() -> None:
+    config = TrainConfig.model_validate(tree())
+    with pytest.raises(TrainingError, match=r"= 1280; start 4 ranks, over which .*, or use batch_tokens=1280"):
+        config.accumulation_steps(world_size=5)
 
 
 def test_accumulation_makes_up_the_batch() -> None:

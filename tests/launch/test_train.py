@@ -56,7 +56,8 @@ def test_rank_0_tells_the_users_mistake_in_one_line(config: Path, arguments: lis
 
 def test_batch_that_does_not_divide_over_the_ranks_is_one_line(config: Path) -> None:
     [line] = run_rank(0, config, world_size=3).stderr.splitlines()
-    assert "use 768 or 1536" in line
+    assert "start 2 or 4 ranks, over which its 4 micro-batches" in line
+    assert line.endswith("or use batch_tokens=768 or 1536")
 
 
 def test_other_ranks_leave_the_word_to_rank_0(config: Path) -> None:

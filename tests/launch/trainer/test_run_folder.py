@@ -49,10 +49,8 @@ def inputs(config: TrainConfig) -> Inputs:
     return replace(read_inputs(config), remarks=("of the data",))
 
 
-def start(
-    config: TrainConfig, inputs: Inputs, *, previous: TrainConfig | None = None, world_size: int = 2
-) -> StartPoint:
-    return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs, world_size=world_size)
+def start(config: TrainConfig, inputs: Inputs, *, previous: TrainConfig | None = None) -> StartPoint:
+    return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs)
 
 
 def begin(config: TrainConfig) -> None:
@@ -121,14 +119,6 @@ def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs:
     begun = start(config, inputs)
     assert begun.step == 0
     assert begun.remarks == ("passed over checkpoint step-00000050/zero/weights.pt: missing", "of the data")
-
-
-def test_other_number_of_ranks_is_refused_with_the_right_one(config: TrainConfig, inputs: Inputs) -> None:
-    add_checkpoint(config, inputs, 50)
-    with pytest.raises(
-        TrainingError, match=r"step-00000050 was saved by 2 ranks and this start has 1; start it with 2"
-    ):
-        start(config, inputs, world_size=1)
 
 
 def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: Inputs) -> None:
