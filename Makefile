@@ -39,7 +39,7 @@ demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, expor
 	@echo "            $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db"
 
 test: $(READY)  ## all tests that a machine with two cores and no GPU can run
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
 test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself
 	$(BIN)/python -m pytest -m campaign -s --ignore=tests/pipeline/test_fault_campaign.py \
