@@ -1,44 +1,32 @@
-"""`smollm2 checkpoint VERB`: list, verify, consolidate, export, prove, reshard, serve."""
+"""`smollm2 checkpoint VERB`: list, verify, consolidate, export, prove, reshard; the service's: `service_cli.py`."""
 
 from __future__ import annotations
 
 import argparse
-import logging
-import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING
 
-from checkpoint.export_folder import Export, find_export
+import configs
+from checkpoint.config import ServiceConfig
+from checkpoint.export_folder import Export, describe_proof, find_export
 from checkpoint.manifest import (
     CheckpointError,
     checkpoint_directory,
-    list_steps,
     read_manifest,
     step_name,
     verify_checkpoint,
 )
+from checkpoint.reading import hold_checkpoint
 from checkpoint.reshard import add_reshard_verb
-from checkpoint.run_record import read_run
-from checkpoint.tracking import TrackingError
+from checkpoint.service_cli import add_service_verbs, list_training_steps
 from configs.command import CommandParser, run_room
-
-if TYPE_CHECKING:
-    from checkpoint.service import RunReport
-
-logger = logging.getLogger(__name__)
-
-
-class _Stopped(BaseException):
-    """SIGTERM: what is under way is abandoned, and the next service does it again."""
+from configs.load import load
 
 
 def main() -> int:
     """Entry point of the room's command."""
-    return run_room(build_parser(), user_errors=(CheckpointError, TrackingError))
+    return run_room(build_parser(), user_errors=(CheckpointError,))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_step(prove)
     add_reshard_verb(partial(_add_verb, verbs), _step_of)
-    _add_serve(verbs)
+    add_service_verbs(verbs, _add_verb, _load_config)
     return parser
 
 
@@ -97,8 +85,7 @@ def _add_verb(
 ) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=purpose, description=purpose, epilog=f"example: smollm2 checkpoint {example}")
     parser.set_defaults(run=run)
-    if name != "serve":
-        parser.add_argument("run_directory", type=Path, metavar="RUN", help="a run folder, as the trainer makes it")
+    parser.add_argument("run_directory", type=Path, metavar="RUN", help="a run folder, as the trainer makes it")
     return parser
 
 
@@ -110,31 +97,14 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default=None, help="default: the training's")
 
 
-def _add_serve(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    serve = _add_verb(
-        verbs,
-        "serve",
-        "the service: ship events to MLflow, verify, export, prove and log checkpoints",
-        _serve,
-        example="serve --once runs",
-    )
-    serve.add_argument("runs_directory", type=Path, metavar="RUNS_DIR", help="a folder of run folders, or one of them")
-    serve.add_argument("--once", action="store_true", help="one pass, a summary, exit 1 if anything is wrong")
-    serve.add_argument("--every", action="store_true", help="export every checkpoint (default: the newest of a pass)")
-    serve.add_argument("--tracking-uri", metavar="URI", help="MLflow (default: sqlite:///RUNS_DIR/mlflow.db)")
-    serve.add_argument("--poll-seconds", type=_positive, default=30.0, metavar="S", help="between passes (default: 30)")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _load_config(arguments: argparse.Namespace, overrides: Sequence[str] = ()) -> ServiceConfig:
+    default = Path(configs.__file__).parent / "service" / "default.yaml"
+    return load(arguments.config or default, ServiceConfig, [*overrides, *arguments.overrides])
 
 
 def _list(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
-    steps = _steps_of(run)
+    steps = list_training_steps(run)
     if not steps:
         print(f"{run} has no complete checkpoint yet")
         return 0
@@ -161,11 +131,12 @@ def _describe_checkpoint(run: Path, step: int) -> str:
 
 def _verify(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
-    steps = _steps_of(run) if arguments.step == "all" else [_step_of(run, arguments.step)]
+    steps = list_training_steps(run) if arguments.step == "all" else [_step_of(run, arguments.step)]
     bad = False
     for step in steps:
         checkpoint = checkpoint_directory(run, step)
-        problems = verify_checkpoint(checkpoint)
+        with hold_checkpoint(checkpoint):
+            problems = verify_checkpoint(checkpoint)
         for problem in problems:
             bad = True
             print(f"{step_name(step)}: {problem}")
@@ -175,17 +146,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     return int(bad)
 
 
-def _steps_of(run: Path) -> list[int]:
-    """Raises CheckpointError if the folder is not that of a training run."""
-    record = read_run(run)
-    if record.kind == "data":
-        raise CheckpointError(f"{run} is a data run, which makes no checkpoints; it made {record.dataset}")
-    return list_steps(run)
-
-
 def _step_of(run: Path, wanted: int | str | None) -> int:
     """The step that the user names, or the newest. Raises CheckpointError if there is none such."""
-    steps = _steps_of(run)
+    steps = list_training_steps(run)
     if not steps:
         raise CheckpointError(f"{run} has no complete checkpoint yet; the trainer has not saved one")
     if wanted is None:
@@ -201,7 +164,8 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
     step = _step_of(run, arguments.step)
     dtype = as_dtype(arguments.dtype or read_manifest(checkpoint_directory(run, step)).dtype)
-    written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype)
+    with hold_checkpoint(checkpoint_directory(run, step)):
+        written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype)
     print(f"{arguments.output}: {written.total_parameters:,} parameters in {dtype}, {written.total_bytes:,} bytes")
     return 0
 
@@ -210,7 +174,9 @@ def _export(arguments: argparse.Namespace) -> int:
     from checkpoint.export import export_checkpoint
 
     run: Path = arguments.run_directory
-    return _tell(export_checkpoint(run, _step_of(run, arguments.step), dtype=arguments.dtype))
+    step = _step_of(run, arguments.step)
+    with hold_checkpoint(checkpoint_directory(run, step)):
+        return _tell(export_checkpoint(run, step, dtype=arguments.dtype))
 
 
 def _prove(arguments: argparse.Namespace) -> int:
@@ -224,77 +190,3 @@ def _tell(export: Export) -> int:
     print(f"export  {export.directory}")
     print(f"proof   {describe_proof(export)}")
     return 0 if export.passed else 1
-
-
-def describe_proof(export: Export) -> str:
-    """The verdict with its numbers, or with the reasons why it failed."""
-    proof = export.proof
-    if not export.passed:
-        return f"failed: {'; '.join(proof.reasons)}"
-    return (
-        f"passed: loss on the probe batch {proof.got:.4f} in transformers, {proof.expected:.4f} in the trainer, "
-        f"difference {abs(proof.difference or 0.0):.6f} (at most {proof.tolerance})"
-    )
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    from checkpoint.lock import exclusive_lock
-    from checkpoint.service import Service, ServiceSettings, find_runs
-
-    folder: Path = arguments.runs_directory
-    if not find_runs(folder) and arguments.once:
-        raise CheckpointError(
-            f"{folder} holds no run folder (none with run.json); `smollm2 launch train` makes one, and so does "
-            "`smollm2 pipeline run` with run_dir"
-        )
-    settings = ServiceSettings(
-        runs_directory=folder,
-        tracking_uri=arguments.tracking_uri,
-        poll_seconds=arguments.poll_seconds,
-        every=arguments.every,
-        **({"redraw_seconds": 0.0} if arguments.once else {}),
-    )
-    signal.signal(signal.SIGTERM, _stop)
-    try:
-        with exclusive_lock(folder / ".service.lock", busy=f"another service is at work in {folder}; end it first"):
-            service = Service(settings)
-            if arguments.once:
-                return _summarize(service.run_pass(), service.tracking_uri)
-            logger.info("watching %s, every %g s; MLflow: %s", folder, settings.poll_seconds, service.tracking_uri)
-            service.run_forever()
-    except _Stopped:
-        logger.info("stopped")
-        # to watch until the signal is the watcher's whole job; a single pass was cut short
-        return 128 + signal.SIGTERM if arguments.once else 0
-    return 0
-
-
-def _stop(signal_number: int, frame: FrameType | None) -> None:
-    raise _Stopped
-
-
-def _summarize(reports: list[RunReport], tracking_uri: str) -> int:
-    for report in reports:
-        print(report.run)
-        if report.kind == "data":
-            print(f"  dataset     {report.dataset}")
-            continue
-        print(f"  checkpoint  {report.checkpoint or 'none yet'}")
-        if report.exports:
-            print(f"  export      {report.exports[-1].directory}")
-            print(f"  proof       {describe_proof(report.exports[-1])}")
-        print(f"  loss curve  {report.loss_curve or 'none yet'}")
-    problems = [problem for report in reports for problem in report.problems]
-    for problem in problems:
-        print(f"problem: {problem}", file=sys.stderr)
-    print(f"open MLflow:  {_mlflow_command(tracking_uri)}")
-    return int(bool(problems))
-
-
-def _mlflow_command(tracking_uri: str) -> str:
-    if tracking_uri.startswith(("http://", "https://")):
-        return tracking_uri
-    program = Path(sys.executable).with_name("mlflow")
-    if program.is_relative_to(Path.cwd()):
-        program = program.relative_to(Path.cwd())
-    return f"{program} ui --backend-store-uri {tracking_uri}"

@@ -25,7 +25,13 @@ from checkpoint.consolidate import (
     write_file,
     write_weights,
 )
-from checkpoint.export_folder import PROOF_FILE, Export, find_export, quarantine_directory
+from checkpoint.export_folder import (
+    PROOF_FILE,
+    Export,
+    digest_export,
+    find_export_directory,
+    quarantine_directory,
+)
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import (
     MODEL_CONFIG_FILE,
@@ -76,12 +82,12 @@ def prove_export(run: Path, step: int) -> Export:
 
     Raises CheckpointError if the step has not been exported.
     """
-    found = find_export(run, step)
-    if found is None:
+    directory = find_export_directory(run, step)
+    if directory is None:
         raise CheckpointError(f"{step_name(step)} of {run} is not exported; run `smollm2 checkpoint export {run}`")
     manifest = read_manifest(checkpoint_directory(run, step))
     with _exclusive(run):
-        return _settle(found.directory, run, manifest, published=export_directory(run, step))
+        return _settle(directory, run, manifest, published=export_directory(run, step))
 
 
 def _exclusive(run: Path) -> AbstractContextManager[None]:
@@ -91,7 +97,9 @@ def _exclusive(run: Path) -> AbstractContextManager[None]:
 
 def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, published: Path) -> Export:
     """Prove a directory, write the proof into it, and give it the name that the verdict earns."""
-    proof = prove_directory(directory, checkpoint_directory(run, manifest.step))
+    # before the proof: what is changed while it runs is not what was proven
+    digests = digest_export(directory)
+    proof = prove_directory(directory, checkpoint_directory(run, manifest.step)).model_copy(update={"files": digests})
     # the directory may be published, and a proof cut short would spoil it
     write_durably(directory / PROOF_FILE, (proof.model_dump_json(indent=1) + "\n").encode())
     quarantine = quarantine_directory(run, manifest.step)

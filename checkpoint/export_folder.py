@@ -7,11 +7,12 @@ RUN/exports/.partial-step-00000100/      being built and proven; a crash leaves 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from checkpoint.manifest import CheckpointError, export_directory, exports_directory, step_name
 
@@ -19,7 +20,10 @@ PROOF_FILE = "proof.json"
 
 
 class ProofReport(BaseModel):
-    """What the proof found, in nats; `reasons` is empty exactly when the verdict is "passed"."""
+    """What the proof found, in nats; `reasons` is empty exactly when the verdict is "passed".
+
+    `files` are the digests of what was proven, by name: what differs from them is not what was proven.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,6 +38,7 @@ class ProofReport(BaseModel):
     dtype: str
     transformers_version: str
     torch_version: str
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,40 @@ def quarantine_directory(run: Path, step: int) -> Path:
 
 
 def find_export(run: Path, step: int) -> Export | None:
-    """The export of a step that was made before, published or quarantined; None if there is none."""
-    for directory in (export_directory(run, step), quarantine_directory(run, step)):
-        if directory.is_dir():
-            return Export(directory, read_proof(directory))
-    return None
+    """The export of a step that was made before, published or quarantined; None if there is none.
+
+    Raises CheckpointError if it has no readable proof.
+    """
+    directory = find_export_directory(run, step)
+    return None if directory is None else Export(directory, read_proof(directory))
+
+
+def find_export_directory(run: Path, step: int) -> Path | None:
+    """Where the export of a step is, whatever is in it; None if there is none."""
+    places = (export_directory(run, step), quarantine_directory(run, step))
+    return next((place for place in places if place.is_dir()), None)
+
+
+def describe_proof(export: Export) -> str:
+    """The verdict with its numbers, or with the reasons why it failed."""
+    proof = export.proof
+    if not export.passed:
+        return f"failed: {'; '.join(proof.reasons)}"
+    return (
+        f"passed: loss on the probe batch {proof.got:.4f} in transformers, {proof.expected:.4f} in the trainer, "
+        f"difference {abs(proof.difference or 0.0):.6f} (at most {proof.tolerance})"
+    )
+
+
+def digest_export(export: Path) -> dict[str, str]:
+    """The digests of an export's files by name, but for the proof's, which holds them."""
+    names = sorted(path.name for path in export.iterdir() if path.is_file() and not path.name.startswith("."))
+    return {name: digest_file(export / name) for name in names if name != PROOF_FILE}
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def read_proof(export: Path) -> ProofReport:
@@ -66,12 +100,10 @@ def read_proof(export: Path) -> ProofReport:
     try:
         return ProofReport.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{export} has no {PROOF_FILE}; remove the folder and export the step again") from None
+        raise CheckpointError(f"{export} has no {PROOF_FILE}; `smollm2 checkpoint prove` makes one") from None
     except (UnicodeDecodeError, ValidationError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise CheckpointError(
-            f"{path} is not a proof ({reason}); remove the folder and export the step again"
-        ) from None
+        raise CheckpointError(f"{path} is not a proof ({reason}); `smollm2 checkpoint prove` makes it again") from None
 
 
 def list_exports(run: Path) -> tuple[dict[int, Export], dict[int, str]]:

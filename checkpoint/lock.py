@@ -19,15 +19,19 @@ from checkpoint.manifest import CheckpointError
 from checkpoint.run_record import LOCK_FILE
 
 
+class LockBusyError(CheckpointError):
+    """Somebody else is at it; it says nothing of what is locked."""
+
+
 @contextmanager
 def exclusive_lock(path: Path, *, busy: str) -> Iterator[None]:
-    """Hold a lock file while the block runs. Raises CheckpointError with the text `busy` if another process has it."""
+    """Hold a lock file while the block runs. Raises LockBusyError with the text `busy` if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CheckpointError(busy) from None
+            raise LockBusyError(busy) from None
         yield
 
 

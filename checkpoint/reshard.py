@@ -41,6 +41,7 @@ from checkpoint.manifest import (
     write_durably,
 )
 from checkpoint.rank_file import write_rank_file
+from checkpoint.reading import hold_checkpoint
 from checkpoint.zero3_layout import model_file_name
 from checkpoint.zero3_state import Zero3State, rank_model_states, rank_optimizer_file, read_state
 
@@ -102,7 +103,8 @@ def add_reshard_verb(add_verb: Callable[..., ArgumentParser], step_of: Callable[
         source, world_size = arguments.run_directory, arguments.world_size
         step = step_of(source, arguments.step)
         output = arguments.output or resharded_directory(source, step, world_size=world_size)
-        made = reshard_checkpoint(source, step, output, world_size=world_size)
+        with hold_checkpoint(checkpoint_directory(source, step)):
+            made = reshard_checkpoint(source, step, output, world_size=world_size)
         kept = f", {made.kept} of them written by an attempt before" if made.kept else ""
         print(f"{made.directory}: {world_size} ranks, {made.files} files{kept}, {made.size_bytes:,} bytes")
         return 0

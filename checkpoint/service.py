@@ -1,233 +1,217 @@
-"""The checkpoint service: for each run folder, ship the events, then verify, export, prove and log checkpoints.
-
-A data run's folder holds no checkpoints: its events and its artefacts are shipped.
+"""The checkpoint service: looks at every run below a folder, and does what is missing, a job at a time.
 
 Its state is what is on the disk: an export that exists is done, one that is quarantined has been judged, a journal says
-how far a log was shipped. So it may be killed at any time and started again. Of the checkpoints newer than the newest
-export it takes the newest that can be exported, or with `every` all of them, the oldest first. A step that cannot is
-tried again after pauses that grow, a damaged one not before its manifest changes.
+how far a log was shipped. So it may be killed at any time and started again. Jobs run in processes of their own
+(`job_pool.py`); what is to be done is decided by `agenda.py`, when a failed job is tried again by `failures.py`.
+
+This file is the loop alone: it looks, submits, and takes down how jobs ended. It reads no tensor and no network.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import math
+import queue
+import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from checkpoint.consolidate import DamagedCheckpointError
-from checkpoint.events import events_file
-from checkpoint.export import export_checkpoint
-from checkpoint.export_folder import PROOF_FILE, Export, list_exports
-from checkpoint.lock import exclusive_lock
-from checkpoint.loss_curve import CURVE_FILE, draw_loss_curve
-from checkpoint.manifest import (
-    MANIFEST_FILE,
-    CheckpointError,
-    checkpoint_directory,
-    list_steps,
-    step_name,
-)
-from checkpoint.prove import ProofError
-from checkpoint.run_record import LOCK_FILE, RUN_FILE, RunKind, artifacts_directory, read_run
-from checkpoint.tracking import Tracker, TrackingError
+from checkpoint.config import ServiceConfig
+from checkpoint.job_pool import JobPool, JobRunner
+from checkpoint.jobs import Blame, Context, Job, JobKind, Outcome, describe_os_error
+from checkpoint.managed_run import ManagedRun
+from checkpoint.manifest import CheckpointError
+from checkpoint.run_record import RUN_FILE
+from checkpoint.status import Disk, JobCount, ServiceStatus
 
 logger = logging.getLogger(__name__)
 
 DATABASE_FILE = "mlflow.db"
 ARTIFACTS_FOLDER = "mlartifacts"
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 60.0, 3600.0  # between attempts to export a step that fails
-REDRAW_SECONDS = 300.0  # a log of millions of steps takes seconds to read
-
-
-@dataclass(frozen=True)
-class ServiceSettings:
-    """Where the runs are, where MLflow is (None: a database beside the runs), how often to look, what to export."""
-
-    runs_directory: Path
-    tracking_uri: str | None = None
-    poll_seconds: float = 30.0
-    every: bool = False
-    redraw_seconds: float = REDRAW_SECONDS
-
-
-@dataclass
-class RunReport:
-    """What a pass found and did in one run. `problems` are lines for the user; empty means all is well."""
-
-    run: Path
-    kind: RunKind = "training"
-    dataset: Path | None = None
-    checkpoint: Path | None = None
-    exports: list[Export] = field(default_factory=list)
-    loss_curve: Path | None = None
-    is_shipped: bool = False
-    problems: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why a step was not exported, and when to try again; `is_local` if this machine is to blame, not the step."""
-
-    reason: str
-    pause_s: float
-    retry_s: float
-    is_local: bool
+_TICK_S = 0.1  # between looks at running jobs
+_QUEUE_LENGTH = 100  # jobs that wait; a waiting job holds its run's lock, and open files are limited
+_MAX_REPEATS = 4  # of one job, when the service is to end by itself
+_SWEEP_S = 3600.0
+_SERVER_PAUSE_S = 60.0  # before a server that was away is asked again for the sake of another run
 
 
 class Service:
-    """Looks after the runs below one folder."""
+    """Looks after the runs below one folder. `runner` None: jobs in processes of their own."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self.settings = settings
-        folder = settings.runs_directory.resolve()
-        self.tracking_uri = settings.tracking_uri or f"sqlite:///{folder / DATABASE_FILE}"
+    def __init__(self, runs_directory: Path, config: ServiceConfig, *, runner: JobRunner | None = None) -> None:
+        self.runs_directory, self.config = runs_directory.resolve(), config
+        self.tracking_uri = config.tracking_uri or f"sqlite:///{self.runs_directory / DATABASE_FILE}"
         local = self.tracking_uri.startswith("sqlite:")
-        self._artifact_location = (folder / ARTIFACTS_FOLDER).as_uri() if local else None
-        self._tracker: Tracker | None = None
-        # by checkpoint and time of its manifest: a step that fails costs minutes, and terabytes are hashed once
-        self._failures: dict[tuple[Path, int], _Failure] = {}
+        self.context = Context(
+            config=config,
+            tracking_uri=self.tracking_uri,
+            artifact_location=(self.runs_directory / ARTIFACTS_FOLDER).as_uri() if local else None,
+        )
+        self._runner = runner or JobPool(self.context)
+        self._runs: dict[Path, ManagedRun] = {}
+        self._requests: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._server_is_away_until_s = 0.0
+        self._next_sweep_s = 0.0
+        self._next_scrub_s = 0.0
+        self._was_full = False
+        self._ended: Counter[tuple[JobKind, Blame]] = Counter()
+        self.status = ServiceStatus(started_s=time.time(), looked_s=0.0, runs=(), queue=(), disk=self._disk())
 
-    def run_pass(self) -> list[RunReport]:
-        """Look at every run once. A run's trouble is in its report and does not keep the others waiting."""
-        return [self._look_after(run) for run in find_runs(self.settings.runs_directory)]
+    def run_until_done(self) -> ServiceStatus:
+        """Look at every run and do what is to be done, until nothing is left that can be done now.
+
+        A job that comes again and again, because its run goes on, is left after some repeats.
+        """
+        try:
+            self.look()
+            self._take_requests()
+            while self._runner.unfinished():
+                if not self._go_on(max_repeats=_MAX_REPEATS):
+                    time.sleep(_TICK_S)
+            return self.status
+        finally:
+            self.close()
 
     def run_forever(self) -> None:
-        """Passes until SIGTERM or SIGINT. Trouble is told when it is new, not at every pass."""
-        said: dict[Path, list[str]] = {}
-        while True:
-            for report in self.run_pass():
-                for problem in report.problems:
-                    if problem not in said.get(report.run, []):
-                        logger.warning("%s", problem)
-                said[report.run] = report.problems
-            time.sleep(self.settings.poll_seconds)
-
-    def _look_after(self, run: Path) -> RunReport:
-        report = RunReport(run)
-        self._attempt(self._look_after_alone, report)
-        return report
-
-    def _look_after_alone(self, report: RunReport) -> None:
-        lock = report.run / "service" / LOCK_FILE
-        with exclusive_lock(lock, busy="another service looks after this run, so this one leaves it; end one of them"):
-            self._attempt(self._identify, report)
-            # a data run has neither checkpoints nor losses
-            of_checkpoints = () if report.kind == "data" else (self._export, self._redraw)
-            for stage in (self._ship_events, *of_checkpoints, self._ship_files):
-                self._attempt(stage, report)
-
-    def _attempt(self, stage: Callable[[RunReport], None], report: RunReport) -> None:
+        """Look again and again until the process is told to end. Trouble is told when it is new, not at every look."""
+        said: set[str] = set()
+        next_look_s = 0.0
         try:
-            stage(report)
-        except (CheckpointError, TrackingError) as error:
-            _tell(report, str(error))
-        except OSError as error:
-            _tell(report, _describe(error))
+            while True:
+                has_news = self._go_on()
+                if self._take_requests() or time.monotonic() >= next_look_s:
+                    has_news = self._look_again()
+                    next_look_s = time.monotonic() + self.config.poll_seconds
+                if has_news:
+                    problems = self.status.problems
+                    for problem in problems:
+                        if problem not in said:
+                            logger.warning("%s", problem)
+                    said = set(problems)
+                time.sleep(_TICK_S)
+        finally:
+            self.close()
 
-    def _identify(self, report: RunReport) -> None:
-        record = read_run(report.run)
-        report.kind = record.kind
-        report.dataset = Path(record.dataset) if record.dataset is not None else None
-
-    def _ship_events(self, report: RunReport) -> None:
-        self._connect().ship_events(report.run)
-        report.is_shipped = True
-
-    def _connect(self) -> Tracker:
-        if self._tracker is None:
-            self._tracker = Tracker(self.tracking_uri, artifact_location=self._artifact_location)
-        return self._tracker
-
-    def _export(self, report: RunReport) -> None:
-        steps = list_steps(report.run)
-        if steps:
-            report.checkpoint = checkpoint_directory(report.run, steps[-1])
-        known, unproven = list_exports(report.run)
-        report.exports = list(known.values())
-        for reason in unproven.values():
-            _tell(report, reason)
-        pending = [step for step in steps if step > max([*known, *unproven], default=-1)]
-        for step in pending if self.settings.every else reversed(pending):
-            outcome = self._export_step(report.run, step)
-            if isinstance(outcome, Export):
-                report.exports.append(outcome)
-                if not self.settings.every:
-                    break
-            else:
-                _tell(report, outcome.reason)
-                if outcome.is_local:
-                    break
-        if report.exports and not report.exports[-1].passed:
-            proof = report.exports[-1].proof
-            _tell(report, f"{step_name(proof.step)} failed its proof: {'; '.join(proof.reasons)}")
-
-    def _export_step(self, run: Path, step: int) -> Export | _Failure:
-        """Export, unless it failed lately: then the failure of that time."""
-        checkpoint = checkpoint_directory(run, step)
-        key = (checkpoint, (checkpoint / MANIFEST_FILE).stat().st_mtime_ns)
-        last = self._failures.get(key)
-        if last is not None and time.monotonic() < last.retry_s:
-            return last
-        pause_s = FIRST_PAUSE_S if last is None else min(2 * last.pause_s, LONGEST_PAUSE_S)
-        logger.info("%s: exporting %s", run, step_name(step))
+    def _look_again(self) -> bool:
+        """Whether the runs could be looked at: a file server that is away for a while does not end the service."""
         try:
-            export = export_checkpoint(run, step)
-        except DamagedCheckpointError as error:
-            reason, pause_s, is_local = str(error), math.inf, False
-        except CheckpointError as error:
-            reason, is_local = str(error), isinstance(error, ProofError)
+            self.look()
+            self.scrub_next()
+        except (CheckpointError, OSError) as error:
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            logger.warning("%s", reason)
+            return False
+        return True
+
+    def request(self, job: Job) -> None:
+        """Do a job soon, although it failed before or would not be due. May be called from any thread."""
+        self._requests.put(job)
+
+    def run_folders(self) -> tuple[Path, ...]:
+        """Those that were found at the last look. May be called from any thread."""
+        return tuple(self._runs)
+
+    def close(self) -> None:
+        """End the jobs; each is whole or absent on the disk."""
+        self._runner.close()
+        for run in self._runs.values():
+            run.release()
+
+    def look(self, *, max_repeats: int | None = None) -> None:
+        """Look at every run, and put what is due into the queue while that has room."""
+        sweeping = time.monotonic() >= self._next_sweep_s
+        if sweeping:
+            self._next_sweep_s = time.monotonic() + _SWEEP_S
+        self._look(self._find(), max_repeats=max_repeats, sweeping=sweeping)
+
+    def _find(self) -> list[ManagedRun]:
+        folders = find_runs(self.runs_directory)
+        for gone in self._runs.keys() - set(folders):
+            self._runs.pop(gone).release()
+        for new in set(folders) - self._runs.keys():
+            self._runs[new] = ManagedRun(new, self.config)
+        return [self._runs[folder] for folder in folders]
+
+    def _look(self, runs: Iterable[ManagedRun], *, max_repeats: int | None, sweeping: bool = False) -> None:
+        disk = self._disk()
+        for run in runs:
+            for job in run.look(percent_above_mark=disk.percent_above_mark, sweeping=sweeping):
+                if max_repeats is None or run.submissions[job] < max_repeats:
+                    self._submit(run, job)
+        self._tell(disk)
+
+    def _submit(self, run: ManagedRun, job: Job) -> None:
+        is_full = len(self._runner.unfinished()) >= _QUEUE_LENGTH
+        self._was_full = self._was_full or is_full
+        is_waited_for = job.kind == "ship" and time.monotonic() < self._server_is_away_until_s
+        if not is_full and not is_waited_for and run.begin(job):
+            self._runner.submit(job)
+
+    def _go_on(self, *, max_repeats: int | None = None) -> bool:
+        """Take down which jobs have ended, and look at their runs again; whether any has."""
+        ended = self._runner.poll()
+        touched: dict[Path, ManagedRun] = {}
+        for job, outcome in ended:
+            self._ended[job.kind, outcome.blame] += 1
+            if job.kind == "ship":
+                self._heed_server(outcome)
+            run = self._runs.get(job.run)
+            if run is not None:
+                run.end(job, outcome)
+                touched[job.run] = run
+        if self._was_full and len(self._runner.unfinished()) < _QUEUE_LENGTH // 2:
+            self._was_full = False
+            self.look(max_repeats=max_repeats)
+        elif touched:
+            self._look(touched.values(), max_repeats=max_repeats)
+        return bool(ended)
+
+    def _heed_server(self, outcome: Outcome) -> None:
+        """A dead server costs each run that asks it seconds: after one has, the others wait."""
+        away = outcome.blame == "machine"
+        self._server_is_away_until_s = time.monotonic() + _SERVER_PAUSE_S if away else 0.0
+
+    def _take_requests(self) -> bool:
+        had_any = False
+        while not self._requests.empty():
+            had_any = True
+            job = self._requests.get()
+            run = self._runs.get(job.run)
+            if run is not None and job not in run.jobs:
+                run.failures.forget(job)
+                self._submit(run, job)
+        return had_any
+
+    def scrub_next(self) -> None:
+        """Hash the checkpoint whose last hashing is longest ago, then wait as long as its size asks for."""
+        rate = self.config.scrub_bytes_per_second
+        if rate is None or time.monotonic() < self._next_scrub_s or self._runner.unfinished():
+            return
+        oldest = min((turn for run in self._runs.values() for turn in run.scrub_turns()), default=None)
+        if oldest is not None:
+            run = self._runs[oldest.run]
+            self._next_scrub_s = time.monotonic() + run.reader.size_bytes(oldest.step) / rate
+            self._submit(run, Job(kind="verify", run=oldest.run, step=oldest.step))
+
+    def _tell(self, disk: Disk) -> None:
+        self.status = ServiceStatus(
+            started_s=self.status.started_s,
+            looked_s=time.time(),
+            runs=tuple(self._runs[folder].status for folder in sorted(self._runs)),
+            queue=tuple(str(job) for job in self._runner.unfinished()),
+            ended_jobs=tuple(JobCount(kind=key[0], blame=key[1], count=count) for key, count in self._ended.items()),
+            disk=disk,
+        )
+
+    def _disk(self) -> Disk:
+        try:
+            usage = shutil.disk_usage(self.runs_directory)
         except OSError as error:
-            reason, is_local = _describe(error), True
-        else:
-            self._failures.pop(key, None)
-            return export
-        self._failures[key] = _Failure(reason, pause_s, time.monotonic() + pause_s, is_local)
-        return self._failures[key]
-
-    def _redraw(self, report: RunReport) -> None:
-        curve, log = report.run / CURVE_FILE, events_file(report.run)
-        drawn_s = curve.stat().st_mtime if curve.is_file() else 0.0
-        is_stale = log.is_file() and log.stat().st_mtime > drawn_s
-        if is_stale and time.time() - drawn_s >= self.settings.redraw_seconds:
-            draw_loss_curve(report.run)
-        report.loss_curve = curve if curve.is_file() else None
-
-    def _ship_files(self, report: RunReport) -> None:
-        if not report.is_shipped:
-            return  # a server that did not take the events would only be waited for once more
-        files = {
-            f"exports/{step_name(export.proof.step)}/{PROOF_FILE}": export.directory / PROOF_FILE
-            for export in report.exports
-        }
-        if report.loss_curve is not None:
-            files[CURVE_FILE] = report.loss_curve
-        folder = artifacts_directory(report.run)
-        files |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
-        tags = {}
-        if report.exports:
-            newest = report.exports[-1]
-            tags = {
-                "smollm2.export": str(newest.directory),
-                "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
-            }
-        self._connect().ship_files(report.run, files, tags=tags)
-
-
-def _tell(report: RunReport, text: str) -> None:
-    """Add a problem a line to the report; what several steps have in common once."""
-    lines = (f"{report.run}: {line}" for line in text.splitlines())
-    report.problems.extend(line for line in lines if line not in report.problems)
-
-
-def _describe(error: OSError) -> str:
-    what = f"{error.filename}: " if error.filename else ""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    fix = "free space, and the service goes on by itself" if full else "the service tries again"
-    return f"{what}{error.strerror or error}; {fix}"
+            raise CheckpointError(describe_os_error(error)) from None
+        retention = self.config.retention
+        mark = retention.disk_high_water_fraction if retention else None
+        return Disk(used_bytes=usage.used, total_bytes=usage.used + usage.free, high_water_fraction=mark)
 
 
 def find_runs(directory: Path) -> list[Path]:

@@ -33,6 +33,7 @@ from checkpoint.journal import (
     write_journal,
 )
 from checkpoint.lock import run_is_alive
+from checkpoint.manifest import CheckpointError
 from checkpoint.run_record import RunRecord, read_run
 
 EXPERIMENT = "smollm2"
@@ -44,7 +45,7 @@ _MAX_DATASET_DIGEST_CHARACTERS = 36
 _STATUS = {"running": "RUNNING", "finished": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
 
 
-class TrackingError(ValueError):
+class TrackingError(CheckpointError):
     """MLflow cannot be reached or does not take what it is sent; the next pass tries again."""
 
 

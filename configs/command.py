@@ -20,7 +20,7 @@ import runpy
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from configs.load import ConfigError
 
@@ -28,7 +28,7 @@ ROOMS = {
     "pipeline": "corpora to tokenized Arrow shards",
     "model": "what a model costs",
     "launch": "train, and write text with what was trained",
-    "checkpoint": "verify, consolidate, export, prove, serve",
+    "checkpoint": "verify, consolidate, export, prove, prune, publish, serve",
 }
 
 
@@ -51,6 +51,16 @@ def main() -> None:
 
 class CommandParser(argparse.ArgumentParser):
     """argparse whose complaints are one line each, with the nearest name for a misspelt one. Verbs inherit it."""
+
+    # the supertype overloads it for kinds of namespaces that no room has
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse takes no more `key=value` after an option (`VERB RUN --option key=value`); this does."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        if isinstance(getattr(parsed, "overrides", None), list):
+            late = [text for text in rest if "=" in text and not text.startswith("-")]
+            parsed.overrides = [*parsed.overrides, *late]
+            rest = [text for text in rest if text not in late]
+        return parsed, rest
 
     def error(self, message: str) -> NoReturn:
         # `overrides` may be left out, but argparse lists it with what may not

@@ -23,6 +23,7 @@ from checkpoint.manifest import (
     publish_checkpoint,
     read_manifest,
 )
+from checkpoint.reading import hold_checkpoint
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import is_lost_peer
 from launch.trainer.elastic import load_resharded
@@ -77,11 +78,13 @@ class Checkpoints:
     def load(self, engine: Engine, *, step: int) -> int:
         """Weights, optimizer and counters of a verified checkpoint into an engine; returns how many ranks saved it."""
         folder = checkpoint_directory(self._config.run_dir, step)
-        saved_by = read_manifest(folder).world_size
-        if saved_by == self._ranks.world_size:
-            engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
-        else:
-            load_resharded(engine, folder / ZERO_TAG, self._ranks)
+        # retention, at work beside the trainer, spares what is held
+        with hold_checkpoint(folder):
+            saved_by = read_manifest(folder).world_size
+            if saved_by == self._ranks.world_size:
+                engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
+            else:
+                load_resharded(engine, folder / ZERO_TAG, self._ranks)
         if engine.deepspeed.global_steps != step:
             raise RuntimeError(f"DeepSpeed did not load step {step} of {folder}")
         return saved_by

@@ -18,6 +18,7 @@ CONTRACTS = (
     "checkpoint.rank_file",
     "checkpoint.zero3_layout",
     "checkpoint.zero3_state",
+    "checkpoint.reading",
 )
 MAY_IMPORT = {
     "configs": (),

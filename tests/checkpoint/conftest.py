@@ -9,15 +9,22 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from checkpoint import export
+from checkpoint.config import ServiceConfig
 from checkpoint.events import EventWriter, events_file
 from checkpoint.export import export_checkpoint
+from checkpoint.jobs import Context, Job, Outcome, Performer
 from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, list_steps, read_manifest
+from checkpoint.prove import examine
 from checkpoint.run_record import RunKind, RunRecord, write_run
+from checkpoint.service import Service
 from checkpoint.tracking import Tracker
 
 WRITER = Path(__file__).with_name("zero3_writer.py")
@@ -123,6 +130,45 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     Tracker(f"sqlite:///{path}").client.search_experiments()
     return path
+
+
+@dataclass
+class InProcessJobs:
+    """The service's jobs without processes of their own, each of which would take seconds to load its libraries."""
+
+    context: Context
+    performed: list[Job] = field(default_factory=list)
+    waiting: list[Job] = field(default_factory=list)
+
+    def submit(self, job: Job) -> None:
+        self.waiting.append(job)
+
+    def poll(self) -> list[tuple[Job, Outcome]]:
+        jobs, self.waiting = self.waiting, []
+        self.performed += jobs
+        performer = Performer(self.context)
+        return [(job, performer.perform(job)) for job in jobs]
+
+    def unfinished(self) -> tuple[Job, ...]:
+        return tuple(self.waiting)
+
+    def close(self) -> None:
+        self.waiting.clear()
+
+
+@pytest.fixture
+def make_service(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
+    """`make_service(runs, exports="every")`: a service whose jobs and proofs run in this process."""
+    monkeypatch.setattr(
+        export, "prove_directory", lambda directory, checkpoint: examine(directory, read_manifest(checkpoint))
+    )
+
+    def make(runs: Path, **settings: Any) -> Service:
+        config = ServiceConfig.model_validate({"redraw_seconds": 0, **settings})
+        context = Service(runs, config).context
+        return Service(runs, config, runner=InProcessJobs(context))
+
+    return make
 
 
 @pytest.fixture

@@ -200,7 +200,9 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert line.startswith(f"smollm2 checkpoint: {message.format(**places)}")
 
 
-@pytest.mark.parametrize("verb", ["list", "verify", "consolidate", "export", "prove", "serve"])
+@pytest.mark.parametrize(
+    "verb", ["list", "verify", "consolidate", "export", "prove", "prune", "pin", "unpin", "publish", "serve"]
+)
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args([verb, "--help"])

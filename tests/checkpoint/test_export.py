@@ -144,7 +144,9 @@ def test_new_proof_replaces_the_old_one_at_once(exported_run: Path) -> None:
 
 def test_spoilt_proof_is_one_line(exported_run: Path) -> None:
     (export_directory(exported_run, 4) / "proof.json").write_bytes(b"\xff")
-    with pytest.raises(CheckpointError, match=r"proof\.json is not a proof \(.*0xff.*\); remove the folder"):
+    with pytest.raises(
+        CheckpointError, match=r"proof\.json is not a proof \(.*0xff.*\); `smollm2 checkpoint prove` makes"
+    ):
         find_export(exported_run, 4)
 
 
@@ -155,7 +157,7 @@ def test_proof_of_a_step_that_is_not_exported_says_what_to_run(make_run: RunMake
 
 def test_export_without_proof_is_not_taken_for_one(exported_run: Path) -> None:
     (export_directory(exported_run, 4) / "proof.json").unlink()
-    with pytest.raises(CheckpointError, match=r"has no proof\.json; remove the folder and export the step again"):
+    with pytest.raises(CheckpointError, match=r"has no proof\.json; `smollm2 checkpoint prove` makes one"):
         find_export(exported_run, 4)
 
 

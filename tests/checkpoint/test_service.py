@@ -1,4 +1,4 @@
-"""Passes of the service over real run folders."""
+"""The service over real run folders: what it does, what it tells, and what it leaves alone."""
 
 from __future__ import annotations
 
@@ -14,25 +14,20 @@ from typing import Any
 
 import pytest
 
-from checkpoint import export, service
+from checkpoint import export, failures
+from checkpoint import service as service_module
 from checkpoint.events import EventWriter, events_file
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
-from checkpoint.prove import ProofError, examine
-from checkpoint.service import DATABASE_FILE, RunReport, Service, ServiceSettings, find_runs
-from checkpoint.tracking import EXPERIMENT
+from checkpoint.prove import ProofError
+from checkpoint.service import DATABASE_FILE, Service, find_runs
+from checkpoint.status import RunStatus
+from checkpoint.tracking import EXPERIMENT, Tracker
 
 RunMaker = Callable[..., Path]
 ManifestEditor = Callable[..., None]
 LogWriter = Callable[..., None]
-
-
-@pytest.fixture(autouse=True)
-def prove_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same proof without a process of its own, which takes seconds to load transformers."""
-    monkeypatch.setattr(
-        export, "prove_directory", lambda directory, checkpoint: examine(directory, read_manifest(checkpoint))
-    )
+ServiceMaker = Callable[..., Service]
 
 
 @pytest.fixture(autouse=True)
@@ -42,19 +37,24 @@ def database(empty_database: Path, tmp_path: Path) -> None:
     shutil.copy(empty_database, tmp_path / "runs" / DATABASE_FILE)
 
 
-def one_pass(runs: Path, **settings: Any) -> RunReport:
-    (report,) = Service(ServiceSettings(runs, redraw_seconds=0, **settings)).run_pass()
-    return report
+def look(service: Service) -> tuple[RunStatus, list[str]]:
+    """What the service tells of its only run after it has done all that it can, and its problems."""
+    status = service.run_until_done()
+    (run,) = status.runs
+    return run, status.problems
 
 
-def exported_steps(report: RunReport) -> list[int]:
-    return [made.proof.step for made in report.exports]
+def exported_steps(run: RunStatus) -> list[int]:
+    return sorted(one.step for one in run.checkpoints if one.export == "proven")
+
+
+def performed(service: Service) -> list[str]:
+    return [job.what for job in service._runner.performed]  # type: ignore[attr-defined]
 
 
 def mlflow_run(runs: Path) -> Any:
-    tracker = Service(ServiceSettings(runs))._connect()
-    experiment = tracker.client.get_experiment_by_name(EXPERIMENT)
-    (run,) = tracker.client.search_runs([experiment.experiment_id])
+    client = Tracker(f"sqlite:///{runs / DATABASE_FILE}").client
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     return run
 
 
@@ -65,13 +65,12 @@ def spoil(run: Path, step: int) -> None:
     path.write_bytes(content)
 
 
-def test_pass_ships_exports_proves_draws_and_logs(make_run: RunMaker) -> None:
+def test_it_ships_exports_proves_draws_and_logs(make_run: RunMaker, make_service: ServiceMaker) -> None:
     run = make_run("float32")
-    report = one_pass(run.parent)
-    assert report.problems == []
-    assert report.checkpoint == checkpoint_directory(run, 4)
-    assert exported_steps(report) == [4]
-    assert report.loss_curve == run / "loss_curve.png"
+    told, problems = look(make_service(run.parent))
+    assert problems == []
+    assert exported_steps(told) == [4]
+    assert (told.state, told.is_shipped, told.checkpoints[0].verification) == ("finished", True, "whole")
     logged = mlflow_run(run.parent)
     assert logged.data.metrics["train/loss"] == 10 - 4 / 10
     assert logged.data.tags["smollm2.proof"] == "passed at step 4"
@@ -79,82 +78,130 @@ def test_pass_ships_exports_proves_draws_and_logs(make_run: RunMaker) -> None:
     assert stored == {"loss_curve.png", "proof.json"}
 
 
-def test_second_pass_exports_nothing_again(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_service_finds_nothing_to_do_but_to_ask_the_server(
+    make_run: RunMaker, make_service: ServiceMaker
+) -> None:
     run = make_run("float32")
-    one_pass(run.parent)
-    monkeypatch.setattr(service, "export_checkpoint", None)
-    report = one_pass(run.parent)
-    assert (report.problems, exported_steps(report)) == ([], [4])
+    look(make_service(run.parent))
+    second = make_service(run.parent)
+    told, problems = look(second)
+    assert (problems, exported_steps(told)) == ([], [4])
+    assert performed(second) == ["ship"]
 
 
-def test_every_exports_older_checkpoints_too(make_run: RunMaker) -> None:
-    assert exported_steps(one_pass(make_run("float32").parent, every=True)) == [2, 4]
+def test_nothing_is_done_twice_while_nothing_changes(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    service = make_service(make_run("float32").parent)
+    look(service)
+    done = performed(service)
+    look(service)
+    assert performed(service) == done
 
 
-def test_damaged_checkpoint_is_told_and_the_one_before_is_exported(make_run: RunMaker) -> None:
+def test_a_deleted_journal_is_made_again(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    look(make_service(run.parent))
+    shutil.rmtree(run / "service")
+    told, problems = look(make_service(run.parent))
+    assert (problems, exported_steps(told), told.checkpoints[0].verification) == ([], [4], "whole")
+    assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "passed at step 4"
+
+
+def test_every_exports_older_checkpoints_too(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    told, _ = look(make_service(make_run("float32").parent, exports="every"))
+    assert exported_steps(told) == [2, 4]
+
+
+def test_damaged_checkpoint_is_told_and_the_one_before_is_exported(
+    make_run: RunMaker, make_service: ServiceMaker
+) -> None:
     run = make_run("float32")
     spoil(run, 4)
-    report = one_pass(run.parent)
-    (problem,) = report.problems
-    assert "step-00000004/zero/" in problem
+    told, (problem,) = look(make_service(run.parent))
+    assert "export step-00000004: " in problem
     assert "contents changed" in problem
-    assert exported_steps(report) == [2]
+    assert exported_steps(told) == [2]
+    assert told.checkpoints[0].verification == "damaged"
+    assert told.troubles[0].is_final
 
 
-def test_spoilt_manifest_is_told_and_the_one_before_is_exported(make_run: RunMaker) -> None:
+def test_damaged_checkpoint_is_hashed_once_by_any_service(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    spoil(run, 4)
+    first = look(make_service(run.parent))[1]
+    second = make_service(run.parent)
+    assert look(second)[1] == first
+    assert performed(second) == ["ship"]
+
+
+def test_a_checkpoint_that_is_saved_again_is_tried_again(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    whole = shutil.copytree(checkpoint_directory(run, 4), run.parent.parent / "whole")
+    spoil(run, 4)
+    look(make_service(run.parent))
+    shutil.rmtree(checkpoint_directory(run, 4))
+    shutil.copytree(whole, checkpoint_directory(run, 4))
+    os.utime(checkpoint_directory(run, 4) / "manifest.json")
+    told, problems = look(make_service(run.parent))
+    assert (problems, exported_steps(told)) == ([], [2, 4])
+
+
+def test_spoilt_manifest_is_told_and_the_one_before_is_exported(make_run: RunMaker, make_service: ServiceMaker) -> None:
     run = make_run("float32")
     (checkpoint_directory(run, 4) / "manifest.json").write_text("{")
-    report = one_pass(run.parent)
-    (problem,) = report.problems
-    assert "is not a checkpoint manifest" in problem
-    assert exported_steps(report) == [2]
+    told, problems = look(make_service(run.parent))
+    assert "is not a checkpoint manifest" in problems[0]
+    assert exported_steps(told) == [2]
 
 
-def test_damaged_checkpoint_is_hashed_once(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run("float32")
-    spoil(run, 4)
-    looking = Service(ServiceSettings(run.parent))
-    first = looking.run_pass()[0].problems
-    monkeypatch.setattr(service, "export_checkpoint", None)
-    assert looking.run_pass()[0].problems == first
-
-
-def test_step_that_cannot_be_exported_hides_no_other(make_run: RunMaker, edit_manifest: ManifestEditor) -> None:
+def test_step_that_cannot_be_exported_hides_no_other(
+    make_run: RunMaker, make_service: ServiceMaker, edit_manifest: ManifestEditor
+) -> None:
     run = make_run("float32")
     edit_manifest(run, 4, probe=None)
-    report = one_pass(run.parent)
-    (problem,) = report.problems
+    told, (problem,) = look(make_service(run.parent))
     assert "step 4 has no probe" in problem
-    assert exported_steps(report) == [2]
+    assert exported_steps(told) == [2]
     assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "passed at step 2"
 
 
-def test_export_without_a_readable_proof_hides_no_other(make_run: RunMaker) -> None:
+@pytest.mark.parametrize("proof", [b"\xff", None])
+def test_export_without_a_readable_proof_is_proven_again(
+    make_run: RunMaker, make_service: ServiceMaker, proof: bytes | None
+) -> None:
     run = make_run("float32")
-    one_pass(run.parent, every=True)
-    (run / "exports" / "step-00000004" / "proof.json").write_bytes(b"\xff")
-    report = one_pass(run.parent)
-    (problem,) = report.problems
-    assert "proof.json is not a proof" in problem
-    assert exported_steps(report) == [2]
+    look(make_service(run.parent))
+    file = run / "exports" / "step-00000004" / "proof.json"
+    file.unlink()
+    if proof is not None:
+        file.write_bytes(proof)
+    told, problems = look(make_service(run.parent))
+    assert (problems, exported_steps(told)) == ([], [4])
+
+
+def test_export_that_is_changed_after_its_proof_is_proven_again(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    service = make_service(run.parent)
+    look(service)
+    config = run / "exports" / "step-00000004" / "config.json"
+    config.write_text(config.read_text().replace("10000.0", "100000.0"))
+    told, problems = look(service)
+    assert any("rope_theta is 100000.0, the trainer's is 10000.0" in problem for problem in problems)
+    assert (told.checkpoints[0].export, told.troubles[0].is_final) == ("quarantined", True)
+    assert not (run / "exports" / "step-00000004").exists()
 
 
 class Clock:
-    """Stands in for `time` in the service."""
+    """Stands in for `time` where the service decides when to try again."""
 
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def monotonic(self) -> float:
-        return self.now_s
+    now_s = 0.0
 
     def time(self) -> float:
-        return 0.0
+        return self.now_s
 
 
 @pytest.mark.parametrize("error", [ProofError("no transformers"), OSError(28, "No space left on device")])
-def test_failing_export_is_tried_again_after_growing_pauses(
-    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, error: Exception
+def test_what_the_machine_is_to_blame_for_is_tried_again_after_growing_pauses_and_never_given_up(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     run, clock, tried = make_run("float32"), Clock(), []
 
@@ -162,111 +209,260 @@ def test_failing_export_is_tried_again_after_growing_pauses(
         tried.append((clock.now_s, step))
         raise error
 
-    monkeypatch.setattr(service, "time", clock)
-    monkeypatch.setattr(service, "export_checkpoint", fail)
-    looking = Service(ServiceSettings(run.parent))
-    for now_s in (0, 30, 60, 90, 179, 180, 419, 420):
-        clock.now_s = now_s
-        (problem,) = looking.run_pass()[0].problems
+    monkeypatch.setattr(failures, "time", clock)
+    monkeypatch.setattr(export, "export_checkpoint", fail)
+    service = make_service(run.parent, jobs={"attempts": 2})
+    for clock.now_s in (0, 30, 60, 90, 179, 180, 419, 420):
+        told, (problem,) = look(service)
         assert str(error.args[-1]) in problem
-    # what is this machine's fault is not tried with step 2 as well
+        assert not told.troubles[0].is_final
+    # step 2 would fail for the same reason
     assert tried == [(0, 4), (60, 4), (180, 4), (420, 4)]
 
 
-def test_full_disk_says_to_free_space(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill(_: Path, step: int) -> None:
-        raise OSError(28, "No space left on device", "/model.safetensors")
+def test_what_the_job_is_to_blame_for_is_quarantined_after_its_attempts(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clock, tried = make_run("float32"), Clock(), []
 
-    monkeypatch.setattr(service, "export_checkpoint", fill)
-    run = make_run("float32")
-    assert one_pass(run.parent).problems == [
-        f"{run}: /model.safetensors: No space left on device; free space, and the service goes on by itself"
+    def fail(_: Path, step: int) -> None:
+        tried.append((clock.now_s, step))
+        raise CheckpointError(f"step {step} is odd")
+
+    monkeypatch.setattr(failures, "time", clock)
+    monkeypatch.setattr(export, "export_checkpoint", fail)
+    service = make_service(run.parent, jobs={"attempts": 2})
+    for clock.now_s in (0, 60, 1000, 100_000):
+        told, _ = look(service)
+    assert tried == [(0, 4), (0, 2), (60, 4), (60, 2)]
+    assert [(trouble.reason, trouble.is_final) for trouble in told.troubles] == [
+        ("step 4 is odd", True),
+        ("step 2 is odd", True),
     ]
 
 
-def test_run_that_another_service_looks_after_is_left_alone(new_run: RunMaker, write_log: LogWriter) -> None:
+def test_full_disk_says_to_free_space(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(_: Path, step: int) -> None:
+        raise OSError(28, "No space left on device", "/model.safetensors")
+
+    monkeypatch.setattr(export, "export_checkpoint", fill)
+    run = make_run("float32")
+    assert look(make_service(run.parent))[1] == [
+        f"{run.name}: export step-00000004: /model.safetensors: No space left on device; free space, and the service "
+        "goes on by itself"
+    ]
+
+
+def test_run_that_another_service_looks_after_is_left_alone(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
     held, free = new_run("held", run_key="1" * 32), new_run("free", run_key="2" * 32)
     for run in (held, free):
         write_log(run, steps=3)
     with exclusive_lock(held / "service" / ".lock", busy="held by the test"):
-        left, looked_after = Service(ServiceSettings(held.parent, redraw_seconds=0)).run_pass()[::-1]
-    assert left.problems == [f"{held}: another service looks after this run, so this one leaves it; end one of them"]
-    assert (left.is_shipped, left.loss_curve) == (False, None)
-    assert (looked_after.problems, looked_after.is_shipped) == ([], True)
+        status = make_service(held.parent).run_until_done()
+    looked_after, left = status.runs
+    assert status.problems == [
+        "held: the run: another service looks after this run, so this one leaves it; end one of them"
+    ]
+    assert (left.is_shipped, (held / "loss_curve.png").exists()) == (False, False)
+    assert looked_after.is_shipped
 
 
-def test_failed_proof_is_told_at_every_pass(make_run: RunMaker, edit_manifest: ManifestEditor) -> None:
+def test_failed_proof_is_told_at_every_look(
+    make_run: RunMaker, make_service: ServiceMaker, edit_manifest: ManifestEditor
+) -> None:
     run = make_run("float32")
     probe = read_manifest(checkpoint_directory(run, 4)).probe
     assert probe is not None
     edit_manifest(run, 4, probe=Probe(token_ids=probe.token_ids, mean_negative_log_likelihood=1.0))
     for _ in range(2):
-        (problem,) = one_pass(run.parent).problems
-        assert "step-00000004 failed its proof: loss" in problem
+        _, (problem,) = look(make_service(run.parent))
+        assert "export step-00000004: failed its proof: loss" in problem
     assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "failed at step 4"
 
 
-def test_dead_server_is_told_and_stops_nothing_else(make_run: RunMaker, free_port: Callable[[], str]) -> None:
+def test_dead_server_is_told_and_stops_nothing_else(
+    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], str]
+) -> None:
     run = make_run("float32")
-    report = one_pass(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}")
-    (problem,) = report.problems
+    told, (problem,) = look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))
     assert "did not answer or refused" in problem
-    assert exported_steps(report) == [4]
-    assert report.loss_curve is not None
+    assert exported_steps(told) == [4]
+    assert (run / "loss_curve.png").is_file()
 
 
-def test_proof_made_while_the_server_was_down_is_logged_later(make_run: RunMaker, free_port: Callable[[], str]) -> None:
+def test_dead_server_is_asked_for_one_run_and_not_for_each(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, free_port: Callable[[], str]
+) -> None:
+    for number in range(3):
+        write_log(new_run(f"run-{number}", run_key=str(number) * 32), steps=1)
+    service = make_service(run_folder := Path(new_run("last").parent), tracking_uri=f"http://127.0.0.1:{free_port()}")
+    # one job at a time, as in the lane of the real pool
+    service._runner.poll = one_at_a_time(service._runner)  # type: ignore[method-assign]
+    service.run_until_done()
+    assert performed(service).count("ship") <= 4
+    assert run_folder.is_dir()
+
+
+def one_at_a_time(runner: Any) -> Callable[[], Any]:
+    poll = runner.poll
+
+    def once() -> Any:
+        later, runner.waiting = runner.waiting[1:], runner.waiting[:1]
+        ended = poll()
+        runner.waiting = later
+        return ended
+
+    return once
+
+
+def test_proof_made_while_the_server_was_down_is_logged_later(
+    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], str]
+) -> None:
     run = make_run("float32")
-    one_pass(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}")
-    assert one_pass(run.parent).problems == []
+    look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))
+    shutil.rmtree(run / "service")  # the failure of another server's
+    assert look(make_service(run.parent))[1] == []
     assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "passed at step 4"
 
 
-def test_one_bad_run_does_not_keep_the_others_waiting(new_run: RunMaker, write_log: LogWriter) -> None:
+def test_one_bad_run_does_not_keep_the_others_waiting(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
     bad, good = new_run("bad", run_key="1" * 32), new_run("good", run_key="2" * 32)
     (bad / "run.json").write_text("{}")
     write_log(good, steps=3)
-    reports = Service(ServiceSettings(good.parent, redraw_seconds=0)).run_pass()
-    assert "is not a run record" in reports[0].problems[0]
-    assert reports[1].problems == []
-    assert reports[1].loss_curve is not None
+    status = make_service(good.parent).run_until_done()
+    assert "bad: the run: " in status.problems[0]
+    assert "is not a run record" in status.problems[0]
+    assert len(status.problems) == 1
+    assert (good / "loss_curve.png").is_file()
 
 
-def test_run_without_checkpoints_is_all_right(new_run: RunMaker) -> None:
-    report = one_pass(new_run().parent)
-    assert (report.problems, report.checkpoint, report.exports) == ([], None, [])
+def test_more_jobs_than_the_queue_holds_are_all_done(
+    new_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "_QUEUE_LENGTH", 2)
+    for number in range(7):
+        run = new_run(f"run-{number}", run_key=str(number) * 32)
+    status = make_service(run.parent).run_until_done()
+    assert [told.is_shipped for told in status.runs] == [True] * 7
+
+
+def test_run_folder_that_vanishes_is_forgotten(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
+    run, other = new_run("gone", run_key="1" * 32), new_run("stays", run_key="2" * 32)
+    write_log(run, steps=3)
+    service = make_service(run.parent)
+    service.run_until_done()
+    shutil.rmtree(run)
+    status = service.run_until_done()
+    assert ([told.name for told in status.runs], status.problems) == ([other.name], [])
+
+
+def test_run_without_checkpoints_is_all_right(new_run: RunMaker, make_service: ServiceMaker) -> None:
+    told, problems = look(make_service(new_run().parent))
+    assert (problems, told.checkpoint_count, told.checkpoints) == ([], 0, ())
 
 
 def test_data_run_is_shipped_with_its_artefacts_and_not_looked_at_for_checkpoints(
-    new_run: RunMaker, write_log: LogWriter, monkeypatch: pytest.MonkeyPatch
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
 ) -> None:
-    monkeypatch.setattr(service, "list_steps", None)
-    monkeypatch.setattr(service, "draw_loss_curve", None)
     run = new_run(kind="data")
     write_log(run, steps=1)
     (run / "artifacts").mkdir()
     (run / "artifacts" / "report.html").write_text("<p>")
     (run / "artifacts" / ".report.json.partial").write_text("{")
-    report = one_pass(run.parent)
-    assert (report.problems, report.kind, report.is_shipped) == ([], "data", True)
+    service = make_service(run.parent)
+    told, problems = look(service)
+    assert (problems, told.kind, told.is_shipped) == ([], "data", True)
+    assert performed(service) == ["ship"]
     assert mlflow_run(run.parent).info.status == "FINISHED"
     stored = {path.name for path in (run.parent / "mlartifacts").rglob("*") if path.is_file()}
     assert stored == {"report.html"}
 
 
-def test_curve_is_not_drawn_again_before_its_time(new_run: RunMaker, write_log: LogWriter) -> None:
+def test_curve_is_not_drawn_again_before_its_time(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
     run = new_run()
     write_log(run, steps=3, state="running")
-    looking = Service(ServiceSettings(run.parent, redraw_seconds=300))
-    looking.run_pass()
+    service = make_service(run.parent, redraw_seconds=300)
+    service.run_until_done()
     drawn_s = (run / "loss_curve.png").stat().st_mtime
     with EventWriter(events_file(run)) as log:
         log.write("metrics", step=4, **{"train/loss": 1.0})
-    looking.run_pass()
+    service.run_until_done()
     assert (run / "loss_curve.png").stat().st_mtime == drawn_s
     os.utime(run / "loss_curve.png", (drawn_s - 301, drawn_s - 301))
-    looking.run_pass()
+    service.run_until_done()
     assert (run / "loss_curve.png").stat().st_mtime > drawn_s - 301
+
+
+def test_checkpoints_are_pruned_by_the_config_after_the_export(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    service = make_service(run.parent, retention={"keep_last": 1})
+    assert look(service)[1] == []
+    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000004"]
+    assert performed(service).index("export step-00000004") < performed(service).index("prune")
+
+
+def test_nothing_is_pruned_without_a_rule(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    look(make_service(run.parent))
+    assert len(list((run / "checkpoints").glob("step-*"))) == 2
+
+
+def test_proven_exports_are_published_and_a_failing_destination_stops_nothing_else(
+    make_run: RunMaker, make_service: ServiceMaker, tmp_path: Path
+) -> None:
+    run = make_run("float32")
+    (tmp_path / "file").touch()
+    places = [str(tmp_path / "models"), str(tmp_path / "file" / "below")]
+    told, (problem,) = look(make_service(run.parent, publish_to=places))
+    assert problem.startswith(f"run-float32: publish step-00000004 to {places[1]}: ")
+    assert "Not a directory" in problem
+    assert told.checkpoints[0].published_to == (places[0],)
+    assert (tmp_path / "models" / "small-float32" / "latest").read_text() == "step-00000004\n"
+    (run / "service" / "published.json").unlink()
+    again = make_service(run.parent, publish_to=places[:1])
+    assert look(again)[0].checkpoints[0].published_to == (places[0],)
+    assert "publish step-00000004" in performed(again)[-1]
+
+
+def test_a_file_server_that_is_away_does_not_end_the_service(
+    new_run: RunMaker, make_service: ServiceMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = new_run()
+    service = make_service(run.parent)
+    run.parent.rename(run.parent.with_name("away"))
+    assert not service._look_again()
+    assert "does not exist" in caplog.text
+    run.parent.with_name("away").rename(run.parent)
+    assert service._look_again()
+
+
+def test_old_checkpoints_are_scrubbed_one_after_the_other(make_run: RunMaker, make_service: ServiceMaker) -> None:
+    run = make_run("float32")
+    look(make_service(run.parent))
+    spoil(run, 2)
+    service = make_service(run.parent, scrub_bytes_per_second=1e12)
+    for _ in range(3):
+        look(service)
+        service.scrub_next()
+    told, problems = look(service)
+    # the one that was never hashed comes first, and one that is damaged is not hashed again
+    assert [job for job in performed(service) if job.startswith("verify")] == [
+        "verify step-00000002",
+        "verify step-00000004",
+        "verify step-00000004",
+    ]
+    assert any("verify step-00000002" in problem and "contents changed" in problem for problem in problems)
+    assert told.checkpoints[1].verification == "damaged"
 
 
 def test_a_run_folder_may_be_named_itself(new_run: RunMaker) -> None:
@@ -284,7 +480,7 @@ def test_service_watches_until_sigterm_and_keeps_others_out(new_run: RunMaker, w
     run = new_run()
     write_log(run, steps=3)
     command = [sys.executable, "-m", "checkpoint", "serve", str(run.parent)]
-    with subprocess.Popen([*command, "--poll-seconds", "0.2"], stderr=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen([*command, "poll_seconds=0.2", "http.port=0"], stderr=subprocess.PIPE, text=True) as first:
         try:
             deadline_s = time.monotonic() + 120
             while not (run / "loss_curve.png").exists() and time.monotonic() < deadline_s:
@@ -296,4 +492,7 @@ def test_service_watches_until_sigterm_and_keeps_others_out(new_run: RunMaker, w
         told = first.stderr.read().splitlines()
     assert (first.returncode, told[-1]) == (0, "stopped")
     assert second.returncode == 2
-    assert second.stderr == f"smollm2 checkpoint: another service is at work in {run.parent}; end it first\n"
+    assert second.stderr.startswith(
+        f"smollm2 checkpoint: another service is at work in {run.parent} (process {first.pid} on "
+    )
+    assert second.stderr.endswith("; end it first\n")

@@ -1,0 +1,1 @@
+"""Where exports are published, one file a kind of place."""

@@ -1,0 +1,107 @@
+"""Which jobs of a run failed, how often, and when each is tried again: `RUN/service/failures.json`.
+
+The file may be deleted at any time: what failed is then tried again. A job of a checkpoint whose manifest has changed
+since begins anew.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from checkpoint.config import JobLimits
+from checkpoint.jobs import Blame, Job, Outcome
+from checkpoint.manifest import write_durably
+from checkpoint.verdicts import manifest_mtime_ns
+
+
+class Failure(BaseModel):
+    """Of one job. `retry_s` (Unix time) is None for one that is not tried again by itself: it is quarantined."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: Job
+    reason: str
+    blame: Blame
+    attempts: int
+    pause_s: float
+    retry_s: float | None
+    manifest_mtime_ns: int
+
+    @property
+    def is_quarantined(self) -> bool:
+        return self.retry_s is None
+
+
+_FAILURES = TypeAdapter(list[Failure])
+
+
+class Failures:
+    """Those of one run."""
+
+    def __init__(self, run: Path, limits: JobLimits) -> None:
+        self._file, self._run, self._limits = run / "service" / "failures.json", run, limits
+        self._failures = {failure.job: failure for failure in self._read()}
+
+    def all(self) -> tuple[Failure, ...]:
+        return tuple(self._failures.values())
+
+    def of(self, job: Job) -> Failure | None:
+        """The job's last failure, unless its checkpoint was replaced since."""
+        failure = self._failures.get(job)
+        if failure is None or failure.manifest_mtime_ns != self._mark(job):
+            return None
+        return failure
+
+    def may_run(self, job: Job) -> bool:
+        failure = self.of(job)
+        return failure is None or (failure.retry_s is not None and time.time() >= failure.retry_s)
+
+    def record(self, job: Job, outcome: Outcome) -> Failure | None:
+        """Take down how a job ended; the failure, if it failed."""
+        if outcome.blame == "nobody":
+            self.forget(job)
+            return None
+        last = self.of(job)
+        limits = self._limits
+        pause_s = limits.first_pause_s if last is None else min(2 * last.pause_s, limits.longest_pause_s)
+        # a full disk or a server that is away says nothing of the job: it is not counted
+        attempts = (last.attempts if last else 0) + (outcome.blame != "machine")
+        given_up = outcome.blame == "damage" or attempts >= limits.attempts
+        failure = Failure(
+            job=job,
+            reason=outcome.reason,
+            blame=outcome.blame,
+            attempts=attempts,
+            pause_s=pause_s,
+            retry_s=None if given_up else time.time() + pause_s,
+            manifest_mtime_ns=self._mark(job),
+        )
+        self._failures[job] = failure
+        self._write()
+        return failure
+
+    def forget(self, job: Job) -> None:
+        if self._failures.pop(job, None) is not None:
+            self._write()
+
+    def forget_all_but(self, steps: set[int]) -> None:
+        """Forget the jobs of steps that are gone."""
+        gone = [job for job in self._failures if job.step is not None and job.step not in steps]
+        for job in gone:
+            self.forget(job)
+
+    def _mark(self, job: Job) -> int:
+        return 0 if job.step is None else manifest_mtime_ns(self._run, job.step)
+
+    def _read(self) -> list[Failure]:
+        try:
+            return _FAILURES.validate_json(self._file.read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValidationError):
+            return []
+
+    def _write(self) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        write_durably(self._file, _FAILURES.dump_json(list(self._failures.values()), indent=1))

@@ -1,0 +1,140 @@
+"""Deletes the checkpoints of a run that `retention.py` decides against: a rename first, the removal after.
+
+A kill between the two leaves a hidden `.trash-step-…`, which the next pruning and the service's sweeper remove. The
+choice of what is whole comes from remembered verdicts, and from hashing where nothing is remembered, from the newest
+checkpoint down to the first that is whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint.config import RetentionConfig, ServiceConfig
+from checkpoint.export_folder import list_exports
+from checkpoint.lock import exclusive_lock
+from checkpoint.manifest import (
+    CheckpointError,
+    checkpoint_directory,
+    checkpoints_directory,
+    list_steps,
+    read_manifest,
+    sync_directory,
+)
+from checkpoint.pins import list_pins
+from checkpoint.reading import claim_checkpoint
+from checkpoint.retention import Candidate, Decision, decide
+from checkpoint.run_record import LOCK_FILE
+from checkpoint.verdicts import check, read_verdicts, valid_verdict
+from checkpoint.wanted import wanted_exports
+
+TRASH = ".trash-"
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What was decided, and which of the decisions were carried out."""
+
+    decisions: tuple[Decision, ...]
+    deleted: tuple[int, ...]
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(decision.size_bytes for decision in self.decisions if decision.step in self.deleted)
+
+
+def prune(run: Path, config: ServiceConfig) -> Pruned:
+    """Decide and delete. Raises CheckpointError if another process prunes the run."""
+    lock = checkpoints_directory(run) / LOCK_FILE
+    with exclusive_lock(lock, busy=f"another pruning of {run} is under way; wait for its end"):
+        empty_trash(run)
+        decisions = plan(run, config)
+        # the oldest first: a kill in between leaves what is worth more
+        gone = tuple(one.step for one in decisions if not one.is_kept and delete_checkpoint(run, one.step))
+    return Pruned(decisions, gone)
+
+
+def plan(run: Path, config: ServiceConfig) -> tuple[Decision, ...]:
+    """What `prune` would decide now; nothing is deleted, but checkpoints may be hashed."""
+    assert config.retention is not None
+    steps = list_steps(run)
+    wholeness = _wholeness(run, steps)
+    pins, wanted = list_pins(run), unproven_exports(run, steps, wholeness, config)
+    candidates = [
+        _candidate(run, step, is_whole=wholeness.get(step), is_pinned=step in pins, is_wanted_unproven=step in wanted)
+        for step in steps
+    ]
+    return decide(candidates, config.retention, bytes_to_free=_bytes_above_mark(run, config.retention))
+
+
+def unproven_exports(
+    run: Path, steps: Sequence[int], wholeness: dict[int, bool], config: ServiceConfig
+) -> frozenset[int]:
+    """Steps that are to be exported, and those whose export failed its proof: what they hold is still needed."""
+    exports, unreadable = list_exports(run)
+    possible = [step for step in steps if wholeness.get(step) is not False]
+    wanted = wanted_exports(possible, known={*exports, *unreadable}, exports=config.exports)
+    failed = {step for step, export in exports.items() if not export.passed}
+    return frozenset({*wanted, *failed, *unreadable})
+
+
+def delete_checkpoint(run: Path, step: int) -> bool:
+    """Whether it was deleted: not if somebody reads it or has pinned it by now."""
+    checkpoint = checkpoint_directory(run, step)
+    trash = checkpoint.with_name(f"{TRASH}{checkpoint.name}")
+    with claim_checkpoint(checkpoint) as is_free:
+        if not is_free or step in list_pins(run):
+            return False
+        checkpoint.rename(trash)
+        sync_directory(trash.parent)
+    shutil.rmtree(trash)
+    return True
+
+
+def empty_trash(run: Path) -> list[Path]:
+    """Remove what an interrupted deletion left; the folders that were found."""
+    found = sorted(checkpoints_directory(run).glob(f"{TRASH}*"))
+    for folder in found:
+        shutil.rmtree(folder)
+    return found
+
+
+def _wholeness(run: Path, steps: Sequence[int]) -> dict[int, bool]:
+    """Of every step that is known to be whole or not. The newest whole one is looked for until it is found."""
+    verdicts = read_verdicts(run)
+    known = {
+        step: not verdict.problems for step in steps if (verdict := valid_verdict(run, step, verdicts)) is not None
+    }
+    for step in reversed(steps):
+        if step not in known:
+            known[step] = not check(run, step).problems
+        if known[step]:
+            break
+    return known
+
+
+def _candidate(run: Path, step: int, *, is_whole: bool | None, is_pinned: bool, is_wanted_unproven: bool) -> Candidate:
+    checkpoint = checkpoint_directory(run, step)
+    with claim_checkpoint(checkpoint) as is_free:
+        is_being_read = not is_free
+    try:
+        manifest = read_manifest(checkpoint)
+    except CheckpointError:
+        # a spoilt manifest: nothing is known of it but that it is not whole
+        return Candidate(step, is_whole=False, is_pinned=is_pinned, is_being_read=is_being_read)
+    return Candidate(
+        step,
+        size_bytes=sum(record.size_bytes for record in manifest.files),
+        validation_loss=manifest.validation_loss,
+        is_whole=is_whole,
+        is_pinned=is_pinned,
+        is_wanted_unproven=is_wanted_unproven,
+        is_being_read=is_being_read,
+    )
+
+
+def _bytes_above_mark(run: Path, config: RetentionConfig) -> int:
+    usage = shutil.disk_usage(run)
+    return max(0, usage.used - int(config.disk_high_water_fraction * (usage.used + usage.free)))

@@ -1,0 +1,32 @@
+"""What a run sends to MLflow beside its log: proofs, the loss curve, artefacts, and tags that tell of the export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkpoint.export_folder import PROOF_FILE, list_exports
+from checkpoint.loss_curve import CURVE_FILE
+from checkpoint.manifest import step_name
+from checkpoint.run_record import artifacts_directory
+from checkpoint.tracking import Tracker
+
+
+def ship_run(tracker: Tracker, run: Path) -> None:
+    """Send all that is new. Raises TrackingError, with what was confirmed written down."""
+    tracker.ship_events(run)
+    exports = list(list_exports(run)[0].values())
+    files = {
+        f"exports/{step_name(export.proof.step)}/{PROOF_FILE}": export.directory / PROOF_FILE for export in exports
+    }
+    curve, folder = run / CURVE_FILE, artifacts_directory(run)
+    if curve.is_file():
+        files[CURVE_FILE] = curve
+    files |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
+    tags = {}
+    if exports:
+        newest = exports[-1]
+        tags = {
+            "smollm2.export": str(newest.directory),
+            "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
+        }
+    tracker.ship_files(run, files, tags=tags)

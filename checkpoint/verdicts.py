@@ -1,0 +1,78 @@
+"""What the hashing of checkpoints found, so that terabytes are not read again: `RUN/service/verdicts.json`.
+
+A verdict holds for the manifest that it was found with (its time of change). The file belongs to the service that
+holds the run's service lock; it may be deleted at any time, and the checkpoints are then hashed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, verify_checkpoint, write_durably
+from checkpoint.reading import hold_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Verdict(BaseModel):
+    """Of one checkpoint: what is wrong with it, a line a file, and when that was found (Unix time)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    manifest_mtime_ns: int
+    checked_s: float
+    problems: tuple[str, ...] = ()
+
+
+_VERDICTS = TypeAdapter(dict[int, Verdict])
+
+
+def verdicts_file(run: Path) -> Path:
+    return run / "service" / "verdicts.json"
+
+
+def read_verdicts(run: Path) -> dict[int, Verdict]:
+    """By step; nothing where the file is missing or spoilt."""
+    try:
+        return _VERDICTS.validate_json(verdicts_file(run).read_bytes())
+    except FileNotFoundError:
+        return {}
+    except ValidationError:
+        logger.warning("%s cannot be read; the checkpoints are hashed again", verdicts_file(run))
+        return {}
+
+
+def valid_verdict(run: Path, step: int, verdicts: dict[int, Verdict]) -> Verdict | None:
+    """The verdict of a step, if its manifest is still the one that it was found with."""
+    verdict = verdicts.get(step)
+    return verdict if verdict is not None and verdict.manifest_mtime_ns == manifest_mtime_ns(run, step) else None
+
+
+def manifest_mtime_ns(run: Path, step: int) -> int:
+    """0 if there is no manifest."""
+    try:
+        return (checkpoint_directory(run, step) / MANIFEST_FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def check(run: Path, step: int) -> Verdict:
+    """Hash a checkpoint and remember the verdict. Raises CheckpointError if it is not there."""
+    checkpoint = checkpoint_directory(run, step)
+    with hold_checkpoint(checkpoint):
+        mtime_ns = manifest_mtime_ns(run, step)
+        problems = tuple(str(problem) for problem in verify_checkpoint(checkpoint))
+    return remember(run, step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time(), problems=problems))
+
+
+def remember(run: Path, step: int, verdict: Verdict) -> Verdict:
+    """Write a verdict down, and forget those of steps that are gone."""
+    known = {old: kept for old, kept in read_verdicts(run).items() if manifest_mtime_ns(run, old)}
+    path = verdicts_file(run)
+    path.parent.mkdir(exist_ok=True)
+    write_durably(path, _VERDICTS.dump_json({**known, step: verdict}))
+    return verdict

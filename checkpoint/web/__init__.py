@@ -1,0 +1,1 @@
+"""The service's status page, JSON API and metrics."""

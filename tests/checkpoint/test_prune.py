@@ -1,0 +1,277 @@
+"""Pruning of real checkpoints: what is spared, what a kill leaves, and the command's words."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from checkpoint import prune as pruning
+from checkpoint.cli import main
+from checkpoint.config import ServiceConfig
+from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, read_manifest
+from checkpoint.pins import list_pins, pin, unpin
+from checkpoint.prune import delete_checkpoint, prune
+from checkpoint.reading import hold_checkpoint
+from checkpoint.sweep import sweep
+from checkpoint.verdicts import read_verdicts
+
+RunMaker = Callable[..., Path]
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def config(**retention: object) -> ServiceConfig:
+    return ServiceConfig.model_validate({"retention": {"keep_last": 1, **retention}})
+
+
+@pytest.fixture
+def run_of(exported_run: Path) -> Callable[..., Path]:
+    """`run_of(1, 2, 3)`: a run with copies of a real checkpoint as these steps; step 4 is exported and proven."""
+
+    def make(*steps: int) -> Path:
+        original = checkpoint_directory(exported_run, 4)
+        manifest = read_manifest(original)
+        for step in steps:
+            copy = checkpoint_directory(exported_run, step)
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(original, copy)
+            loss = 1.0 if step == 1 else 5.0
+            copied = manifest.model_copy(update={"step": step, "validation_loss": loss})
+            (copy / "manifest.json").write_text(copied.model_dump_json())
+        return exported_run
+
+    return make
+
+
+def damage(run: Path, step: int) -> None:
+    checkpoint = checkpoint_directory(run, step)
+    path = checkpoint / read_manifest(checkpoint).files[0].path
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
+def test_what_no_rule_keeps_is_deleted(run_of: Callable[..., Path]) -> None:
+    run = run_of(1, 2, 3)
+    pruned = prune(run, config())
+    assert pruned.deleted == (1, 2, 3)
+    assert pruned.freed_bytes == sum(one.size_bytes for one in pruned.decisions[:3])
+    assert list_steps(run) == [4]
+    assert list((run / "checkpoints").glob(".*")) == [run / "checkpoints" / ".lock"]
+
+
+def test_the_best_and_the_pinned_stay(run_of: Callable[..., Path]) -> None:
+    run = run_of(1, 2, 3)
+    pin(run, 3)
+    prune(run, config(keep_best=1))
+    assert list_steps(run) == [1, 3, 4]
+    unpin(run, 3)
+    prune(run, config(keep_best=1))
+    assert list_steps(run) == [1, 4]
+
+
+def test_the_newest_whole_one_stays_when_newer_ones_are_damaged(run_of: Callable[..., Path]) -> None:
+    run = run_of(1, 2, 3)
+    for step in (3, 4):
+        damage(run, step)
+    prune(run, config())
+    assert list_steps(run) == [2, 4]
+    assert {step: bool(verdict.problems) for step, verdict in read_verdicts(run).items()} == {
+        2: False,
+        3: True,
+        4: True,
+    }
+
+
+def test_nothing_is_deleted_where_nothing_is_whole(run_of: Callable[..., Path]) -> None:
+    run = run_of(2, 3)
+    for step in (2, 3, 4):
+        damage(run, step)
+    assert prune(run, config()).deleted == ()
+
+
+def test_one_whose_export_is_wanted_and_not_proven_stays(run_of: Callable[..., Path]) -> None:
+    run = run_of(2, 3, 5, 6)
+    every = ServiceConfig.model_validate({"exports": "every", "retention": {"keep_last": 1}})
+    # 4 is exported: 5 and 6 are still to come
+    assert prune(run, every).deleted == (2, 3, 4)
+    assert list_steps(run) == [5, 6]
+
+
+def test_one_whose_export_failed_its_proof_stays(run_of: Callable[..., Path]) -> None:
+    run = run_of(5, 6)
+    proven = run / "exports" / "step-00000004"
+    quarantined = proven.with_name(".quarantine-step-00000004")
+    proven.rename(quarantined)
+    proof = (quarantined / "proof.json").read_text()
+    (quarantined / "proof.json").write_text(proof.replace('"passed"', '"failed"'))
+    prune(run, config())
+    assert list_steps(run) == [4, 6]
+
+
+def hold(checkpoint: Path, has_it: Event, may_go: Event) -> None:
+    with hold_checkpoint(checkpoint):
+        has_it.set()
+        may_go.wait(60)
+
+
+def test_what_another_process_reads_stays_until_it_ends(run_of: Callable[..., Path]) -> None:
+    run = run_of(1, 2)
+    has_it, may_go = SPAWN.Event(), SPAWN.Event()
+    reader = SPAWN.Process(target=hold, args=(checkpoint_directory(run, 1), has_it, may_go))
+    reader.start()
+    assert has_it.wait(120)
+    assert prune(run, config()).deleted == (2,)
+    assert not delete_checkpoint(run, 1)  # decided before the reader came
+    assert reader.pid is not None
+    os.kill(reader.pid, signal.SIGKILL)
+    reader.join()
+    assert prune(run, config()).deleted == (1,)
+
+
+def test_what_was_deleted_cannot_be_held(run_of: Callable[..., Path]) -> None:
+    run = run_of(1)
+    prune(run, config())
+    with (
+        pytest.raises(CheckpointError, match="step-00000001 does not exist"),
+        hold_checkpoint(checkpoint_directory(run, 1)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_a_kill_while_deleting_leaves_trash_that_the_sweeper_removes(run_of: Callable[..., Path], files: int) -> None:
+    run = run_of(1, 2)
+    # the process is killed at the system call that removes a file
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from checkpoint.config import ServiceConfig\n"
+        "from checkpoint.prune import prune\n"
+        f"left = {files}\n"
+        "def audit(event, arguments):\n"
+        "    global left\n"
+        "    if event == 'os.remove':\n"
+        "        if left == 0:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        left -= 1\n"
+        "config = ServiceConfig.model_validate({'retention': {'keep_last': 1}})\n"
+        f"run = Path({str(run)!r})\n"
+        "sys.addaudithook(audit)\n"
+        "prune(run, config)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert [path.name for path in (run / "checkpoints").glob(".trash-*")] == [".trash-step-00000001"]
+    assert list_steps(run) == [2, 4]
+    assert sweep(run) == [run / "checkpoints" / ".trash-step-00000001"]
+    assert prune(run, config()).deleted == (2,)
+
+
+def test_two_prunings_of_a_run_are_one_too_many(run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(1)
+
+    def again(*_: object) -> None:
+        with pytest.raises(CheckpointError, match=r"another pruning of .* is under way; wait for its end"):
+            prune(run, config())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pruning, "plan", again)
+    with pytest.raises(KeyboardInterrupt):
+        prune(run, config())
+
+
+def test_a_disk_above_its_mark_takes_what_rules_keep_and_nothing_that_is_promised(
+    run_of: Callable[..., Path], mount_tmpfs: Callable[[str], Path]
+) -> None:
+    original = run_of(1, 2, 3)
+    pin(original, 2)
+    disk = mount_tmpfs("size=60m")
+    run = shutil.copytree(original, disk / "run")
+    usage = shutil.disk_usage(disk)
+    mark = (usage.used - 1) / usage.total
+    assert prune(run, config(keep_last=4)).deleted == ()
+    assert prune(run, config(keep_last=4, disk_high_water_fraction=mark)).deleted == (1,)
+    assert prune(run, config(keep_last=4, disk_high_water_fraction=0.0001)).deleted == (3,)
+    assert list_steps(run) == [2, 4]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["smollm2 checkpoint", *map(str, arguments)])
+    return main()
+
+
+def test_dry_run_explains_each_and_deletes_nothing(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(1, 2, 3)
+    pin(run, 2)
+    assert command(monkeypatch, "prune", run, "--dry-run", "retention.keep_last=1") == 0
+    lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
+    assert [(line[0], *line[3:]) for line in lines[1:-1]] == [
+        ("1", "delete", "no rule keeps it"),
+        ("2", "keep", "pinned"),
+        ("3", "delete", "no rule keeps it"),
+        ("4", "keep", "the newest, the newest that verified, one of the last 1"),
+    ]
+    assert " ".join(lines[-1]).startswith("would delete 2 of 4 checkpoints, ")
+    assert list_steps(run) == [1, 2, 3, 4]
+    assert command(monkeypatch, "prune", run, "retention.keep_last=1") == 0
+    assert "deleted 2 of 4 checkpoints" in capsys.readouterr().out
+    assert list_steps(run) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ("prune",),
+            "no rule says what to keep; give one, such as retention.keep_last=3, or a config with `retention:`",
+        ),
+        (("pin", "--step", "9"), "has no checkpoint of step 9; `smollm2 checkpoint list"),
+        (("unpin", "--step", "4"), "is not pinned; pinned: nothing"),
+        (("prune", "retention.keep_lst=1"), "unknown key retention.keep_lst; did you mean keep_last?"),
+    ],
+)
+def test_mistakes_are_one_line(
+    exported_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    words: str,
+) -> None:
+    verb, *rest = arguments
+    assert command(monkeypatch, verb, exported_run, *rest) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_pins_are_files_that_two_people_can_make(exported_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command(monkeypatch, "pin", exported_run, "--step", "4") == 0
+    assert command(monkeypatch, "pin", exported_run, "--step", "2") == 0
+    assert list_pins(exported_run) == {2, 4}
+    assert command(monkeypatch, "unpin", exported_run, "--step", "2") == 0
+    assert list_pins(exported_run) == {4}
+
+
+def test_the_sweeper_leaves_what_somebody_may_still_want(exported_run: Path) -> None:
+    folder = exported_run / "checkpoints"
+    young, old, only_copy = (folder / f".partial-step-0000000{number}" for number in (7, 8, 9))
+    for partial in (young, old, only_copy):
+        partial.mkdir()
+        (partial / "rank").touch()
+    (only_copy / "manifest.json").write_text("{}")
+    for partial in (old, only_copy):
+        for path in (*partial.iterdir(), partial):
+            os.utime(path, (0, 0))
+    unproven = exported_run / "exports" / ".partial-step-00000006"
+    unproven.mkdir()
+    assert sweep(exported_run) == [old, unproven]
+    assert young.is_dir()
+    assert only_copy.is_dir()
