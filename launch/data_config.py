@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from launch.settings import Settings
 
@@ -27,11 +27,14 @@ def is_url(path: Path | str) -> bool:
     return isinstance(path, str)
 
 
-def _path_or_url(given: Any) -> Any:
-    return Path(given) if isinstance(given, str) and "://" not in given else given
+def _path_or_url(given: Any) -> Path | str:
+    if not isinstance(given, str | Path):
+        raise ValueError(f"got {given!r}, wanted a folder or a URL")
+    return given if isinstance(given, str) and "://" in given else Path(given)
 
 
-DatasetPath = Annotated[Path | str, BeforeValidator(_path_or_url)]
+# not a union's own validation, which takes no Path where the config comes as JSON
+DatasetPath = Annotated[Path | str, PlainValidator(_path_or_url)]
 
 
 class SourceConfig(Settings):

@@ -240,6 +240,8 @@ def test_a_dataset_in_a_store_keeps_its_address_and_wants_a_cache(tmp_path: Path
     config = TrainConfig.model_validate(tree(data__sources=[remote, B], data__cache_dir="cache"))
     assert [source.path for source in config.data.sources] == ["s3://bucket/a", Path("y")]
     assert "s3://bucket/a" in dump(config)
+    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+    assert "got 7, wanted a folder or a URL" in message(data__sources=[{"name": "a", "path": 7}])
 
 
 def test_flatten_names_every_leaf() -> None:
