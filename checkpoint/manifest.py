@@ -77,13 +77,18 @@ class ReshardedFrom(Record):
 
 
 class CheckpointManifest(Record):
-    """All that is to be known of a checkpoint without opening its tensors."""
+    """All that is to be known of a checkpoint without opening its tensors.
+
+    `tokens_by_source` sums to `tokens_consumed`: what the run has read of each dataset by its name, of those that it no
+    longer reads too.
+    """
 
     format_version: int = FORMAT_VERSION
     run_key: str
     step: int = Field(ge=0)
     tokens_consumed: int = Field(ge=0)
     samples_consumed: int = Field(ge=0)
+    tokens_by_source: dict[str, int] = Field(default_factory=dict)
     world_size: int = Field(ge=1)
     zero_stage: int = Field(ge=0, le=3)
     dtype: str

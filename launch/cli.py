@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
-from checkpoint.run_record import CONFIG_FILE
+from checkpoint.run_record import CONFIG_FILE, read_run
 from configs.command import CommandParser, run_room
 from configs.load import load
 from launch.cluster.cli import add_cluster_verbs
@@ -17,7 +18,10 @@ from launch.cluster.launcher import LauncherError
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
 from launch.generate import GenerateError, add_generate_verb
+from launch.trace_report import format_document, format_step, trace_document, trace_step
+from launch.trainer.data_history import Period, read_history
 from launch.trainer.inputs import check_init_from, read_inputs
+from launch.trainer.rewinds import read_rewinds
 from launch.trainer.run_folder import check_same_run, create_run_folder, settle_finished_run
 from pipeline.shards.format import DatasetError
 
@@ -36,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
+    _add_trace(verbs)
     add_cluster_verbs(verbs)
     add_generate_verb(verbs)
     return parser
@@ -61,7 +66,41 @@ def _add_train(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         metavar="N",
         help="start again up to N times after a crash or a hang, and not after a mistake of yours (default: 0)",
     )
+    train.add_argument(
+        "--allow-change",
+        choices=["data"],
+        help="let a resume change its datasets or their mixture; each change is told, and goes into the run's history",
+    )
     train.set_defaults(run=_train)
+
+
+def _add_trace(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    verb = verbs.add_parser(
+        "trace",
+        help="which documents a step reads, and which steps read a document",
+        description="List the samples of a step of a run, past or to come: source, epoch, shard and documents. Or, the "
+        "other way round, the steps that see a document. Reads the run's config and its datasets, nothing else.",
+        epilog="example: smollm2 launch trace runs/demo --step 31",
+    )
+    verb.add_argument("run_dir", type=Path, metavar="RUN", help="a run's folder")
+    what = verb.add_mutually_exclusive_group(required=True)
+    what.add_argument("--step", type=int, metavar="N", help="a step, counted from 1")
+    what.add_argument("--document", metavar="ID", help="a document_id; reads the ids of all documents")
+    verb.add_argument("--json", action="store_true", help="print one JSON object")
+    verb.set_defaults(run=_trace)
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    run = arguments.run_dir
+    record, config = read_run(run), load(run / CONFIG_FILE, TrainConfig)
+    earlier = read_history(run, lambda path: load(path, TrainConfig))
+    periods = [*earlier, Period(config.steps, config, record.dataset_digests)]
+    if arguments.step is not None:
+        trace, text = trace_step(periods, arguments.step, read_rewinds(run)), format_step
+    else:
+        trace, text = trace_document(periods, arguments.document, read_rewinds(run)), format_document
+    print(json.dumps(trace) if arguments.json else text(trace))
+    return 0
 
 
 def _count(text: str) -> int:
@@ -75,7 +114,10 @@ def _train(arguments: argparse.Namespace) -> int:
     from launch.cluster.process import start_training
     from launch.cluster.supervisor import supervise
 
-    config = load(arguments.config, TrainConfig, arguments.overrides)
+    overrides = list(arguments.overrides)
+    if arguments.allow_change is not None:
+        overrides.append(f"allow_change={arguments.allow_change}")
+    config = load(arguments.config, TrainConfig, overrides)
     inputs = read_inputs(config)
     if config.launcher.ranks_per_node is not None and config.launcher.hostfile is None:
         # a lower bound: in an allocation there are more, and the ranks check again
@@ -90,7 +132,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     if step == 0:
         check_init_from(config)
-    start = partial(start_training, arguments.config, arguments.overrides, config.launcher, run_dir=config.run_dir)
+    start = partial(start_training, arguments.config, overrides, config.launcher, run_dir=config.run_dir)
     if not arguments.max_restarts:
         return start()
     return supervise(

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from launch.data_config import DataConfig
+from launch.settings import Settings
 from launch.supervision_config import GuardsConfig, ProfileConfig, WatchdogConfig
 from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
@@ -35,37 +37,7 @@ class LocalError(TrainingError):
     """A TrainingError that one rank found alone, so that it has to tell it itself."""
 
 
-class _Settings(BaseModel):
-    # what YAML may spell as .inf or .nan trains nothing, and shows only at the first step
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class SourceConfig(_Settings):
-    """One dataset of the mixture; weights are shares of the samples, relative to their sum."""
-
-    name: str = Field(min_length=1)
-    path: Path
-    weight: float = Field(default=1.0, gt=0)
-
-
-class DataConfig(_Settings):
-    """What is read: datasets made by the pipeline, packed into sequences of `sequence_length` tokens."""
-
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
-    sequence_length: int = Field(ge=2)
-    document_masking: bool = True
-    tokenizer: Path | None = None  # a tokenizer.json that every source must have been made with
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [source.name for source in self.sources]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"sources: the name {name!r} stands {names.count(name)} times; give each its own")
-        return self
-
-
-class OptimizerConfig(_Settings):
+class OptimizerConfig(Settings):
     """AdamW, or Muon for the layers' matrices and AdamW for the rest (`launch/trainer/optimizer.py`).
 
     Learning rates are the schedule's peaks. `muon_learning_rate` is the matrices' own, a size in another unit.
@@ -103,7 +75,7 @@ class OptimizerConfig(_Settings):
         return self
 
 
-class ScheduleConfig(_Settings):
+class ScheduleConfig(Settings):
     """The learning rate over the run. `decay_steps` is for wsd; cosine and linear decay from warmup to the end."""
 
     name: Literal["wsd", "cosine", "linear"] = "wsd"
@@ -118,7 +90,7 @@ class ScheduleConfig(_Settings):
         return self
 
 
-class ZeroConfig(_Settings):
+class ZeroConfig(Settings):
     """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them."""
 
     stage: int = 3
@@ -136,27 +108,36 @@ class ZeroConfig(_Settings):
         return self
 
 
-class CheckpointConfig(_Settings):
+class CheckpointConfig(Settings):
     """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM, SIGINT or SIGUSR1."""
 
     every_steps: int = Field(ge=1)
 
 
-class ValidationConfig(_Settings):
+class ContinuationConfig(Settings):
+    """Prompts that the model in training continues; temperature 0 takes the likeliest token, above 0 draws."""
+
+    prompts: tuple[str, ...] = Field(min_length=1, max_length=16)
+    max_new_tokens: int = Field(default=32, ge=1)
+    temperature: float = Field(default=0.0, ge=0)
+
+
+class ValidationConfig(Settings):
     """The loss over the first `sequences` of the validation split: before the first step, every `every_steps`, at the
-    last step."""
+    last step. Then also `samples`, if there are any."""
 
     every_steps: int = Field(ge=1)
     sequences: int = Field(ge=1)
+    samples: ContinuationConfig | None = None
 
 
-class LoggingConfig(_Settings):
+class LoggingConfig(Settings):
     """A line on the screen every `every_steps`; the event log has every step whatever this says."""
 
     every_steps: int = Field(default=10, ge=1)
 
 
-class LauncherConfig(_Settings):
+class LauncherConfig(Settings):
     """How `smollm2 launch train` starts DeepSpeed's launcher; `deepspeed` by hand does not read it.
 
     Without a hostfile: this machine, or the nodes of a Slurm allocation. None leaves the choice to the launcher.
@@ -171,11 +152,12 @@ class LauncherConfig(_Settings):
     ssh_port: int | None = Field(default=None, ge=1, le=65535)
 
 
-class TrainConfig(_Settings):
+class TrainConfig(Settings):
     """One training run, resolved. Raises pydantic's ValidationError with one message a problem."""
 
     run_dir: Path
     name: str = Field(min_length=1)
+    allow_change: Literal["none", "data"] = "none"  # what a resume may change of what the run is; never kept
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     init_from: Path | None = None
     model: SmolLM2Config
@@ -218,6 +200,14 @@ class TrainConfig(_Settings):
             raise ValueError(
                 f"data.sequence_length={length} is longer than model.max_position_embeddings={positions}; "
                 f"use at most {positions}"
+            )
+        last_sample = self.steps * self.samples_per_step
+        end = self.data.stage_ends()[-1] if self.data.stages else None
+        if end is not None and end < last_sample:
+            raise ValueError(
+                f"data.stages end at {self.data.stages[-1].until_tokens} tokens but steps={self.steps} of batch_tokens="
+                f"{self.batch_tokens} are {self.steps * self.batch_tokens}; leave until_tokens out of the last stage, "
+                f"or train at most {end // self.samples_per_step} steps"
             )
         ramps = self.schedule.warmup_steps + self.schedule.decay_steps
         if ramps > self.steps:

@@ -25,6 +25,7 @@ from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
+from launch.trainer.data_history import read_history
 from launch.trainer.guards import ReplicaError
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, read_inputs
@@ -100,8 +101,13 @@ def _start_point(config: TrainConfig, inputs: Inputs) -> StartPoint:
     create_run_folder(config.run_dir)
     hold_lock(config.run_dir)
     file = config.run_dir / CONFIG_FILE
-    previous = load(file, TrainConfig) if file.is_file() else None
-    return prepare_run(config, resolved=dump(config), previous=previous, inputs=inputs)
+    return prepare_run(
+        config,
+        resolved=dump(config.model_copy(update={"allow_change": "none"})),
+        previous=load(file, TrainConfig) if file.is_file() else None,
+        earlier=read_history(config.run_dir, lambda path: load(path, TrainConfig)),
+        inputs=inputs,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

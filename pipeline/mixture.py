@@ -25,15 +25,23 @@ class _Fields(BaseModel):
 
 
 class SourceFields(_Fields):
-    """`data.sources`: a dataset, and its share of the samples, relative to the sum of the weights."""
+    """`data.sources`: a dataset or its URL, and its share of the samples, relative to the sum of the weights."""
 
     name: str
-    path: Path
+    path: str
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+
+class StageFields(_Fields):
+    """`data.stages`: the weights by source up to a number of tokens of the run, None for the rest of it."""
+
+    until_tokens: int | None = Field(default=None, ge=1)
+    weights: dict[str, float]
 
 
 class DataFields(_Fields):
     sources: tuple[SourceFields, ...] = Field(min_length=1)
+    stages: tuple[StageFields, ...] = ()
     sequence_length: int = Field(ge=2)
 
 
@@ -57,10 +65,10 @@ class MixtureFields(_Fields):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Steps of one mixture; `weights` by source, in any scale."""
+    """Samples of one mixture; `weights` by source, in any scale. A stage may begin in the middle of a step."""
 
     name: str
-    steps: int
+    samples: int
     weights: Mapping[str, float]
 
     def share(self, source: str) -> Fraction:
@@ -101,14 +109,24 @@ class MixturePreview:
 
 
 def stages_of(config: MixtureFields) -> tuple[Stage, ...]:
-    """The stages of a run in their order. Training configs have one so far."""
-    return (Stage("all", config.steps, {source.name: source.weight for source in config.data.sources}),)
+    """The stages that the run reaches, in their order; one, called `all`, without `data.stages`."""
+    length = config.data.sequence_length
+    total = config.steps * (config.batch_tokens // length)
+    if not config.data.stages:
+        return (Stage("all", total, {source.name: source.weight for source in config.data.sources}),)
+    stages, begins = [], 0
+    for number, stage in enumerate(config.data.stages, start=1):
+        ends = total if stage.until_tokens is None else min(total, -(-stage.until_tokens // length))
+        if ends > begins:
+            stages.append(Stage(str(number), ends - begins, stage.weights))
+            begins = ends
+    return tuple(stages)
 
 
 def preview(config: MixtureFields) -> MixturePreview:
     """Datasets that are not made yet count as of unknown size. Raises DatasetError for a damaged manifest."""
     manifests = {
-        source.name: read_manifest(source.path) if (source.path / MANIFEST_FILE).is_file() else None
+        source.name: read_manifest(Path(source.path)) if (Path(source.path) / MANIFEST_FILE).is_file() else None
         for source in config.data.sources
     }
     length, stages = config.data.sequence_length, stages_of(config)
@@ -135,7 +153,7 @@ def preview(config: MixtureFields) -> MixturePreview:
 def _preview_source(
     name: str, tokens: int | None, *, stages: Sequence[Stage], sequence_length: int, samples_per_step: int
 ) -> SourcePreview:
-    samples = [stage.share(name) * stage.steps * samples_per_step for stage in stages]
+    samples = [stage.share(name) * stage.samples for stage in stages]
     # the last incomplete sample of an epoch is left out, and each needs the token after it
     size = None if tokens is None else max(0, tokens - 1) // sequence_length
     step, stage = (None, None) if not size else _first_repeat(name, size, stages, samples_per_step=samples_per_step)
@@ -152,13 +170,13 @@ def _preview_source(
 def _first_repeat(
     name: str, size: int, stages: Sequence[Stage], *, samples_per_step: int
 ) -> tuple[int, str] | tuple[None, None]:
-    left, first_step = Fraction(size), 1
+    left, begins = Fraction(size), 0
     for stage in stages:
-        a_step = stage.share(name) * samples_per_step
-        if left < a_step * stage.steps:
-            return first_step + int(left / a_step), stage.name
-        left -= a_step * stage.steps
-        first_step += stage.steps
+        share = stage.share(name)
+        if left < share * stage.samples:
+            return int((begins + left / share) / samples_per_step) + 1, stage.name
+        left -= share * stage.samples
+        begins += stage.samples
     return None, None
 
 
@@ -166,7 +184,9 @@ def _remarks(config: MixtureFields, manifests: Mapping[str, DatasetManifest | No
     remarks = []
     for source in config.data.sources:
         manifest = manifests[source.name]
-        if manifest is None:
+        if manifest is None and "://" in source.path:
+            remarks.append(f"{source.name}: {source.path} lies in a store, which is not asked; name a local copy of it")
+        elif manifest is None:
             remarks.append(f"{source.name}: {source.path} is not made yet; `smollm2 pipeline run` makes it")
         elif manifest.splits["train"].tokens <= config.data.sequence_length:
             remarks.append(

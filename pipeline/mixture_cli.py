@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from typing import Any
 
 from pipeline.config_arguments import add_config_arguments
@@ -36,7 +37,8 @@ def add_verbs(verbs: Any, *, load: LoadConfig) -> None:
 
 def lines(result: MixturePreview) -> Iterator[str]:
     """What the command prints."""
-    steps = sum(stage.steps for stage in result.stages)
+    ends = list(accumulate(stage.samples for stage in result.stages))
+    steps = -(-ends[-1] // result.samples_per_step)
     tokens_per_step = result.samples_per_step * result.sequence_length
     yield (
         f"{result.name}: {steps:,} steps of {result.samples_per_step:,} sequences of {result.sequence_length:,} "
@@ -48,8 +50,8 @@ def lines(result: MixturePreview) -> Iterator[str]:
             *(
                 [
                     stage.name,
-                    f"{sum(one.steps for one in result.stages[: index + 1]):,}",
-                    short_number(stage.steps * tokens_per_step),
+                    f"{-(-ends[index] // result.samples_per_step):,}",
+                    short_number(stage.samples * result.sequence_length),
                     *(short_number(source.tokens_by_stage[index]) for source in result.sources),
                 ]
                 for index, stage in enumerate(result.stages)

@@ -1,13 +1,25 @@
-"""A disk of a chosen size, for the tests of every room."""
+"""A disk of a chosen size and an object store, for the tests of every room."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+SERVER = """
+import sys, time
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture
@@ -30,3 +42,45 @@ def mount_tmpfs(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if mounted:
         subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture(scope="session")
+def endpoint() -> Iterator[str]:
+    pytest.importorskip("moto", reason="needs moto[server]")
+    pytest.importorskip("flask", reason="needs moto[server]")
+    pytest.importorskip("s3fs", reason="needs the extra s3")
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """`bucket.put(key, content)` in an empty bucket `data`; the environment names the server and holds credentials."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }.items():
+        monkeypatch.setenv(name, value)
+    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
+    import boto3
+    import fsspec
+
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="data")
+
+    class Bucket:
+        def put(self, key: str, content: bytes) -> None:
+            client.put_object(Bucket="data", Key=key, Body=content)
+
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    yield Bucket()
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

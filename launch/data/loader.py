@@ -1,8 +1,8 @@
 """Samples of a run by their index, and the background reader that hands each rank its micro-batches.
 
-Sample k of a run is a pure function of (seed, sources and weights, k):
+Sample k of a run is a pure function of (seed, sources and stages, k):
 
-    k → mixture → (source, j) → epoch, place = divmod(j, samples of the source)
+    k → schedule → (source, j) → epoch, place = divmod(j, samples of the source)
       → keyed permutation of (seed, source's name, epoch) → sample of the stream
 
 Step t trains on samples [t·G, (t+1)·G), and the world size only says which rank reads which of them. So the only state
@@ -25,11 +25,15 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.data.mixture import Mixture
-from launch.data.packing import IGNORED_LABEL, Batch, pack, sample_span, samples_in
+from launch.config import LocalError
+from launch.data.packing import Batch, pack, sample_span, samples_in
 from launch.data.permutation import Permutation
-from launch.data.shard_reader import TokenStream
-from pipeline.shards.format import Split, TokenizerRecord
+from launch.data.rank_order import node_sample_indices, rank_sample_indices
+from launch.data.read_ahead import ReadAhead
+from launch.data.schedule import Schedule, Stage
+from launch.data.shard_cache import ShardCache
+from launch.data.shard_reader import Remote, TokenStream
+from pipeline.shards.format import DatasetError, Split, TokenizerRecord
 
 Indices = NDArray[np.int64]
 
@@ -38,18 +42,23 @@ _LOCATED_AT_ONCE = 4096  # samples: below this numpy's cost a call outweighs the
 
 @dataclass(frozen=True)
 class Source:
-    """One dataset directory in a mixture. The name is part of the order: renaming a source reshuffles it."""
+    """One dataset directory in a mixture. The name is part of the order: renaming a source reshuffles it.
+
+    A dataset in an object store is `remote`, and `path` the mirror of it.
+    """
 
     name: str
     path: Path
     weight: float
+    remote: Remote | None = None
 
 
 class PackedSamples:
     """The samples of a run, addressed by their index from 0; there is no last one, sources begin new epochs.
 
-    With `shuffle=False` each source is read in stream order. That the sources go together, and each has a sample, is
-    the caller's to have checked (`launch/trainer/inputs.py`). Raises DatasetError for one that is missing.
+    `stages` say how the sources are mixed; without them their weights do, from the beginning to the end. With
+    `shuffle=False` each source is read in stream order. That the sources go together, and each has a sample, is the
+    caller's to have checked (`launch/trainer/inputs.py`). Raises DatasetError for one that is missing.
     """
 
     def __init__(
@@ -60,32 +69,52 @@ class PackedSamples:
         sequence_length: int,
         split: Split = "train",
         shuffle: bool = True,
+        stages: Sequence[Stage] = (),
     ) -> None:
         assert len({source.name for source in sources}) == len(sources) > 0, "a name says which order a source has"
         self.sources = tuple(sources)
         self.seed = seed
         self.sequence_length = sequence_length
         self.shuffle = shuffle
-        self._streams = [TokenStream(source.path, split) for source in sources]
-        self._sizes = [samples_in(stream.total_tokens, sequence_length) for stream in self._streams]
-        assert all(self._sizes), f"a source without a sample: {self._sizes}"
-        assert len({stream.tokenizer.digest for stream in self._streams}) == 1, "sources of different tokenizers"
-        self.mixture = Mixture([source.weight for source in sources])
-        self.tokenizer: TokenizerRecord = self._streams[0].tokenizer
+        self.streams = [TokenStream(source.path, split, remote=source.remote) for source in sources]
+        self.sizes = [samples_in(stream.total_tokens, sequence_length) for stream in self.streams]
+        assert all(self.sizes), f"a source without a sample: {self.sizes}"
+        assert len({stream.tokenizer.digest for stream in self.streams}) == 1, "sources of different tokenizers"
+        self.schedule = Schedule(stages or [Stage(None, tuple(source.weight for source in sources))])
+        self.tokenizer: TokenizerRecord = self.streams[0].tokenizer
+
+    @property
+    def cache(self) -> ShardCache | None:
+        """Of the sources in an object store, which have one together."""
+        return next((source.remote.cache for source in self.sources if source.remote is not None), None)
 
     @property
     def samples_before_repeat(self) -> int:
         """Samples before one of the sources begins its second epoch."""
-        return min(self.mixture.first_repeats(self._sizes))
+        return min(repeat for repeat in self.schedule.first_repeats(self.sizes) if repeat is not None)
 
     def locate(self, sample_indices: Indices) -> tuple[Indices, Indices]:
         """The source of each sample, by number, and which sample of that source's stream it is; same shape."""
-        sources, places = self.mixture.locate(np.asarray(sample_indices, dtype=np.int64))
+        sources, places = self.schedule.locate(np.asarray(sample_indices, dtype=np.int64))
         samples = np.empty_like(places)
         for source in np.unique(sources):
             chosen = sources == source
             samples[chosen] = self._order(int(source), places[chosen])
         return sources, samples
+
+    def sightings(self, source: int, sample: int, *, before: int) -> list[int]:
+        """Which samples of the run, of those before a number, are a sample of a source's stream: the inverse of
+        `locate`, an epoch each."""
+        found: list[int] = []
+        while True:
+            epoch = len(found)
+            place = sample
+            if self.shuffle:
+                place = int(self._permutation(source, epoch).invert(np.array([sample]))[0])
+            index = self.schedule.position(source, epoch * self.sizes[source] + place)
+            if index is None or index >= before:
+                return found
+            found.append(index)
 
     def read(self, sample_indices: Indices) -> Batch:
         """The samples as a batch, a row an index."""
@@ -95,44 +124,33 @@ class PackedSamples:
         """The batch of what `locate` found, a row each."""
         rows = np.empty((len(sources), self.sequence_length + 1), dtype=np.uint16)
         for row, source, sample in zip(rows, sources.tolist(), samples.tolist(), strict=True):
-            row[:] = self._streams[source].read(*sample_span(sample, self.sequence_length))
+            row[:] = self.streams[source].read(*sample_span(sample, self.sequence_length))
         return pack(rows, eos_token_id=self.tokenizer.eos_token_id)
 
     def check_shards(self) -> None:
         """Raises DatasetError naming the first shard that is missing or of another size than its manifest says."""
-        for stream in self._streams:
+        for stream in self.streams:
             stream.check_shards()
 
     def _order(self, source: int, places: Indices) -> Indices:
-        epochs, within = np.divmod(places, self._sizes[source])
+        epochs, within = np.divmod(places, self.sizes[source])
         if not self.shuffle:
             return within
         ordered = np.empty_like(within)
         for epoch in np.unique(epochs):
             chosen = epochs == epoch
-            key = _epoch_key(self.seed, self.sources[source].name, int(epoch))
-            ordered[chosen] = Permutation(self._sizes[source], key).apply(within[chosen])
+            ordered[chosen] = self._permutation(source, int(epoch)).apply(within[chosen])
         return ordered
 
-
-def rank_sample_indices(
-    step: int, *, samples_per_step: int, micro_batch_size: int, rank: int, world_size: int
-) -> Indices:
-    """What one rank reads in a step: sample indices [accumulation, micro_batch_size].
-
-    Micro-step m of rank r reads t·G + (m·world_size + r)·micro_batch_size + [0, micro_batch_size), so that the ranks
-    together read the step's samples in order. The step divides: `TrainConfig.accumulation_steps` sees to that.
-    """
-    together = micro_batch_size * world_size
-    assert samples_per_step % together == 0, f"{samples_per_step} samples in parts of {together}"
-    in_step = np.arange(samples_per_step, dtype=np.int64).reshape(-1, world_size, micro_batch_size)
-    return step * samples_per_step + in_step[:, rank, :]
+    def _permutation(self, source: int, epoch: int) -> Permutation:
+        return Permutation(self.sizes[source], _epoch_key(self.seed, self.sources[source].name, epoch))
 
 
 class Loader:
     """Micro-batches of one rank from a step on, without end, read ahead by a thread. A context manager.
 
-    An error of the thread is raised by `next`, there and ever after. `wait_time_s` is how long `next` has waited in
+    With `pin_memory` batches lie in page-locked memory, from which a copy to a CUDA device runs beside its work. An
+    error of the thread is raised by `next`, there and ever after. `wait_time_s` is how long `next` has waited in
     all: where it grows as fast as the clock, reading is what limits the run.
     """
 
@@ -145,16 +163,25 @@ class Loader:
         micro_batch_size: int,
         rank: int,
         world_size: int,
+        local_rank: int = 0,
+        local_size: int = 1,
         prefetch_batches: int = 2,
+        pin_memory: bool = False,
     ) -> None:
         self.wait_time_s = 0.0
         self._samples = samples
         self._first_indices = rank_sample_indices(
             0, samples_per_step=samples_per_step, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size
         )
+        self._rank = rank
         self._first_step = first_step
         self._samples_per_step = samples_per_step
+        self._micro_batches_read = 0
+        self._ahead = self._read_ahead_of_node(range(rank - local_rank, rank - local_rank + local_size), world_size)
+        if self._ahead is not None and local_rank == 0:
+            self._ahead.start()
         self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=prefetch_batches)
+        self._pin_memory = pin_memory
         self._error: Exception | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read_ahead, name="loader", daemon=True)
@@ -178,6 +205,8 @@ class Loader:
         """End the thread and wait for it; may be called twice."""
         self._closed.set()
         self._thread.join()
+        if self._ahead is not None:
+            self._ahead.close()
 
     def __enter__(self) -> Self:
         return self
@@ -187,11 +216,33 @@ class Loader:
     ) -> None:
         self.close()
 
+    def _read_ahead_of_node(self, ranks: range, world_size: int) -> ReadAhead | None:
+        """For datasets in an object store, whose cache then knows what these ranks read next."""
+        if self._samples.cache is None:
+            return None
+        micro_batch_size = self._first_indices.shape[1]
+        return ReadAhead(
+            self._samples,
+            self._samples.cache,
+            offsets=node_sample_indices(
+                samples_per_step=self._samples_per_step,
+                micro_batch_size=micro_batch_size,
+                ranks=ranks,
+                world_size=world_size,
+            ),
+            samples_per_step=self._samples_per_step,
+            step=lambda: self._first_step + self._micro_batches_read // len(self._first_indices),
+        )
+
     def _read_ahead(self) -> None:
         try:
             for sources, samples in self._located_micro_batches():
-                if not self._hand_over(self._samples.fetch(sources, samples)):
+                batch = self._samples.fetch(sources, samples)
+                self._micro_batches_read += 1
+                if not self._hand_over(batch.pinned() if self._pin_memory else batch):
                     return
+        except DatasetError as error:
+            self._hand_over(LocalError(f"rank {self._rank}: {error}"))
         except Exception as error:  # whatever it is, `next` raises it
             self._hand_over(error)
 
@@ -214,24 +265,6 @@ class Loader:
                 continue
             return True
         return False
-
-
-def validation_batches(
-    samples: PackedSamples, *, sequences: int, micro_batch_size: int, rank: int, world_size: int
-) -> Iterator[Batch]:
-    """One rank's share of the first sequences, each read by one rank once, whatever the world size.
-
-    Every rank gets equally many batches of equal shape, because every rank must join each forward pass of a sharded
-    model: rows beyond the last sequence have IGNORED_LABEL for all labels, and a mean must be taken over the others.
-    Fewer sequences are read if the split has fewer (`samples.samples_before_repeat`). Give samples with
-    `split="validation", shuffle=False`.
-    """
-    wanted = min(sequences, samples.samples_before_repeat)
-    for start in range(0, wanted, micro_batch_size * world_size):
-        indices = start + rank * micro_batch_size + np.arange(micro_batch_size, dtype=np.int64)
-        batch = samples.read(np.minimum(indices, wanted - 1))
-        batch.labels[indices >= wanted] = IGNORED_LABEL
-        yield batch
 
 
 @lru_cache(maxsize=4096)

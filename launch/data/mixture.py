@@ -10,7 +10,7 @@ comes first finds it, as for any unit jobs with release times and deadlines (on 
 progress of Baruah, Cohen, Plaxton and Varvel, Algorithmica 15, 1996). The source is spread as evenly as it can be,
 rather than drawn: a run of any length sees the mixture that its config names, to within one sample a source.
 
-A stage with other weights is another `Mixture`, counted from the sample where it begins.
+A stage with other weights is another `Mixture`, counted from the sample where it begins (`schedule.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,9 @@ class Mixture:
         self.period = sum(self.weights)
         self._counts = np.array(self.weights, dtype=np.int64)
         self._source_of_slot = _fair_table(self.weights)
-        self._slots_of_source = [np.flatnonzero(self._source_of_slot == i) for i in range(len(self.weights))]
+        # the slots of each source, ascending: one sort for all of them
+        by_source = np.argsort(self._source_of_slot, kind="stable")
+        self._slots_of_source = np.split(by_source, np.cumsum(self._counts)[:-1])
         self._index_of_slot = np.empty(self.period, dtype=np.int64)
         for slots in self._slots_of_source:
             self._index_of_slot[slots] = np.arange(len(slots))
@@ -54,9 +57,11 @@ class Mixture:
         tables, occurrence = divmod(index, self.weights[source])
         return tables * self.period + int(self._slots_of_source[source][occurrence])
 
-    def first_repeats(self, sizes: Sequence[int]) -> list[int]:
-        """For each source, of so many samples an epoch, the sample of the run that begins its second epoch."""
-        return [self.position(source, size) for source, size in enumerate(sizes)]
+    def counts(self, samples: int) -> NDArray[np.int64]:
+        """How many of the first samples are each source's."""
+        tables, slot = divmod(samples, self.period)
+        within = [np.searchsorted(slots, slot) for slots in self._slots_of_source]
+        return tables * self._counts + np.array(within, dtype=np.int64)
 
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
@@ -81,7 +86,8 @@ def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(slots)
 
 
-def _fair_table(weights: Sequence[int]) -> NDArray[np.int64]:
+@lru_cache(maxsize=32)  # training, validation and the checks before them ask for the same
+def _fair_table(weights: tuple[int, ...]) -> NDArray[np.int64]:
     """The source of each slot of one period: of the samples that may come now, the one with the nearest deadline."""
     period = sum(weights)
     table = np.empty(period, dtype=np.int64)
@@ -97,4 +103,5 @@ def _fair_table(weights: Sequence[int]) -> NDArray[np.int64]:
         table[slot] = source
         if index + 1 < weights[source]:
             heapq.heappush(waiting, ((index + 1) * period // weights[source], source, index + 1))
+    table.flags.writeable = False
     return table

@@ -13,13 +13,15 @@ Nothing is padded or cut to fit. Does not read shards. Imports torch for a batch
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
+
+Place = TypeVar("Place", int, NDArray[np.int64])
 
 IGNORED_LABEL = -100  # what PyTorch's and Hugging Face's losses leave out; only rows that fill up a validation batch
 
@@ -38,14 +40,18 @@ class Batch:
     labels: torch.Tensor
     document_ids: torch.Tensor
 
+    def pinned(self) -> Batch:
+        """The same in page-locked memory."""
+        return Batch(self.input_ids.pin_memory(), self.labels.pin_memory(), self.document_ids.pin_memory())
+
 
 def samples_in(total_tokens: int, sequence_length: int) -> int:
     """Samples of an epoch: the last incomplete one is left out."""
     return max(0, total_tokens - 1) // sequence_length
 
 
-def sample_span(index: int, sequence_length: int) -> tuple[int, int]:
-    """First id and the one after the last of a sample, as places in the stream."""
+def sample_span(index: Place, sequence_length: int) -> tuple[Place, Place]:
+    """First id and the one after the last of a sample, or of many, as places in the stream."""
     start = index * sequence_length
     return start, start + sequence_length + 1
 

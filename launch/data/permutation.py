@@ -12,6 +12,7 @@ of four would make three in four walk. Statistical quality is what is wanted her
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import isqrt
 
 import numpy as np
@@ -24,6 +25,9 @@ _MASK = (1 << 64) - 1
 _MULTIPLIER = np.uint64(0xFF51AFD7ED558CCD)  # MurmurHash3's 64-bit finaliser
 _SHIFT = np.uint64(33)
 _HALF = np.uint64(32)
+
+
+_Step = Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
 
 
 class Permutation:
@@ -41,14 +45,22 @@ class Permutation:
 
     def apply(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where each index goes; same shape. Every index is in range(size)."""
+        return self._walk(indices, self._encrypt)
+
+    def invert(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What `apply` takes to each index; same shape."""
+        return self._walk(indices, self._decrypt)
+
+    def _walk(self, indices: NDArray[np.int64], step: _Step) -> NDArray[np.int64]:
+        """Steps along the cycles of Z_a × Z_b until they are below the size again."""
         flat = np.ascontiguousarray(indices, dtype=np.int64).reshape(-1)
         assert not len(flat) or (flat.min() >= 0 and flat.max() < self.size), f"an index outside range({self.size})"
         result = np.empty_like(flat)
         for start in range(0, len(flat), _BLOCK):
-            values = self._encrypt(flat[start : start + _BLOCK].astype(np.uint64))
+            values = step(flat[start : start + _BLOCK].astype(np.uint64))
             outside = np.flatnonzero(values >= self.size)
             while len(outside):
-                values[outside] = self._encrypt(values[outside])
+                values[outside] = step(values[outside])
                 outside = outside[values[outside] >= self.size]
             result[start : start + _BLOCK] = values
         return result.reshape(np.shape(indices))
@@ -60,6 +72,15 @@ class Permutation:
                 left = _add(left, _hash_below(right, key, self._rows), self._rows)
             else:
                 right = _add(right, _hash_below(left, key, self._columns), self._columns)
+        return left * self._columns + right
+
+    def _decrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = np.divmod(values, self._columns)
+        for number, key in reversed(list(enumerate(self._round_keys))):
+            if number % 2 == 0:
+                left = _add(left, self._rows - _hash_below(right, key, self._rows), self._rows)
+            else:
+                right = _add(right, self._columns - _hash_below(left, key, self._columns), self._columns)
         return left * self._columns + right
 
 

@@ -5,7 +5,10 @@ shard is mapped, and checked against the manifest, when it is first touched. Ids
 out as views of the map: no copy, and no memory but the page cache.
 
 A map stays for the life of the stream but holds no file descriptor, so a process may read more shards than it may
-open files. Does not know of samples, order or epochs; does not hash (`smollm2 pipeline verify` does).
+open files. Where the dataset lies in an object store, a shard is copied to the cache when it is touched, and its map is
+given up once the cache has removed it. A dataset that is replaced meanwhile is refused: a shard that is touched must be
+in the manifest of now with the digest that it had when the stream was opened. Does not know of samples, order or
+epochs; does not hash what lies on a disk (`smollm2 pipeline verify` does).
 """
 
 from __future__ import annotations
@@ -19,12 +22,34 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.shards.format import DatasetError, ShardRecord, Split, SplitRecord, TokenizerRecord, read_manifest
+from launch.data.shard_cache import RemoteShard, ShardCache
+from pipeline.shards.format import (
+    MANIFEST_FILE,
+    DatasetError,
+    Split,
+    SplitRecord,
+    TokenizerRecord,
+    read_manifest,
+)
 
 Tokens = NDArray[np.uint16]
 
 # a run of the pipeline leaves a finished dataset alone, so that running it again is not enough
 AGAIN = "copy the dataset again, or remove it and run the pipeline again"
+
+
+_REMOVED_AT_MOST = 5  # times in a row, by other ranks that share a cache
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShard:
+    """What a stream remembers of a shard: a quarter of what its record takes, and a run has tens of thousands."""
+
+    path: str
+    documents: int
+    tokens: int
+    size_bytes: int
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -35,20 +60,34 @@ class _Shard:
     batches: list[Tokens]
 
 
+@dataclass(frozen=True)
+class Remote:
+    """Where the shards of a mirrored dataset come from."""
+
+    url: str
+    cache: ShardCache
+
+
 class TokenStream:
-    """All ids of a split, in the manifest's order of shards.
+    """All ids of a split, in the manifest's order of shards; of a `remote` dataset, `dataset` is the mirror.
 
     Raises DatasetError if the dataset is missing or unfinished, or has no such split.
     """
 
-    def __init__(self, dataset: Path, split: Split) -> None:
+    def __init__(self, dataset: Path, split: Split, *, remote: Remote | None = None) -> None:
+        self._stamp = _stamp(dataset)
         manifest = read_manifest(dataset)
         record = manifest.splits.get(split, SplitRecord(documents=0, tokens=0, shards=()))
         self.dataset = dataset
         self.split = split
+        self.remote = remote
         self.tokenizer: TokenizerRecord = manifest.tokenizer
-        self._records = record.shards
+        self._records = [
+            StreamShard(shard.path, shard.documents, shard.tokens, shard.size_bytes, shard.digest)
+            for shard in record.shards
+        ]
         self._starts = list(accumulate((shard.tokens for shard in record.shards), initial=0))
+        self._present: set[tuple[str, str]] | None = None  # of a manifest that was written since
         self._shards: dict[int, _Shard] = {}
         if self._starts[-1] != record.tokens:
             raise DatasetError(
@@ -79,27 +118,71 @@ class TokenStream:
             return view
         return np.concatenate([view, self.read(start + len(view), stop)])
 
+    def shards(self, start: int, stop: int) -> range:
+        """The numbers of the shards that hold ids [start, stop)."""
+        first, last = (bisect_right(self._starts, place) - 1 for place in (start, stop - 1))
+        return range(first, last + 1)
+
+    @property
+    def shard_count(self) -> int:
+        return len(self._records)
+
+    def shard_start(self, number: int) -> int:
+        """The place of a shard's first id in the stream."""
+        return self._starts[number]
+
+    def record(self, number: int) -> StreamShard:
+        return self._records[number]
+
+    def shard_numbers(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of the shard that each id lies in."""
+        return np.searchsorted(np.array(self._starts), places, side="right") - 1
+
+    def remote_shard(self, number: int) -> RemoteShard:
+        assert self.remote is not None
+        record = self._records[number]
+        url = f"{self.remote.url.rstrip('/')}/{record.path}"
+        return RemoteShard(url, self.dataset / record.path, record.size_bytes, record.digest)
+
     def check_shards(self) -> None:
         """Compare every shard's size with the manifest, opening none: what would fail hours later fails now.
 
-        Raises DatasetError naming the first shard that differs.
+        Raises DatasetError naming the first shard that differs. Of a remote dataset nothing is asked.
         """
-        for record in self._records:
-            _check_size(self.dataset / record.path, record)
+        if self.remote is None:
+            for record in self._records:
+                _check_size(self.dataset / record.path, record)
 
-    def _open(self, number: int) -> _Shard:
+    def map_shard(self, number: int) -> list[pa.RecordBatch]:
+        """The record batches of a shard, on its map, with all their columns. Raises DatasetError."""
         record = self._records[number]
         path = self.dataset / record.path
+        self._check_not_replaced(record)
+        for attempt in range(_REMOVED_AT_MOST):
+            if self.remote is not None:
+                self.remote.cache.ensure(self.remote_shard(number))
+                if not path.exists() and attempt < _REMOVED_AT_MOST - 1:
+                    continue  # another rank has removed it before we could map it
+            break
         _check_size(path, record)
         try:
             with pa.memory_map(str(path)) as file:
                 # closing the file gives the descriptor back; the map lives as long as the arrays on it
-                columns = [batch.column("input_ids") for batch in pa.ipc.open_stream(file)]
+                return list(pa.ipc.open_stream(file))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(path, error) from None
+
+    def _open(self, number: int) -> _Shard:
+        record = self._records[number]
+        path = self.dataset / record.path
+        if self.remote is not None:
+            self._give_up_removed()
+        try:
+            columns = [batch.column("input_ids") for batch in self.map_shard(number)]
             documents = sum(len(column) for column in columns)
             batches = [column.flatten().to_numpy(zero_copy_only=True) for column in columns]
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, OSError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise DatasetError(f"shard {path} is not readable as Arrow ({reason}); {AGAIN}") from None
+        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+            raise _unreadable(path, error) from None
         batches = [ids for ids in batches if len(ids)]
         starts = list(accumulate((len(ids) for ids in batches), initial=0))
         if (documents, starts[-1]) != (record.documents, record.tokens):
@@ -112,8 +195,43 @@ class TokenStream:
         shard = self._shards[number] = _Shard(starts, batches)
         return shard
 
+    def _give_up_removed(self) -> None:
+        """A removed file takes its space until it is not mapped any more."""
+        for number in [number for number in self._shards if not (self.dataset / self._records[number].path).exists()]:
+            del self._shards[number]
 
-def _check_size(path: Path, record: ShardRecord) -> None:
+    def _check_not_replaced(self, record: StreamShard) -> None:
+        stamp = _stamp(self.dataset)
+        if stamp != self._stamp:
+            now = read_manifest(self.dataset).splits.get(self.split)
+            self._stamp, self._present = stamp, set() if now is None else _digests(now)
+        # `pipeline run --append` writes a new manifest too, and leaves the shards that there were
+        if self._present is not None and (record.path, record.digest) not in self._present:
+            raise DatasetError(
+                f"dataset {self.dataset} was replaced while it is read: {record.path} is not what it was "
+                f"({record.digest[:19]}…); put the dataset of this run back, or start another run"
+            )
+
+
+def _digests(split: SplitRecord) -> set[tuple[str, str]]:
+    return {(shard.path, shard.digest) for shard in split.shards}
+
+
+def _stamp(dataset: Path) -> tuple[int, int, int] | None:
+    """Differs when the manifest was written again; None without one."""
+    try:
+        status = (dataset / MANIFEST_FILE).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _unreadable(path: Path, error: Exception) -> DatasetError:
+    reason = " ".join(str(error).split())[:120]
+    return DatasetError(f"shard {path} is not readable as Arrow ({reason}); {AGAIN}")
+
+
+def _check_size(path: Path, record: StreamShard) -> None:
     try:
         size_bytes = path.stat().st_size
     except FileNotFoundError:

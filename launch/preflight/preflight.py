@@ -14,6 +14,7 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from launch.cluster.hostfile import Host, format_hostfile, inspect_hostfile
 from launch.cluster.launcher import (
@@ -141,7 +142,8 @@ def _job(config: TrainConfig, name: str, token: str, *, port: int | None = None)
         name=name,
         token=token,
         run_dir=config.run_dir.absolute(),
-        datasets={source.name: source.path for source in config.data.sources},
+        # one in an object store is compared by the ranks as they start
+        datasets={source.name: source.path for source in config.data.sources if isinstance(source.path, Path)},
         tokenizer=config.data.tokenizer,
         port=port,
     )

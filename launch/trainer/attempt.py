@@ -15,14 +15,16 @@ from deepspeed.accelerator import get_accelerator
 
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import step_name
-from launch.config import TrainConfig, TrainingError, flatten
-from launch.data.loader import PackedSamples, Source
+from launch.config import LocalError, TrainConfig, TrainingError, flatten
+from launch.data.loader import PackedSamples
+from launch.data.run_samples import run_samples
 from launch.trainer.compilation import check_compile
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import DTYPES, Engine, build_engine
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs
+from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint, finished_line
@@ -31,7 +33,7 @@ from model.attention_backends.selection import AttentionBackendError, bind, reso
 from model.documents import Documents
 from model.hf import WeightsError
 from model.loss_selection import LossImplementationError, check_loss_implementation
-from pipeline.shards.format import Split
+from pipeline.shards.format import DatasetError, Split
 
 
 def run_attempt(
@@ -90,9 +92,10 @@ def _build(
     heartbeat: Heartbeat,
     started_s: float,
 ) -> Trainer:
+    _check_same_datasets(inputs, ranks)
     try:
-        train = _samples(config, "train")
-        validation = _samples(config, "validation")
+        train = _samples(config, ranks, "train")
+        validation = _samples(config, ranks, "validation")
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
         dtype, head_dim = DTYPES[config.precision], config.model.head_dim
@@ -125,6 +128,7 @@ def _build(
         ranks,
         engine=engine,
         train=train,
+        ledger=Ledger(config, train, start.earlier),
         validation=validation,
         checkpoints=checkpoints,
         console=console,
@@ -145,12 +149,24 @@ def _share(start: StartPoint | None) -> StartPoint:
     return shared
 
 
-def _samples(config: TrainConfig, split: Split) -> PackedSamples:
-    """Training samples in the run's order; the validation split as it lies."""
-    sources = [Source(source.name, source.path, source.weight) for source in config.data.sources]
-    length = config.data.sequence_length
-    samples = PackedSamples(sources, seed=config.seed, sequence_length=length, split=split, shuffle=split == "train")
-    samples.check_shards()
+def _check_same_datasets(inputs: Inputs, ranks: RankEnvironment) -> None:
+    """A dataset that was replaced between the starts of two ranks, or that a node has another copy of."""
+    box: list[dict[str, str]] = [inputs.dataset_digests]
+    torch.distributed.broadcast_object_list(box, src=0)
+    problems = inputs.differences(box[0])
+    if problems:
+        raise LocalError("\n".join(f"rank {ranks.rank}: {line}" for line in problems))
+
+
+def _samples(config: TrainConfig, ranks: RankEnvironment, split: Split) -> PackedSamples:
+    """One rank of a node looks whether its shards are there: thousands of them, asked by every rank, would take a
+    shared file system minutes."""
+    samples = run_samples(config, split)
+    if ranks.local_rank == 0:
+        try:
+            samples.check_shards()
+        except DatasetError as error:
+            raise LocalError(f"rank {ranks.rank}: {error}") from None
     return samples
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint.manifest import MIN_PROBE_TOKENS
 from launch.config import TrainConfig, TrainingError
-from launch.data.mixture import MAX_PERIOD, Mixture
+from launch.data.mixture import MAX_PERIOD
 from launch.data.packing import samples_in
+from launch.data.run_samples import dataset_directory, stages_of
+from launch.data.schedule import Schedule
+from launch.trainer.prompts import prompt_problems
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, Split, TokenizerRecord, digest_file, read_manifest
 
 NOTABLE_ROUNDING = 0.01  # of a source's share: more is told
+# up to four epochs are worth nearly what fresh text is worth (Muennighoff et al., arXiv:2305.16264)
+NOTABLE_EPOCHS = 4.0
 
 
 @dataclass(frozen=True)
@@ -26,15 +31,30 @@ class Inputs:
     tokenizer_file: Path | None
     remarks: tuple[str, ...] = ()
 
+    def differences(self, first_ranks: Mapping[str, str]) -> list[str]:
+        """One line for each dataset that is another one here than on rank 0, by its digests."""
+        here = ((name, digest, first_ranks.get(name, "none")) for name, digest in self.dataset_digests.items())
+        return [
+            f"dataset {name} has other contents here ({digest[:19]}…) than on rank 0 ({first[:19]}…); give every node "
+            "the same dataset, and replace none while a run starts"
+            for name, digest, first in here
+            if digest != first
+        ]
+
 
 def read_inputs(config: TrainConfig) -> Inputs:
     """Raises DatasetError for a dataset that is missing, TrainingError, with all problems, for one unfit."""
-    manifests = {source.name: read_manifest(source.path) for source in config.data.sources}
-    problems = [*_tokenizer_problems(config, manifests), *_size_problems(config, manifests)]
+    folders = {source.name: dataset_directory(source, config) for source in config.data.sources}
+    manifests = {name: read_manifest(folder) for name, folder in folders.items()}
+    first = config.data.sources[0]
+    tokenizer_file = folders[first.name] / TOKENIZER_FILE
+    problems = [
+        *_tokenizer_problems(config, manifests),
+        *_size_problems(config, manifests),
+        *_prompt_problems(config, tokenizer_file),
+    ]
     if problems:
         raise TrainingError("\n".join(problems))
-    first = config.data.sources[0]
-    tokenizer_file = first.path / TOKENIZER_FILE
     return Inputs(
         dataset_digests={name: manifest.digest() for name, manifest in manifests.items()},
         tokenizer=manifests[first.name].tokenizer,
@@ -106,6 +126,22 @@ def _size_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -
             "give the pipeline a larger validation share"
         )
 
+    for name, epochs in _epochs(config, manifests):
+        allowed = next(source.max_epochs for source in config.data.sources if source.name == name)
+        if allowed is not None and epochs > allowed:
+            yield (
+                f"dataset {name} would be read {epochs:.2f} times within steps={config.steps:,}, more than its "
+                f"max_epochs={allowed:g}; give it less weight or more data, or raise max_epochs"
+            )
+
+
+def _prompt_problems(config: TrainConfig, tokenizer_file: Path) -> Iterable[str]:
+    if config.validation.samples is None:
+        return ()
+    file = tokenizer_file if tokenizer_file.is_file() else None
+    positions = config.model.max_position_embeddings
+    return prompt_problems(config.validation.samples, tokenizer_file=file, positions=positions)
+
 
 def _remarks(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
     available, scarcest = min(_first_repeats(config, manifests, "validation"))
@@ -123,25 +159,48 @@ def _remarks(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iter
     if repeats:
         more = f", and {len(repeats) - 10} more sources" if len(repeats) > 10 else ""
         yield f"training data repeats within steps={config.steps:,}: {', '.join(repeats[:10])}{more}"
+    for name, epochs in _epochs(config, manifests):
+        if epochs > NOTABLE_EPOCHS:
+            yield (
+                f"{name} is read {epochs:.1f} times within steps={config.steps:,}: above {NOTABLE_EPOCHS:g} epochs "
+                "repeated text teaches little (arXiv:2305.16264); give it less weight, or more data"
+            )
     yield from _rounding_remarks(config)
 
 
 def _rounding_remarks(config: TrainConfig) -> Iterable[str]:
-    sources, mixture = config.data.sources, _mixture(config)
-    total = sum(source.weight for source in sources)
-    for source, whole in zip(sources, mixture.weights, strict=True):
-        wanted, used = source.weight / total, whole / mixture.period
-        if abs(used / wanted - 1) > NOTABLE_ROUNDING:
-            yield f"{source.name} is {used:.3%} of the mixture and not {wanted:.3%}: shares are whole 1/{MAX_PERIOD:,}"
+    schedule = _schedule(config, "train")
+    names = [source.name for source in config.data.sources]
+    for number, (stage, mixture) in enumerate(zip(schedule.stages, schedule.mixtures, strict=True)):
+        where = f" in data.stages.{number}" if config.data.stages else ""
+        total, used = sum(stage.weights), iter(mixture.weights)
+        for name, weight in zip(names, stage.weights, strict=True):
+            wanted, share = weight / total, next(used) / mixture.period if weight else 0.0
+            if abs(share - wanted) > NOTABLE_ROUNDING * wanted:
+                yield (
+                    f"{name} is {share:.3%} of the mixture{where} and not {wanted:.3%}: shares are whole "
+                    f"1/{MAX_PERIOD:,}"
+                )
 
 
 def _first_repeats(
     config: TrainConfig, manifests: dict[str, DatasetManifest], split: Split
 ) -> Iterable[tuple[int, str]]:
     """The sample of the run, or of validation, that begins a source's second epoch, and the source's name."""
-    sizes = [samples_in(manifest.splits[split].tokens, config.data.sequence_length) for manifest in manifests.values()]
-    return zip(_mixture(config).first_repeats(sizes), manifests, strict=True)
+    repeats = _schedule(config, split).first_repeats(_sizes(config, manifests, split))
+    return ((repeat, name) for repeat, name in zip(repeats, manifests, strict=True) if repeat is not None)
 
 
-def _mixture(config: TrainConfig) -> Mixture:
-    return Mixture([source.weight for source in config.data.sources])
+def _epochs(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[tuple[str, float]]:
+    """How often the run goes through each source."""
+    counts = _schedule(config, "train").counts(config.steps * config.samples_per_step).tolist()
+    sizes = _sizes(config, manifests, "train")
+    return ((name, count / size) for name, count, size in zip(manifests, counts, sizes, strict=True))
+
+
+def _sizes(config: TrainConfig, manifests: dict[str, DatasetManifest], split: Split) -> list[int]:
+    return [samples_in(manifest.splits[split].tokens, config.data.sequence_length) for manifest in manifests.values()]
+
+
+def _schedule(config: TrainConfig, split: Split) -> Schedule:
+    return Schedule(stages_of(config, split))

@@ -11,19 +11,21 @@ import time
 
 import torch
 
-from checkpoint.events import VALIDATION_LOSS, EventWriter
+from checkpoint.events import EventWriter
 from launch.config import TrainConfig
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
 from launch.trainer.console import Console
+from launch.trainer.continuations import continuations
 from launch.trainer.engine import Engine
-from launch.trainer.evaluate import measure_probe, validation_loss
+from launch.trainer.evaluate import measure_probe, validation_losses
 from launch.trainer.exchange import StepReports, exchange
 from launch.trainer.finite_state import check_state
 from launch.trainer.gradients import leave_step_out, local_gradient_square
 from launch.trainer.guards import NotFinite, find_not_finite
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.interruption import StopSignals, agreed_signal, exit_code
+from launch.trainer.ledger import Ledger
 from launch.trainer.optimizer import set_learning_rate
 from launch.trainer.oversight import Oversight
 from launch.trainer.profiler import StepProfiler
@@ -33,6 +35,7 @@ from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
 from launch.trainer.telling import StepResult, Teller
 from model.loss import LossTerms
+from pipeline.shards.format import TOKENIZER_FILE
 
 
 class Trainer:
@@ -45,6 +48,7 @@ class Trainer:
         *,
         engine: Engine,
         train: PackedSamples,
+        ledger: Ledger,
         validation: PackedSamples,
         checkpoints: Checkpoints,
         console: Console,
@@ -57,7 +61,7 @@ class Trainer:
         """heartbeat: of the watchdog that looks on, if one does; started_s: time.perf_counter() when the attempt began,
         None: now."""
         self.config, self.ranks, self.engine = config, ranks, engine
-        self.train, self.validation, self.checkpoints = train, validation, checkpoints
+        self.train, self.ledger, self.validation, self.checkpoints = train, ledger, validation, checkpoints
         self.step = first_step  # complete ones
         self.rewinds = rewinds
         self._first_step = first_step
@@ -99,7 +103,7 @@ class Trainer:
         for step in range(self.step + 1, last_step_in_order(self.step, config.steps, self.rewinds) + 1):
             result = self._train_step(step, loader, signals)
             self.step = step
-            self._teller.step(step, result)
+            self._teller.step(step, result, ledger=self._ledger_metrics(step))
             number = agreed_signal(result.reports.stop_flags)
             if self._judge(step, result) and number is None:
                 self._rewind(step)
@@ -119,6 +123,9 @@ class Trainer:
             micro_batch_size=self.config.micro_batch_size,
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
+            local_rank=self.ranks.local_rank,
+            local_size=self.ranks.local_size,
+            pin_memory=self.engine.device.type == "cuda",
         )
 
     def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
@@ -159,11 +166,12 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> LossTerms:
         device = self.engine.device
-        document_ids = batch.document_ids.to(device) if self.config.data.document_masking else None
+        # from page-locked memory the copies run beside what the device still computes
+        document_ids = batch.document_ids.to(device, non_blocking=True) if self.config.data.document_masking else None
         terms: LossTerms = self.engine.deepspeed(
-            batch.input_ids.to(device),
+            batch.input_ids.to(device, non_blocking=True),
             document_ids=document_ids,
-            labels=batch.labels.to(device),
+            labels=batch.labels.to(device, non_blocking=True),
             z_loss_coefficient=self.config.z_loss_coefficient,
         )
         return terms
@@ -225,6 +233,12 @@ class Trainer:
             min_factor=schedule.min_factor,
         )
 
+    def _ledger_metrics(self, step: int) -> dict[str, float]:
+        """Where the run evaluates or saves: a metric a source is too much for every step."""
+        every = (self.config.validation.every_steps, self.config.checkpoint.every_steps)
+        is_due = step == self.config.steps or any(step % steps == 0 for steps in every)
+        return self.ledger.metrics(step, self.rewinds) if is_due else {}
+
     def _evaluate_and_save(self, step: int, *, saving: bool) -> None:
         config, is_last = self.config, step == self.config.steps
         loss = None
@@ -246,6 +260,7 @@ class Trainer:
             samples_consumed=batch_number(step, self.rewinds) * self.config.samples_per_step,
             validation_loss=validation_loss,
             probe=probe,
+            tokens_by_source=self.ledger.tokens(step, self.rewinds),
         )
         self._teller.event("checkpoint", step, path=str(folder.relative_to(self.config.run_dir)))
         self._teller.sync()
@@ -253,7 +268,12 @@ class Trainer:
 
     def _evaluate(self, step: int) -> float:
         with self._heartbeat.pause("evaluate"):
-            loss = validation_loss(self.engine, self.validation, self.config, self.ranks)
-        self._teller.event("metrics", step, **{VALIDATION_LOSS: loss})
-        self._teller.line(f"step {step}/{self.config.steps}  validation loss {loss:.4f}")
-        return loss
+            losses = validation_losses(self.engine, self.validation, self.config, self.ranks)
+            self._teller.event("metrics", step, **losses.metrics())
+            self._teller.line(f"step {step}/{self.config.steps}  validation loss {losses.loss:.4f}")
+            if self.config.validation.samples is not None:
+                file = self.validation.sources[0].path / TOKENIZER_FILE
+                settings = self.config.validation.samples
+                text = continuations(self.engine, settings, tokenizer_file=file, seed=self.config.seed)
+                self._teller.event("text", step, text=text)
+        return losses.loss

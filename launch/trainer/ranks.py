@@ -10,12 +10,13 @@ from launch.config import TrainingError
 
 @dataclass(frozen=True)
 class RankEnvironment:
-    """`rank` of `world_size` processes; `local_rank` counts within the node, from 0."""
+    """`rank` of `world_size` processes; `local_rank` counts within the node, which has `local_size`, from 0."""
 
     rank: int
     world_size: int
     local_rank: int
     launcher_pid: int | None
+    local_size: int = 1
 
     @property
     def is_first(self) -> bool:
@@ -50,4 +51,6 @@ def read_environment(environment: Mapping[str, str]) -> RankEnvironment:
             "CONFIG` or `deepspeed --num_gpus 2 --module launch.train CONFIG`"
         ) from None
     launcher_pid = environment.get("SMOLLM2_LAUNCHER_PID")
-    return RankEnvironment(rank, world_size, local_rank, int(launcher_pid) if launcher_pid else None)
+    # where a launcher does not say it, the ranks up to this one are known
+    local_size = int(environment.get("LOCAL_SIZE", local_rank + 1))
+    return RankEnvironment(rank, world_size, local_rank, int(launcher_pid) if launcher_pid else None, local_size)

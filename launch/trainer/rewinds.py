@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from checkpoint.manifest import write_durably
@@ -39,6 +40,17 @@ def batch_number(step: int, rewinds: Iterable[Rewind]) -> int:
 def last_step_in_order(step: int, steps: int, rewinds: Iterable[Rewind]) -> int:
     """Up to which step the batches after `step` follow one another: `steps`, or where a rewind's jump lies ahead."""
     return min((rewind.checkpoint_step for rewind in rewinds if rewind.checkpoint_step > step), default=steps)
+
+
+def batches_between(first_step: int, last_step: int, rewinds: Iterable[Rewind]) -> list[tuple[int, int]]:
+    """The batches [start, stop), counted from 0, that the steps behind `first_step`, up to and with `last_step`, train
+    on: a stretch more for each rewind that lies between."""
+    rewinds = tuple(rewinds)
+    inside = {rewind.checkpoint_step for rewind in rewinds if first_step < rewind.checkpoint_step < last_step}
+    return [
+        (batch_number(before + 1, rewinds) - 1, batch_number(after, rewinds))
+        for before, after in pairwise(sorted({first_step, last_step, *inside}))
+    ]
 
 
 def read_rewinds(run_dir: Path) -> tuple[Rewind, ...]:

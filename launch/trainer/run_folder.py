@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import fcntl
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from checkpoint.events import events_file, read_events
 from checkpoint.manifest import (
@@ -37,33 +36,29 @@ from checkpoint.manifest import (
     write_durably,
 )
 from checkpoint.run_record import CONFIG_FILE, LOCK_FILE, RUN_FILE, RunRecord, code_revision, read_run, write_run
-from launch.config import TrainConfig, TrainingError, flatten
+from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import unwritable
+from launch.trainer.data_history import Period, settle_history
+from launch.trainer.identity import change_remarks, config_digest, data_changes, differences, is_data
 from launch.trainer.inputs import Inputs, check_init_from
 from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, read_rewinds
 from launch.trainer.untold import tell_untold
-from pipeline.shards.format import digest_bytes
 
 LOCK_PATIENCE_S = 15.0
 
-# What a resumed run may change; every other setting is part of what the run is.
-_MAY_CHANGE = (
-    "run_dir", "steps", "schedule", "optimizer.learning_rate", "optimizer.muon_learning_rate", "micro_batch_size",
-    "attn_implementation", "activation_checkpointing", "compile", "loss_implementation", "zero", "checkpoint",
-    "validation", "logging", "guards", "watchdog", "profile", "launcher", "data.tokenizer",
-)  # fmt: skip
 _PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
 
 
 @dataclass(frozen=True)
 class StartPoint:
     """Where a start goes on: after `step` steps (0: from the beginning); `remarks` are lines for the user, `rewinds`
-    say which data the run has left out."""
+    say which data the run has left out, `earlier` what it read of other data before."""
 
     step: int
     run_key: str
     remarks: tuple[str, ...]
     rewinds: tuple[Rewind, ...] = ()
+    earlier: tuple[Period, ...] = ()
 
 
 def create_run_folder(run_dir: Path) -> None:
@@ -102,10 +97,18 @@ def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
     return descriptor
 
 
-def prepare_run(config: TrainConfig, *, resolved: str, previous: TrainConfig | None, inputs: Inputs) -> StartPoint:
+def prepare_run(
+    config: TrainConfig,
+    *,
+    resolved: str,
+    previous: TrainConfig | None,
+    inputs: Inputs,
+    earlier: Sequence[Period] = (),
+) -> StartPoint:
     """Compare this start with what the folder holds, write what identifies the run, choose the checkpoint.
 
-    `resolved` is the config as YAML; `previous` the one that the folder's config.yaml holds, if it has one.
+    `resolved` is the config as YAML; `previous` the one that the folder's config.yaml holds, if it has one; `earlier`
+    those of data that was changed before (`data_history.py`).
     Raises TrainingError, a line a difference, if this start would be another run; CheckpointError.
     """
     run_dir = config.run_dir
@@ -118,8 +121,20 @@ def prepare_run(config: TrainConfig, *, resolved: str, previous: TrainConfig | N
         check_init_from(config)
     else:
         manifest = read_manifest(checkpoint_directory(run_dir, step))
-        _check_resume(config, manifest, record, rewinds, by_name=previous is not None)
+        # a change of data may have changed how many samples a step has
+        sizes = {one.samples_per_step for one in (config, previous, *(p.config for p in earlier)) if one is not None}
+        _check_resume(config, manifest, record, rewinds, sizes, by_name=previous is not None)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
+    changes: list[str] = []
+    if record is not None and previous is not None and _has_begun(run_dir):
+        before = Period(step or 0, previous, record.dataset_digests)
+        now = Period(step or 0, config, inputs.dataset_digests)
+        samples = batch_number(step or 0, rewinds) * config.samples_per_step
+        changes = change_remarks(before, now, data_changes(config, previous, inputs, record), samples=samples)
+        earlier = settle_history(run_dir, step=step or 0, earlier=earlier, now=now, before=before)
+        if changes:
+            record = record.model_copy(update={"dataset_digests": inputs.dataset_digests})
+            write_run(run_dir, record)
     if record is None or not _has_begun(run_dir):
         record = record or _new_record(config, inputs, run_key=uuid.uuid4().hex)
         if inputs.tokenizer_file is not None:
@@ -127,7 +142,7 @@ def prepare_run(config: TrainConfig, *, resolved: str, previous: TrainConfig | N
         write_run(run_dir, record)
     write_durably(run_dir / CONFIG_FILE, resolved.encode())
     damage = [f"passed over checkpoint {problem}" for problem in passed_over]
-    return StartPoint(step or 0, record.run_key, (*damage, *inputs.remarks), rewinds)
+    return StartPoint(step or 0, record.run_key, (*damage, *changes, *inputs.remarks), rewinds, tuple(earlier))
 
 
 def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: Inputs) -> RunRecord | None:
@@ -140,19 +155,15 @@ def check_same_run(config: TrainConfig, previous: TrainConfig | None, inputs: In
         raise TrainingError(f"run_dir={config.run_dir} is that of the data run {record.name!r}; choose another run_dir")
     if not _has_begun(config.run_dir):
         return record and _new_record(config, inputs, run_key=record.run_key)
-    problems = differences(previous, config) if previous is not None else []
-    if record is not None:
-        if inputs.tokenizer.digest != record.tokenizer_digest:
-            problems.append(
-                f"the datasets were made with another tokenizer ({inputs.tokenizer.digest[:19]}…) than this run's "
-                f"({record.tokenizer_digest[:19]}…); use the datasets it was started with, or choose another run_dir"
-            )
-        for name, digest in inputs.dataset_digests.items():
-            if record.dataset_digests.get(name, digest) != digest:
-                problems.append(
-                    f"dataset {name} has other contents ({digest[:19]}…) than when this run was started "
-                    f"({record.dataset_digests[name][:19]}…); put the old one back, or choose another run_dir"
-                )
+    problems = [line for key, line in differences(previous, config) if not is_data(key)] if previous is not None else []
+    if record is not None and inputs.tokenizer.digest != record.tokenizer_digest:
+        problems.append(
+            f"the datasets were made with another tokenizer ({inputs.tokenizer.digest[:19]}…) than this run's "
+            f"({record.tokenizer_digest[:19]}…); use the datasets it was started with, or choose another run_dir"
+        )
+    if config.allow_change != "data":
+        way_out = ", or start with --allow-change data if it is meant"
+        problems += [f"{line}{way_out}" for line in data_changes(config, previous, inputs, record)]
     if problems:
         raise TrainingError("\n".join(problems))
     return record
@@ -170,6 +181,7 @@ def _check_resume(
     manifest: CheckpointManifest,
     record: RunRecord | None,
     rewinds: tuple[Rewind, ...],
+    step_sizes: set[int],
     *,
     by_name: bool,
 ) -> None:
@@ -192,7 +204,8 @@ def _check_resume(
             f"start's ({config_digest(config)[:19]}…), and {config.run_dir} has no {CONFIG_FILE} to say which; start "
             "it with the run's own config, or choose another run_dir"
         )
-    elif manifest.samples_consumed != (consumed := batch_number(manifest.step, rewinds) * config.samples_per_step):
+    elif manifest.samples_consumed not in {batch_number(manifest.step, rewinds) * size for size in step_sizes}:
+        consumed = batch_number(manifest.step, rewinds) * config.samples_per_step
         problems.append(
             f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "
             f"{consumed:,}; put that run's {REWINDS_FILE} back into {config.run_dir}: it says which data was skipped"
@@ -216,33 +229,6 @@ def finished_line(config: TrainConfig, step: int) -> str:
     return f"run {config.run_dir} has finished: {step} of {config.steps} steps; raise steps to go on"
 
 
-def differences(before: TrainConfig, now: TrainConfig) -> list[str]:
-    """One line for each setting that a resumed run may not change and that did."""
-    old, new = _identity(before), _identity(now)
-    return [
-        f"{key}={_shown(new.get(key))} but this run was started with {_shown(old.get(key))}; "
-        "set it back, or choose another run_dir"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-
-
-def config_digest(config: TrainConfig) -> str:
-    """Equal for starts that are the same run, whatever they change of what may change."""
-    return digest_bytes(json.dumps(_identity(config), sort_keys=True).encode())
-
-
-def _identity(config: TrainConfig) -> dict[str, Any]:
-    flat = flatten(config.model_dump(mode="json"))
-    return {
-        key: value
-        for key, value in flat.items()
-        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
-        # a dataset may be moved: its digest is compared
-        and not (key.startswith("data.sources.") and key.endswith(".path"))
-    }
-
-
 def _new_record(config: TrainConfig, inputs: Inputs, *, run_key: str) -> RunRecord:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return RunRecord(
@@ -261,7 +247,3 @@ def _remove_leftovers(checkpoints: Path) -> None:
     for pattern in (".partial-*", ".replaced-*"):
         for folder in checkpoints.glob(pattern):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
@@ -28,9 +29,9 @@ from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import is_lost_peer
 from launch.trainer.elastic import load_resharded
 from launch.trainer.engine import Engine
+from launch.trainer.identity import config_digest
 from launch.trainer.inputs import Inputs
 from launch.trainer.ranks import RankEnvironment
-from launch.trainer.run_folder import config_digest
 
 _RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_")
 # fp32 master weight and AdamW's two moments, in either precision; the rest, under 0.1 MB, is found while writing
@@ -47,9 +48,16 @@ class Checkpoints:
         self._config, self._ranks, self._inputs, self._run_key = config, ranks, inputs, run_key
 
     def save(
-        self, engine: Engine, *, step: int, samples_consumed: int, validation_loss: float | None, probe: Probe
+        self,
+        engine: Engine,
+        *,
+        step: int,
+        samples_consumed: int,
+        validation_loss: float | None,
+        probe: Probe,
+        tokens_by_source: Mapping[str, int],
     ) -> Path:
-        """`samples_consumed` counts those that rewinds have left out. Returns the folder of the new checkpoint.
+        """`samples_consumed` counts what rewinds have left out, `tokens_by_source` does not. Returns the new folder.
 
         Raises TrainingError where the disk does not take it.
         """
@@ -69,7 +77,7 @@ class Checkpoints:
         dist.all_gather_object(gathered, records)
         if self._ranks.is_first:
             files = sorted((record for own in gathered for record in own), key=lambda record: record.path)
-            manifest = self._manifest(step, samples_consumed, validation_loss, probe, tuple(files))
+            manifest = self._manifest(step, samples_consumed, validation_loss, probe, tokens_by_source, tuple(files))
             publish_checkpoint(self._config.run_dir, manifest)
         dist.barrier()
         self.last_step = step
@@ -120,6 +128,7 @@ class Checkpoints:
         samples_consumed: int,
         validation_loss: float | None,
         probe: Probe,
+        tokens_by_source: Mapping[str, int],
         files: tuple[FileRecord, ...],
     ) -> CheckpointManifest:
         config = self._config
@@ -128,6 +137,7 @@ class Checkpoints:
             step=step,
             tokens_consumed=step * config.batch_tokens,
             samples_consumed=samples_consumed,
+            tokens_by_source=dict(tokens_by_source),
             world_size=self._ranks.world_size,
             zero_stage=config.zero.stage,
             dtype=config.precision,

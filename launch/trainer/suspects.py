@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from launch.config import TrainConfig
-from launch.data.documents import documents_between
-from launch.data.loader import PackedSamples, rank_sample_indices
+from launch.data.loader import PackedSamples
 from launch.data.packing import sample_span
+from launch.data.rank_order import rank_sample_indices
+from launch.data.trace import documents_in
 
 MAX_SAMPLES_READ = 64  # whose documents are looked up; a step of a big run has thousands
 _DOCUMENTS_TOLD = 5
@@ -53,7 +54,6 @@ def suspects_of(
     documents: dict[str, None] = {}
     for number, place in zip(sources.tolist(), places.tolist(), strict=True):
         source = samples.sources[number]
-        start, stop = sample_span(place, samples.sequence_length)
-        for document in documents_between(source.path, "train", start, stop):
-            documents[f"{source.name}/{document}"] = None
+        for span in documents_in(samples.streams[number], *sample_span(place, samples.sequence_length)):
+            documents[f"{source.name}/{span.document_id}"] = None
     return Suspects(tuple(indices.tolist()), tuple(documents))

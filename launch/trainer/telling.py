@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,9 +68,9 @@ class Teller:
         if self._events is not None:
             self._events.sync()
 
-    def step(self, step: int, result: StepResult) -> None:
+    def step(self, step: int, result: StepResult, *, ledger: Mapping[str, float]) -> None:
         """A step that is complete."""
-        self.event("metrics", step, **self._metrics(step, result), **self._warm_up(step))
+        self.event("metrics", step, **self._metrics(step, result), **self._warm_up(step), **ledger)
         self._window_s += result.step_time_s
         self._window_steps += 1
         if step % self._config.logging.every_steps == 0 or step == self._config.steps:

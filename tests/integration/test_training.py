@@ -76,9 +76,11 @@ def stopped(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> An
 
 
 @pytest.fixture(scope="session")
-def gone_on(start_training: Any, stopped: Any) -> Any:
-    """The stopped run again, by DeepSpeed's own command."""
-    return start_training(stopped.run, "micro_batch_size=8", by_hand=True).end()
+def gone_on(start_training: Any, stopped: Any, chain_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The stopped run again, by DeepSpeed's own command, its dataset read through a cache as from an object store."""
+    moved = f"data.sources.0.path=file://{chain_dataset}"
+    cache = f"data.cache_dir={tmp_path_factory.mktemp('cache')}"
+    return start_training(stopped.run, "micro_batch_size=8", moved, cache, by_hand=True).end()
 
 
 class TestWholeRun:
@@ -120,6 +122,15 @@ class TestWholeRun:
         assert sorted(told) == [0, 15, 30]
         assert read_manifest(whole.run / "checkpoints" / "step-00000030").validation_loss == told[30]
         assert read_manifest(whole.run / "checkpoints" / "step-00000010").validation_loss is None
+
+    def test_ledger_is_told_and_kept_with_the_checkpoint(self, whole: Any) -> None:
+        tokens, epochs = whole.metric("tokens/chain"), whole.metric("epoch/chain")
+        assert tokens == {step: step * 1024 for step in (10, 15, 20, 30)}
+        assert read_manifest(whole.run / "checkpoints" / "step-00000020").tokens_by_source == {"chain": 20 * 1024}
+        assert epochs[30] == pytest.approx(2 * epochs[15])
+
+    def test_the_only_sources_loss_is_the_validation_loss(self, whole: Any) -> None:
+        assert whole.metric("validation_loss/chain") == whole.metric("validation/loss")
 
     def test_checkpoints_are_whole_and_told(self, whole: Any) -> None:
         assert list_steps(whole.run) == [10, 20, 30]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sqlite3
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoint.events import events_file, read_events
+from launch.data.loader import PackedSamples, Source
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, KILLED_AFTER = 12, 7
@@ -29,7 +32,8 @@ TRAIN = (
     "model.vocab_size=1024", "model.hidden_size=64", "model.intermediate_size=128", "model.num_hidden_layers=2",
     "model.num_attention_heads=4", "model.num_key_value_heads=2", "data.sequence_length=128", "batch_tokens=2048",
     f"steps={STEPS}", "schedule.warmup_steps=2", "schedule.decay_steps=4", "checkpoint.every_steps=5",
-    "validation.every_steps=6", "validation.sequences=8",
+    "validation.every_steps=6", "validation.sequences=8", f"validation.samples.prompts=['{PROMPT}']",
+    "validation.samples.max_new_tokens=24",
 )  # fmt: skip
 
 
@@ -102,6 +106,33 @@ def test_mlflow_has_one_finished_run_and_each_step_once(made: Made) -> None:
         steps = store.execute("select step from metrics where key='train/loss' order by step").fetchall()
     assert statuses == [("FINISHED",)]
     assert [step for (step,) in steps] == list(range(1, STEPS + 1))
+
+
+def test_the_model_in_training_continued_the_prompt_as_its_export_does(made: Made) -> None:
+    texts = {
+        event.step: event.fields["text"] for event, _ in read_events(events_file(made.run)) if event.kind == "text"
+    }
+    assert sorted(texts) == [0, 6, STEPS]
+    assert texts[STEPS] == f"{made.sample}\n"
+
+
+def test_losses_in_bits_are_those_in_nats_by_the_bytes_of_the_tokens(made: Made) -> None:
+    told = {key: value for event, _ in read_events(events_file(made.run)) for key, value in event.fields.items()}
+    tokenizer = AutoTokenizer.from_pretrained(made.export)
+    validation = PackedSamples(
+        [Source("source-code", made.folder / "dataset", 1.0)],
+        seed=0,
+        sequence_length=128,
+        split="validation",
+        shuffle=False,
+    )
+    labels = validation.read(np.arange(8)).labels.flatten().tolist()
+    text_bytes = len(tokenizer.decode(labels, skip_special_tokens=True).encode(errors="surrogateescape"))
+    bits = told["validation/loss"] * len(labels) / math.log(2) / text_bytes
+    # a sequence may begin or end within a character, which decoding spells with more bytes
+    assert told["validation/bits_per_byte"] == pytest.approx(bits, rel=1e-3)
+    assert told["validation_loss/source-code"] == told["validation/loss"]
+    assert told["validation_bits_per_byte/source-code"] == told["validation/bits_per_byte"]
 
 
 def test_the_service_says_what_it_proved(made: Made) -> None:

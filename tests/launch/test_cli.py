@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from checkpoint.events import EventWriter, events_file, read_events
 from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
+from checkpoint.run_record import RunRecord, read_run, write_run
+from configs.load import dump, load
 from launch.cli import build_parser, main
-from launch.config import LauncherConfig
+from launch.config import LauncherConfig, TrainConfig
+from launch.trainer.inputs import read_inputs
+from launch.trainer.rewinds import Rewind, batch_number, write_rewinds
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +140,124 @@ def test_a_right_config_starts_the_launcher_with_what_was_typed(
     ]
 
 
-@pytest.mark.parametrize("verb", [[], ["train"], ["generate"]])
+def test_a_change_of_data_that_is_meant_is_an_override_for_the_ranks(
+    config: Path, started: list[tuple[object, ...]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config.parent / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(config.read_text())
+    save(run, 10)
+    changed = "data.sources.0.weight=2"
+    assert main(["train", str(config), changed]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "data.sources.0.weight=2.0 but this run was started with 1.0; set it back" in line
+    assert line.endswith("or start with --allow-change data if it is meant")
+    assert main(["train", str(config), changed, "--allow-change", "data"]) == 143
+    assert [call[1] for call in started] == [[changed, "allow_change=data"]]
+
+
+@pytest.fixture
+def traced(config: Path) -> Path:
+    """The folder of a run as its start leaves it."""
+    run = config.parent / "run"
+    run.mkdir()
+    loaded = load(config, TrainConfig)
+    (run / "config.yaml").write_text(dump(loaded))
+    digests = read_inputs(loaded).dataset_digests
+    record = RunRecord(run_key="k", name="n", created_ms=1, code_revision="c", versions={}, dataset_digests=digests)
+    write_run(run, record)
+    return run
+
+
+def test_trace_lists_the_documents_of_a_step(traced: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", str(traced), "--step", "3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["step"], len(told["samples"])) == (3, 16)
+    assert [sample["index"] for sample in told["samples"]] == list(range(32, 48))
+    for sample in told["samples"]:
+        # documents of 99 ids and their end
+        first, last = sample["sample"] * 64 // 100, (sample["sample"] * 64 + 64) // 100
+        assert [span["document_id"] for span in sample["documents"]] == [
+            f"train-0-{row}" for row in range(first, last + 1)
+        ]
+        assert sum(span["stop"] - span["start"] for span in sample["documents"]) == 65
+    assert main(["trace", str(traced), "--step", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "step 3: 16 samples of 64 tokens"
+    assert lines[1].startswith("sample 32: chain, epoch 0, sample ")
+    assert lines[2].startswith("  data-00000-000.arrow  train-0-")
+
+
+@pytest.mark.parametrize("rewinds", [(), (Rewind(9, 5, 4), Rewind(13, 12, 2))], ids=["straight", "rewound"])
+def test_trace_finds_the_steps_of_a_document(
+    traced: Path, rewinds: tuple[Rewind, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_rewinds(traced, rewinds)
+    main(["trace", str(traced), "--step", "13", "--json"])
+    first = json.loads(capsys.readouterr().out)["samples"][0]["index"]
+    assert first == (batch_number(13, rewinds) - 1) * 16
+    seen = set()
+    for step in range(1, 21):
+        main(["trace", str(traced), "--step", str(step), "--json"])
+        told = json.loads(capsys.readouterr().out)
+        if any(span["document_id"] == "train-0-7" for sample in told["samples"] for span in sample["documents"]):
+            seen.add(step)
+    assert main(["trace", str(traced), "--document", "train-0-7"]) == 0
+    assert capsys.readouterr().out == f"train-0-7 is seen in step {', '.join(map(str, sorted(seen)))}\n"
+
+
+def test_trace_of_a_step_before_a_change_is_that_of_then(
+    traced: Path, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["trace", str(traced), "--step", "3", "--json"])
+    before = capsys.readouterr().out
+    folder = traced / "data_history" / "until-step-00000003"
+    folder.mkdir(parents=True)
+    for name in ("config.yaml", "run.json"):
+        (folder / name).write_text((traced / name).read_text())
+    changed = load(config, TrainConfig, ["data.sources.0.name=renamed"])
+    (traced / "config.yaml").write_text(dump(changed))
+    record = read_run(traced)
+    write_run(traced, record.model_copy(update={"dataset_digests": read_inputs(changed).dataset_digests}))
+    main(["trace", str(traced), "--step", "3", "--json"])
+    assert capsys.readouterr().out == before
+    main(["trace", str(traced), "--step", "4", "--json"])
+    assert {sample["source"] for sample in json.loads(capsys.readouterr().out)["samples"]} == {"renamed"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--step", "0"], "--step 0: the run has steps 1 to 20; name one of them"),
+        (["--step", "21"], "--step 21: the run has steps 1 to 20"),
+        (["--document", "nobody"], "--document nobody: no dataset of the run has it in its training split"),
+    ],
+)
+def test_what_cannot_be_traced_is_one_line(
+    traced: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trace", str(traced), *arguments]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+def test_trace_refuses_datasets_of_other_contents(
+    traced: Path, config: Path, make_dataset: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_dataset(config.parent / "data", [[5] * 99] * 40, validation=[[5] * 99] * 40)
+    assert main(["trace", str(traced), "--step", "3"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "dataset chain has other contents (sha256:" in line
+    assert line.endswith(f"); put the old one back at {config.parent}/data")
+
+
+def test_trace_of_no_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trace", str(tmp_path), "--step", "3"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "is not a run folder (no run.json)" in line
+
+
+@pytest.mark.parametrize("verb", [[], ["train"], ["trace"], ["generate"]])
 def test_help_has_an_example(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         build_parser().parse_args([*verb, "--help"])

@@ -165,6 +165,85 @@ def test_what_cannot_be_is_said(changes: dict[str, Any], words: str) -> None:
     assert words in message(**changes)
 
 
+A, B = {"name": "a", "path": "x"}, {"name": "b", "path": "y"}
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ([{"weights": {"a": 1, "bb": 1}}], "stages.0.weights names 'bb', which is no source; did you mean b?"),
+        ([{"weights": {"a": 1}}], "stages.0.weights says nothing of source 'b'; give it a weight, 0 to leave it out"),
+        ([{"weights": {"a": 0, "b": 0}}], "stages.0.weights are all 0; give a source more"),
+        ([{"weights": {"a": -1, "b": 1}}], "greater than or equal to 0"),
+        (
+            [{"weights": {"a": 1, "b": 1}}, {"weights": {"a": 1, "b": 1}}],
+            "stages.0 has no until_tokens, and only the last stage may be without end; say where it ends",
+        ),
+        (
+            [{"until_tokens": 640, "weights": {"a": 1, "b": 1}}, {"until_tokens": 600, "weights": {"a": 1, "b": 1}}],
+            "stages.1.until_tokens=600 is not a sequence of 64 tokens behind its beginning at 640; tokens are counted "
+            "from the beginning of the run",
+        ),
+        (
+            [{"until_tokens": 640, "weights": {"a": 1, "b": 1}}, {"until_tokens": 640, "weights": {"a": 1, "b": 1}}],
+            "stages.1.until_tokens=640 is not a sequence",
+        ),
+        (
+            [{"until_tokens": 6400, "weights": {"a": 1, "b": 1}}],
+            "data.stages end at 6400 tokens but steps=100 of batch_tokens=1024 are 102400; leave until_tokens out of "
+            "the last stage, or train at most 6 steps",
+        ),
+    ],
+)
+def test_stages_that_cannot_be_are_said(stages: list[dict[str, Any]], words: str) -> None:
+    assert words in message(data__sources=[A, B], data__stages=stages)
+
+
+def test_a_stage_ends_behind_its_last_whole_sequence() -> None:
+    stages = [{"until_tokens": 641, "weights": {"a": 1, "b": 0}}, {"weights": {"a": 1, "b": 1}}]
+    config = TrainConfig.model_validate(tree(data__sources=[A, B], data__stages=stages))
+    assert config.data.stage_ends() == [11, None]
+
+
+def test_stages_survive_being_written_and_read(tmp_path: Path) -> None:
+    config = load(RECIPES / "smollm2-1.7b.yaml", TrainConfig)
+    file = tmp_path / "resolved.yaml"
+    file.write_text(dump(config))
+    assert load(file, TrainConfig) == config
+    changed = load(
+        file, TrainConfig, ["data.stages.1.until_tokens=7_000_000_000_000", "data.stages.0.weights.finemath=1"]
+    )
+    assert changed.data.stages[1].until_tokens == 7 * 10**12
+    assert changed.data.stages[0].weights["finemath"] == 1
+
+
+def test_the_published_stages_of_the_largest_model() -> None:
+    data = load(RECIPES / "smollm2-1.7b.yaml", TrainConfig).data
+    shares = [
+        [
+            sum(stage.weights[name] for name in group)
+            for group in (("fineweb-edu", "dclm"), ("stack-edu",), ("finemath",), ("cosmopedia",))
+        ]
+        for stage in data.stages
+    ]
+    assert shares == [[90, 10, 0, 0], [75, 20, 5, 0], [74, 16, 10, 0], [58, 24, 14, 4]]
+    assert [stage.until_tokens for stage in data.stages] == [6 * 10**12, 8 * 10**12, 10**13, 11 * 10**12]
+
+
+def test_a_dataset_in_a_store_keeps_its_address_and_wants_a_cache(tmp_path: Path) -> None:
+    remote = {"name": "a", "path": "s3://bucket/a"}
+    words = (
+        "sources: a is read from s3://bucket/a and there is no data.cache_dir to copy its shards to; name a folder on "
+        "a local disk"
+    )
+    assert words in message(data__sources=[remote])
+    config = TrainConfig.model_validate(tree(data__sources=[remote, B], data__cache_dir="cache"))
+    assert [source.path for source in config.data.sources] == ["s3://bucket/a", Path("y")]
+    assert "s3://bucket/a" in dump(config)
+    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+    assert "got 7, wanted a folder or a URL" in message(data__sources=[{"name": "a", "path": 7}])
+
+
 def test_flatten_names_every_leaf() -> None:
     assert flatten({"a": {"b": 1}, "c": [{"d": None}, 2], "e": []}) == {"a.b": 1, "c.0.d": None, "c.1": 2, "e": []}
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs.load import load
-from launch.data.mixture import Mixture
 from launch.data.packing import samples_in
+from launch.data.schedule import Schedule
+from launch.data.schedule import Stage as Whole
 from pipeline.cli import main
 from pipeline.mixture import MixtureFields, Stage, _preview_source, preview
 from pipeline.shards.format import DatasetError, DatasetManifest, SplitRecord, TokenizerRecord, write_manifest
@@ -37,7 +38,7 @@ def make_dataset(folder: Path, *, tokens: int, tokenizer: str = "sha256:1") -> P
 
 def fields(sources: Sequence[tuple[Path, float]], **more: Any) -> MixtureFields:
     data = {
-        "sources": [{"name": path.name, "path": path, "weight": weight} for path, weight in sources],
+        "sources": [{"name": path.name, "path": str(path), "weight": weight} for path, weight in sources],
         "sequence_length": 10,
     }
     # two samples a step, and what else stands in a training config
@@ -70,7 +71,7 @@ def test_a_dataset_used_up_by_the_last_step_does_not_repeat(tmp_path: Path) -> N
 
 
 def test_later_stages_go_on_where_the_earlier_ended() -> None:
-    stages = [Stage("first", 50, {"web": 1}), Stage("second", 50, {"web": 1, "code": 3})]
+    stages = [Stage("first", 100, {"web": 1}), Stage("second", 100, {"web": 1, "code": 3})]
     # 100 samples in the first stage, then one in every two steps
     source = _preview_source("web", 1101, stages=stages, sequence_length=10, samples_per_step=2)
     assert source.tokens_by_stage == (1000, 250)
@@ -89,20 +90,46 @@ def test_repeats_are_those_of_the_trainer_to_within_a_step(
     weights: list[float], tokens: list[int], samples_per_step: int
 ) -> None:
     names = [str(index) for index in range(len(weights))]
-    stage = Stage("all", 10**7, dict(zip(names, weights, strict=True)))
+    stage = Stage("all", 10**7 * samples_per_step, dict(zip(names, weights, strict=True)))
     sizes = [samples_in(count, 10) for count in tokens[: len(weights)]]
-    for name, count, sample in zip(names, tokens, Mixture(weights).first_repeats(sizes), strict=False):
+    for name, count, sample in zip(
+        names, tokens, Schedule([Whole(None, tuple(weights))]).first_repeats(sizes), strict=False
+    ):
         source = _preview_source(name, count, stages=[stage], sequence_length=10, samples_per_step=samples_per_step)
         assert source.repeats_at_step is not None
+        assert sample is not None
         # a source is spread evenly to within one sample, which may be as many of the run as its share asks for
         slack = 1 + float(1 / stage.share(name)) / samples_per_step
         assert abs(source.repeats_at_step - (sample // samples_per_step + 1)) <= slack
+
+
+def test_stages_of_a_config_are_those_of_its_tokens(tmp_path: Path) -> None:
+    config = fields([(tmp_path / "web", 1), (tmp_path / "code", 1)])
+    data = config.data.model_dump() | {
+        "stages": [
+            {"until_tokens": 611, "weights": {"web": 1, "code": 0}},
+            {"until_tokens": 1500, "weights": {"web": 1, "code": 1}},
+            {"until_tokens": 9999, "weights": {"web": 0, "code": 1}},
+        ]
+    }
+    result = preview(MixtureFields.model_validate(config.model_dump() | {"data": data}))
+    # 200 samples of 10 tokens: up to 62, 150 and the end of the run
+    assert [(stage.name, stage.samples) for stage in result.stages] == [("1", 62), ("2", 88), ("3", 50)]
+    assert [source.tokens_by_stage for source in result.sources] == [(620, 440, 0), (0, 440, 500)]
 
 
 def test_a_dataset_that_is_not_made_is_of_unknown_size(tmp_path: Path) -> None:
     result = preview(fields([(tmp_path / "web", 1)]))
     assert (result.sources[0].tokens_read, result.sources[0].epochs) == (2000, None)
     assert result.remarks == (f"web: {tmp_path}/web is not made yet; `smollm2 pipeline run` makes it",)
+
+
+def test_a_dataset_in_a_store_is_of_unknown_size(tmp_path: Path) -> None:
+    config = fields([(tmp_path / "web", 1)])
+    source = {"name": "web", "path": "s3://bucket/web"}
+    data = config.data.model_dump() | {"sources": [source]}
+    result = preview(MixtureFields.model_validate(config.model_dump() | {"data": data}))
+    assert result.remarks == ("web: s3://bucket/web lies in a store, which is not asked; name a local copy of it",)
 
 
 def test_what_a_run_would_refuse_is_remarked(tmp_path: Path) -> None:
@@ -126,7 +153,7 @@ def test_every_training_config_can_be_previewed(config: Path, tmp_path: Path, mo
     monkeypatch.chdir(tmp_path)
     result = preview(load(config, MixtureFields))
     assert sum(source.tokens_read for source in result.sources) == pytest.approx(
-        result.stages[0].steps * result.samples_per_step * result.sequence_length
+        sum(stage.samples for stage in result.stages) * result.sequence_length
     )
 
 

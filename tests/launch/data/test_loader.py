@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.data.loader import Loader, PackedSamples, Source, rank_sample_indices, validation_batches
-from launch.data.packing import IGNORED_LABEL
-from pipeline.shards.format import DatasetError
+from launch.config import LocalError
+from launch.data.loader import Loader, PackedSamples, Source
+from launch.data.rank_order import rank_sample_indices
 
 SEQUENCE = 8
 
@@ -208,7 +208,7 @@ def test_error_in_the_thread_is_raised_by_next_and_again(sources):
         shard.unlink()
     with loader_of(samples) as loader:
         for _ in range(2):
-            with pytest.raises(DatasetError, match="is missing"):
+            with pytest.raises(LocalError, match=r"^rank 0: shard .* is missing"):
                 next(loader)
 
 
@@ -234,47 +234,3 @@ def test_wait_time_counts_only_waiting(sources):
         next(loader)
         # read while we slept: less than one reading, on a busy machine too
         assert loader.wait_time_s - waited_s < 0.05
-
-
-def validation_rows(samples, sequences, micro_batch_size, world_size):
-    per_rank = [
-        list(
-            validation_batches(
-                samples, sequences=sequences, micro_batch_size=micro_batch_size, rank=rank, world_size=world_size
-            )
-        )
-        for rank in range(world_size)
-    ]
-    assert len({len(batches) for batches in per_rank}) == 1, "every rank must join each forward pass"
-    rows = [row for batches in per_rank for batch in batches for row in as_rows(batch)]
-    return sorted(row for row in rows if IGNORED_LABEL not in row[1])
-
-
-@pytest.mark.parametrize(("micro_batch_size", "world_size"), [(1, 1), (4, 1), (3, 2), (2, 3), (4, 4), (32, 2)])
-def test_validation_reads_the_same_sequences_once_on_every_world_size(sources, micro_batch_size, world_size):
-    samples = samples_of(sources[:1], split="validation", shuffle=False)
-    expected = sorted(as_rows(samples.read(np.arange(10))))
-    assert validation_rows(samples, 10, micro_batch_size, world_size) == expected
-
-
-def test_validation_is_in_stream_order(sources, random_documents):
-    samples = samples_of(sources[:1], split="validation", shuffle=False)
-    (batch,) = validation_batches(samples, sequences=5, micro_batch_size=5, rank=0, world_size=1)
-    assert as_rows(batch) == rows_in_plain_python(random_documents(12, seed=4))[:5]
-
-
-def test_rows_that_fill_up_are_ignored_whole(sources):
-    samples = samples_of(sources[:1], split="validation", shuffle=False)
-    (batch,) = validation_batches(samples, sequences=3, micro_batch_size=4, rank=0, world_size=1)
-    assert (batch.labels == IGNORED_LABEL).all(dim=1).tolist() == [False, False, False, True]
-
-
-def test_validation_ends_before_a_source_repeats(sources, random_documents):
-    samples = samples_of(sources, split="validation", shuffle=False)
-    size = len(rows_in_plain_python(random_documents(12, seed=4)))
-    # three of four samples are web's: its first repeat would be its sample number `size`
-    assert samples.samples_before_repeat == samples.mixture.position(0, size)
-    chosen, _ = samples.locate(np.arange(samples.samples_before_repeat + 1))
-    assert np.bincount(chosen[:-1])[0] == size
-    assert chosen[-1] == 0
-    assert len(validation_rows(samples, 10**6, 4, 2)) == samples.samples_before_repeat

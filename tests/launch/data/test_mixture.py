@@ -88,11 +88,13 @@ def test_position_is_the_inverse():
     assert positions == list(range(500))
 
 
-def test_second_epochs_begin_where_counting_sees_them():
-    mixture = Mixture([3, 1])
-    sources = mixture.locate(np.arange(100))[0]
-    # 5 samples of source 0 and 4 of source 1: the next of each is its second epoch's first
-    assert mixture.first_repeats([5, 4]) == [np.flatnonzero(sources == 0)[5], np.flatnonzero(sources == 1)[4]]
+@pytest.mark.parametrize("weights", WEIGHTS, ids=ids)
+def test_counts_are_those_of_counting(weights):
+    mixture = Mixture(weights)
+    length = min(2 * mixture.period + 3, 500)
+    sources, _ = mixture.locate(np.arange(length))
+    for samples in range(length + 1):
+        assert mixture.counts(samples).tolist() == np.bincount(sources[:samples], minlength=len(weights)).tolist()
 
 
 def test_decimals_mean_what_they_say():

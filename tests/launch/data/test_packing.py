@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from launch.data.packing import pack, sample_span, samples_in
@@ -45,3 +46,13 @@ def test_a_sample_needs_one_id_more_than_its_positions():
 def test_samples_share_one_id():
     assert sample_span(0, 4) == (0, 5)
     assert sample_span(1, 4) == (4, 9)
+
+
+@pytest.mark.gpu
+def test_pinned_batches_are_equal_and_page_locked():
+    batch = pack(ROWS, eos_token_id=0)
+    pinned = batch.pinned()
+    for tensor, own in ((pinned.input_ids, batch.input_ids), (pinned.labels, batch.labels)):
+        assert tensor.is_pinned()
+        assert tensor.to("cuda", non_blocking=True).cpu().equal(own)
+    assert pinned.document_ids.is_pinned()

@@ -40,6 +40,13 @@ def test_size_of_blocks_does_not_matter():
     assert permutation.apply(indices)[::997].tolist() == one_by_one
 
 
+@pytest.mark.parametrize("size", [1, 2, 10, 699, 99_991, 10**9 + 7, MAX_SIZE])
+def test_invert_undoes_apply(size):
+    indices = np.random.default_rng(0).integers(0, size, 1000)
+    permutation = Permutation(size, key=5)
+    assert np.array_equal(permutation.invert(permutation.apply(indices)), indices)
+
+
 def test_shape_is_kept():
     assert Permutation(100, key=1).apply(np.arange(24).reshape(2, 3, 4)).shape == (2, 3, 4)
     assert Permutation(100, key=1).apply(np.empty(0, dtype=np.int64)).shape == (0,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,31 @@ def test_sums_that_differ_from_the_shards_are_named(dataset):
     contract.write_manifest(dataset, manifest.model_copy(update={"splits": {"train": train}}))
     with pytest.raises(DatasetError, match="shards hold 15 tokens, its manifest says 99"):
         TokenStream(dataset, "train")
+
+
+def test_a_dataset_that_is_replaced_while_it_is_read_is_refused(dataset, make_dataset):
+    stream = TokenStream(dataset, "train")
+    assert stream.read(0, 4).tolist() == STREAM[:4]
+    # as large as before, and whole in itself
+    shutil.rmtree(dataset)
+    make_dataset(dataset, [[9, *document[1:]] if document else [] for document in DOCUMENTS], documents_per_shard=2)
+    assert stream.read(0, 4).tolist() == STREAM[:4], "what is mapped stays"
+    with pytest.raises(DatasetError, match=r"was replaced while it is read: data-00001-000.arrow is not what it"):
+        stream.read(5, 8)
+
+
+def test_a_dataset_that_is_taken_away_while_it_is_read_is_refused(dataset):
+    stream = TokenStream(dataset, "train")
+    (dataset / contract.MANIFEST_FILE).unlink()
+    with pytest.raises(DatasetError, match=r"is not finished \(no manifest.json\)"):
+        stream.read(5, 8)
+
+
+def test_a_dataset_that_grows_while_it_is_read_is_read_on(dataset):
+    stream = TokenStream(dataset, "train")
+    manifest = contract.read_manifest(dataset)
+    train = manifest.splits["train"]
+    more = train.shards[0].model_copy(update={"path": "data-00003-000.arrow"})
+    grown = contract.split_record([*train.shards, more])
+    contract.write_manifest(dataset, manifest.model_copy(update={"splits": {"train": grown}, "version": 2}))
+    assert stream.read(0, len(STREAM)).tolist() == STREAM

@@ -57,6 +57,7 @@ def test_failure_that_a_full_disk_cannot_take_down_keeps_its_cause(fail: Callabl
 def test_a_loss_that_cannot_run_here_is_the_users_to_mend(
     train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attempt, "_check_same_datasets", lambda *parts: None)
     monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
     monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
     anything: Any = None
@@ -73,6 +74,7 @@ def test_attention_whose_package_does_not_load_is_the_users_to_mend(
     def bind(*parts: Any, **settings: Any) -> None:
         raise AttentionBackendError("the package flash-attn is installed but does not load")
 
+    monkeypatch.setattr(attempt, "_check_same_datasets", lambda *parts: None)
     monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
     monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
     monkeypatch.setattr(attempt, "bind", bind)

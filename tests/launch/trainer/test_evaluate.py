@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from launch.config import TrainConfig
 from launch.data.loader import PackedSamples, Source
 from launch.trainer.engine import Engine
-from launch.trainer.evaluate import measure_probe, validation_loss
+from launch.trainer.evaluate import measure_probe, validation_losses
 from launch.trainer.inputs import probe_rows
 from launch.trainer.optimizer import build_optimizer
 from launch.trainer.ranks import RankEnvironment
@@ -68,15 +69,15 @@ def test_validation_loss_is_the_mean_over_all_tokens(
     alone = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
     expected = losses(engine, samples, 21, masked=True).mean().item()
     # fp32 losses against fp64 ones
-    assert validation_loss(engine, samples, config, alone) == pytest.approx(expected, rel=1e-5)
+    assert validation_losses(engine, samples, config, alone).loss == pytest.approx(expected, rel=1e-5)
 
 
 def test_validation_loss_does_not_depend_on_the_number_of_ranks(
     engine: Engine, samples: PackedSamples, config: TrainConfig, summed: list[torch.Tensor]
 ) -> None:
     for rank in range(3):
-        validation_loss(engine, samples, config, RankEnvironment(rank, 3, rank, None))
-    total, count = torch.stack(summed).sum(dim=0).tolist()
+        validation_losses(engine, samples, config, RankEnvironment(rank, 3, rank, None))
+    [[total, count, _]] = torch.stack(summed).sum(dim=0).tolist()
     assert count == 21 * 64
     expected = losses(engine, samples, 21, masked=True).mean().item()
     assert total / count == pytest.approx(expected, rel=1e-5)
@@ -97,7 +98,70 @@ def test_probe_is_the_loss_of_whole_rows_without_documents(
 @pytest.mark.usefixtures("summed")
 def test_evaluation_leaves_the_model_in_training(engine: Engine, samples: PackedSamples, config: TrainConfig) -> None:
     engine.deepspeed.train()
-    loss = validation_loss(engine, samples, config, RankEnvironment(0, 1, 0, None))
-    assert math.isfinite(loss)
+    losses = validation_losses(engine, samples, config, RankEnvironment(0, 1, 0, None))
+    assert math.isfinite(losses.loss)
     assert engine.deepspeed.training
     assert all(parameter.grad is None for parameter in engine.deepspeed.parameters())
+
+
+@pytest.fixture
+def two_sources(
+    config: TrainConfig, tmp_path: Path, make_dataset: Callable[..., Path], byte_level: str
+) -> PackedSamples:
+    """Two of three sequences are web's; the tokenizer's ids 1 to 255 are a byte each, but 7, which is two."""
+    sources = []
+    for name, weight, seed in (("web", 2.0, 1), ("code", 1.0, 2)):
+        documents = [[1 + (seed * 31 + row + place) % 200 for place in range(60)] for row in range(40)]
+        folder = make_dataset(tmp_path / name, documents, validation=documents)
+        (folder / "tokenizer.json").write_text(byte_level)
+        sources.append(Source(name, folder, weight))
+    return PackedSamples(sources, seed=0, sequence_length=64, split="validation", shuffle=False)
+
+
+@pytest.fixture
+def byte_level() -> str:
+    vocabulary = {"<|endoftext|>": 0} | {chr(0x100 + number): number for number in range(1, 256)} | {"ab": 7}
+    special = {"id": 0, "content": "<|endoftext|>", "special": True}
+    return json.dumps({"decoder": {"type": "ByteLevel"}, "model": {"vocab": vocabulary}, "added_tokens": [special]})
+
+
+def test_losses_by_source_are_means_over_its_own_sequences(
+    engine: Engine, two_sources: PackedSamples, config: TrainConfig, summed: list[torch.Tensor]
+) -> None:
+    sources, _ = two_sources.locate(np.arange(21))
+    by_token = losses(engine, two_sources, 21, masked=True).view(21, 64)
+    labels = two_sources.read(np.arange(21)).labels.numpy()
+    text_bytes = (labels != 0) + (labels == 7)
+    for world_size in (1, 3, 4):
+        for rank in range(world_size):
+            told = validation_losses(engine, two_sources, config, RankEnvironment(rank, world_size, rank, None))
+        sums = torch.stack(summed).sum(dim=0)
+        summed.clear()
+        for source in (0, 1):
+            own = by_token[sources == source]
+            total, tokens, size = sums[source].tolist()
+            assert total == pytest.approx(own.sum().item(), rel=1e-5)
+            assert (tokens, size) == (own.numel(), text_bytes[sources == source].sum())
+        if world_size == 1:
+            nats = [by_token[sources == source].mean().item() for source in (0, 1)]
+            bits = [
+                by_token[sources == source].sum().item() / math.log(2) / text_bytes[sources == source].sum()
+                for source in (0, 1)
+            ]
+            assert told.metrics() == pytest.approx(
+                {
+                    "validation/loss": by_token.mean().item(),
+                    "validation/bits_per_byte": by_token.sum().item() / math.log(2) / text_bytes.sum(),
+                    "validation_loss/web": nats[0],
+                    "validation_loss/code": nats[1],
+                    "validation_bits_per_byte/web": bits[0],
+                    "validation_bits_per_byte/code": bits[1],
+                },
+                rel=1e-5,
+            )
+
+
+@pytest.mark.usefixtures("summed")
+def test_without_bytes_there_are_nats_only(engine: Engine, samples: PackedSamples, config: TrainConfig) -> None:
+    told = validation_losses(engine, samples, config, RankEnvironment(0, 1, 0, None)).metrics()
+    assert list(told) == ["validation/loss", "validation_loss/chain"]

@@ -36,6 +36,14 @@ def test_inputs_are_the_identity_of_the_data(train_config: Callable[..., TrainCo
     assert inputs.tokenizer_file == dataset / "tokenizer.json"
 
 
+def test_another_dataset_on_another_node_is_named(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    inputs = read_inputs(train_config())
+    assert inputs.differences(inputs.dataset_digests) == []
+    [line] = inputs.differences({"chain": "sha256:0123456789abcdef"})
+    assert line.startswith("dataset chain has other contents here (sha256:")
+    assert "than on rank 0 (sha256:0123456789ab…); give every node the same dataset" in line
+
+
 def test_missing_dataset_says_what_to_run(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"does not exist; make it with `smollm2 pipeline run`"):
         read_inputs(train_config())
@@ -138,6 +146,45 @@ def test_training_data_that_repeats_is_said(train_config: Callable[..., TrainCon
     assert read_inputs(train_config(steps=4, schedule={})).remarks == (
         "training data repeats within steps=4: chain begins epoch 2 at step 4",
     )
+
+
+def test_a_source_that_is_read_often_is_said(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    # 62 sequences, 16 a step: 4 epochs are 15.5 steps
+    lines = read_inputs(train_config(steps=15, schedule={})).remarks
+    assert len(lines) == 1
+    _, line = read_inputs(train_config(steps=20, schedule={})).remarks
+    assert line == (
+        "chain is read 5.2 times within steps=20: above 4 epochs repeated text teaches little (arXiv:2305.16264); "
+        "give it less weight, or more data"
+    )
+
+
+def test_more_epochs_than_allowed_are_refused(train_config: Callable[..., TrainConfig], dataset: Path) -> None:
+    source = {"name": "chain", "path": dataset, "max_epochs": 1.5}
+    data = {"sources": [source], "sequence_length": 64}
+    read_inputs(train_config(data=data, steps=5, schedule={}))
+    assert problems(train_config(data=data, steps=6, schedule={})) == [
+        "dataset chain would be read 1.55 times within steps=6, more than its max_epochs=1.5; give it less weight or "
+        "more data, or raise max_epochs"
+    ]
+
+
+def test_epochs_are_counted_over_the_stages(
+    train_config: Callable[..., TrainConfig], dataset: Path, tmp_path: Path, make_dataset: MakeDataset
+) -> None:
+    second = make_dataset(tmp_path / "second", LONG, validation=LONG)
+    sources = [{"name": "chain", "path": dataset, "max_epochs": 1}, {"name": "second", "path": second}]
+    stages = [
+        {"until_tokens": 40 * 64, "weights": {"chain": 1, "second": 0}},
+        {"until_tokens": 160 * 64, "weights": {"chain": 0, "second": 1}},
+        {"weights": {"chain": 1, "second": 1}},
+    ]
+    data = {"sources": sources, "sequence_length": 64, "stages": stages}
+    # 40 in the first stage, none in the second, and 22 more of the 44 that follow
+    repeats = "training data repeats within steps=12: second begins epoch 2 at step 7"
+    assert read_inputs(train_config(data=data, steps=12, schedule={})).remarks == (repeats,)
+    [line] = problems(train_config(data=data, steps=13, schedule={}))
+    assert line.startswith("dataset chain would be read 1.03 times within steps=13")
 
 
 def test_share_that_rounding_changes_by_more_than_a_hundredth_is_said(

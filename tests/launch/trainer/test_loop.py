@@ -17,11 +17,14 @@ from launch.config import TrainConfig
 from launch.data.loader import PackedSamples, Source
 from launch.trainer import loop
 from launch.trainer.engine import Engine
+from launch.trainer.evaluate import ValidationLosses
 from launch.trainer.exchange import RankReport, StepReports
+from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
 from model.loss import LossTerms
 
+LOSSES = ValidationLosses(loss=1.0, bits_per_byte=None, loss_by_source={}, bits_per_byte_by_source={})
 DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
 
 
@@ -98,7 +101,7 @@ def trainer(
     monkeypatch.setattr(loop, "exchange", alone)
     monkeypatch.setattr(loop, "local_gradient_square", lambda engine: torch.ones(()))
     monkeypatch.setattr(loop, "check_state", lambda *parts, **more: None)
-    monkeypatch.setattr(loop, "validation_loss", lambda *parts: 1.0)
+    monkeypatch.setattr(loop, "validation_losses", lambda *parts: LOSSES)
     monkeypatch.setattr(loop, "measure_probe", lambda *parts: None)
     engine: Any = Engine(Model(), SimpleNamespace(param_groups=[{}]), torch.device("cpu"), "cpu", 0)  # type: ignore[arg-type]
     stand_in: Any = told
@@ -107,6 +110,7 @@ def trainer(
         RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None),
         engine=engine,
         train=samples,
+        ledger=Ledger(config, samples),
         validation=samples,
         checkpoints=stand_in,
         console=stand_in,
@@ -141,13 +145,13 @@ def test_without_a_z_loss_there_is_no_metric_of_it(trainer: Trainer, told: Told)
 def test_signal_during_the_first_evaluation_stops_after_the_first_step(
     trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
-    def interrupted(*parts: Any) -> float:
+    def interrupted(*parts: Any) -> ValidationLosses:
         os.kill(os.getpid(), number)
-        return 1.0
+        return LOSSES
 
     # without this a signal that nobody notes would end the tests
     before = signal.signal(number, lambda number, frame: None)
-    monkeypatch.setattr(loop, "validation_loss", interrupted)
+    monkeypatch.setattr(loop, "validation_losses", interrupted)
     try:
         assert trainer.run() == code
     finally:

@@ -25,7 +25,7 @@ from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environm
 def test_every_launcher_names_the_same_rank(told: dict[str, str]) -> None:
     environment = dict(told)
     adopt_mpi_names(environment)
-    assert read_environment(environment) == RankEnvironment(3, 4, 1, None)
+    assert read_environment(environment) == RankEnvironment(3, 4, 1, None, local_size=2)
     assert environment["LOCAL_SIZE"] == "2"
 
 
@@ -38,3 +38,7 @@ def test_deepspeeds_own_names_go_first() -> None:
 def test_without_a_launcher_it_is_said_what_to_use() -> None:
     with pytest.raises(TrainingError, match=r"RANK is not set.*use `smollm2 launch train"):
         read_environment({})
+
+
+def test_under_another_launcher_the_ranks_up_to_this_one_are_known() -> None:
+    assert read_environment({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}).local_size == 2

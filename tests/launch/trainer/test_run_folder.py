@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,13 +22,13 @@ from checkpoint.manifest import (
 )
 from checkpoint.run_record import RunRecord, read_run, write_run
 from launch.config import TrainConfig, TrainingError
+from launch.trainer.data_history import Period
+from launch.trainer.identity import config_digest, differences
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.rewinds import Rewind, write_rewinds
 from launch.trainer.run_folder import (
     StartPoint,
-    config_digest,
     create_run_folder,
-    differences,
     hold_lock,
     prepare_run,
 )
@@ -49,8 +49,14 @@ def inputs(config: TrainConfig) -> Inputs:
     return replace(read_inputs(config), remarks=("of the data",))
 
 
-def start(config: TrainConfig, inputs: Inputs, *, previous: TrainConfig | None = None) -> StartPoint:
-    return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs)
+def start(
+    config: TrainConfig,
+    inputs: Inputs,
+    *,
+    previous: TrainConfig | None = None,
+    earlier: Sequence[Period] = (),
+) -> StartPoint:
+    return prepare_run(config, resolved="name: tiny\n", previous=previous, inputs=inputs, earlier=earlier)
 
 
 def begin(config: TrainConfig) -> None:
@@ -219,7 +225,7 @@ def test_run_that_has_trained_nothing_may_become_another(
 def test_each_difference_has_its_line(train_config: Callable[..., TrainConfig], config: TrainConfig) -> None:
     model = {**config.model.model_dump(), "num_hidden_layers": 3, "intermediate_size": 65}
     lines = differences(config, train_config(model=model, seed=4))
-    assert [line.split("=")[0] for line in lines] == ["model.intermediate_size", "model.num_hidden_layers", "seed"]
+    assert [key for key, _ in lines] == ["model.intermediate_size", "model.num_hidden_layers", "seed"]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +272,83 @@ def test_dataset_of_another_tokenizer_is_refused(
     make_dataset(tmp_path / "data", DOCUMENTS, validation=DOCUMENTS, vocab_size=250)
     with pytest.raises(TrainingError, match="made with another tokenizer"):
         start(config, read_inputs(config), previous=config)
+
+
+def heavier(train_config: Callable[..., TrainConfig], config: TrainConfig, **changes: object) -> TrainConfig:
+    source = {**config.data.sources[0].model_dump(), "weight": 2.0}
+    return train_config(data={"sources": [source], "sequence_length": 64, "document_masking": False}, **changes)
+
+
+def test_changed_data_is_refused_with_each_difference_and_the_way_out(
+    train_config: Callable[..., TrainConfig],
+    config: TrainConfig,
+    inputs: Inputs,
+    tmp_path: Path,
+    make_dataset: Callable[..., Path],
+) -> None:
+    start(config, inputs)
+    begin(config)
+    make_dataset(tmp_path / "data", DOCUMENTS[:-1], validation=DOCUMENTS)
+    changed = heavier(train_config, config)
+    with pytest.raises(TrainingError) as caught:
+        start(changed, read_inputs(changed), previous=config)
+    lines = str(caught.value).splitlines()
+    assert [line.split("=")[0].split(" has")[0] for line in lines] == [
+        *("data.document_masking", "data.sources.0.weight", "dataset chain"),
+    ]
+    for line in lines:
+        assert line.endswith(", or choose another run_dir, or start with --allow-change data if it is meant")
+
+
+def test_changed_data_that_is_meant_is_told_and_remembered(
+    train_config: Callable[..., TrainConfig],
+    config: TrainConfig,
+    inputs: Inputs,
+    tmp_path: Path,
+    make_dataset: Callable[..., Path],
+) -> None:
+    add_checkpoint(config, inputs, 50)
+    make_dataset(tmp_path / "data", DOCUMENTS[:-1], validation=DOCUMENTS)
+    changed = heavier(train_config, config, allow_change="data")
+    now = replace(read_inputs(changed), remarks=())
+    begun = start(changed, now, previous=config)
+    assert begun.step == 50
+    assert begun.remarks[:2] == (
+        "changed data: data.document_masking=False but this run was started with True",
+        "changed data: data.sources.0.weight=2.0 but this run was started with 1.0",
+    )
+    assert begun.remarks[2].startswith("changed data: dataset chain has other contents")
+    assert begun.remarks[3].startswith("from step 51 on samples are those of the changed data: sequences that were")
+    assert [(period.until_step, period.config) for period in begun.earlier] == [(50, config)]
+    assert read_run(config.run_dir).dataset_digests == now.dataset_digests
+    # the next start is the changed run's, without being allowed anything
+    again = start(heavier(train_config, config), now, previous=changed, earlier=begun.earlier)
+    assert again.remarks == ()
+    assert again.earlier == begun.earlier
+
+
+def test_what_is_not_data_is_refused_though_data_may_change(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs
+) -> None:
+    begin(config)
+    with pytest.raises(TrainingError) as caught:
+        start(heavier(train_config, config, allow_change="data", seed=1), inputs, previous=config)
+    [line] = str(caught.value).splitlines()
+    assert line.startswith("seed=1 but this run was started with 0")
+
+
+def test_a_stage_that_is_still_to_come_changes_nothing_that_was_read(
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs
+) -> None:
+    add_checkpoint(config, inputs, 50)
+    stages = [{"until_tokens": 51 * 1024, "weights": {"chain": 1}}, {"weights": {"chain": 2}}]
+    source = config.data.sources[0].model_dump()
+    changed = train_config(data={"sources": [source], "sequence_length": 64, "stages": stages}, allow_change="data")
+    begun = start(changed, replace(inputs, remarks=()), previous=config)
+    assert begun.remarks[0] == (
+        "changed data: data.stages.0=(until 52224 tokens: chain 1) but this run was started with nothing"
+    )
+    assert begun.remarks[-1] == "the first 50 steps have read what they would read by the changed data too"
 
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from launch.trainer.state import Checkpoints, _own_files
 from pipeline.shards.format import TokenizerRecord
 
 PROBE = Probe(token_ids=((1, 2),), mean_negative_log_likelihood=1.0)
+READ = {"chain": 7168}
 
 
 @pytest.fixture
@@ -61,7 +62,9 @@ def checkpoints(train_config: Callable[..., TrainConfig], one_rank: None) -> Cal
 
 
 def save(checkpoints: Checkpoints, step: int, **what: Any) -> Path:
-    return checkpoints.save(engine(**what), step=step, samples_consumed=99, validation_loss=1.5, probe=PROBE)
+    return checkpoints.save(
+        engine(**what), step=step, samples_consumed=99, validation_loss=1.5, probe=PROBE, tokens_by_source=READ
+    )
 
 
 def test_save_is_complete_and_remembered(checkpoints: Callable[[Path], Checkpoints], tmp_path: Path) -> None:
@@ -69,6 +72,7 @@ def test_save_is_complete_and_remembered(checkpoints: Callable[[Path], Checkpoin
     folder = save(saver, 7, size_bytes=10)
     assert folder == checkpoint_directory(tmp_path / "run", 7)
     assert verify_checkpoint(folder) == []
+    assert read_manifest(folder).tokens_by_source == READ
     assert {Path(record.path).name for record in read_manifest(folder).files} == {
         "zero_to_fp32.py",
         "zero_pp_rank_0_mp_rank_00_model_states.pt",
@@ -103,7 +107,9 @@ def test_rank_that_lost_its_peer_does_not_blame_the_disk(
     widowed = engine(size_bytes=10)
     widowed.deepspeed.save_checkpoint = lose
     with pytest.raises(RuntimeError, match="closed by peer") as caught:
-        checkpoints(tmp_path / "run").save(widowed, step=7, samples_consumed=7, validation_loss=1.5, probe=PROBE)
+        checkpoints(tmp_path / "run").save(
+            widowed, step=7, samples_consumed=7, validation_loss=1.5, probe=PROBE, tokens_by_source=READ
+        )
     assert not isinstance(caught.value, TrainingError)
 
 

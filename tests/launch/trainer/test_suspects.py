@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from launch.config import TrainConfig
-from launch.data.documents import documents_between
 from launch.data.loader import PackedSamples, Source
+from launch.data.trace import documents_in
 from launch.trainer.suspects import Suspects, suspects_of
 
 # lengths with their end: 30, 31, … so that documents lie across samples and shards
@@ -50,13 +50,15 @@ def _whole(name: str) -> str:
     return f"chain/train-{int(shard) * 7 + int(row)}"
 
 
-def test_stretch_holds_the_documents_that_it_touches(config: TrainConfig) -> None:
-    dataset = config.data.sources[0].path
+def test_stretch_holds_the_documents_that_it_touches(samples: PackedSamples) -> None:
+    def documents_between(start: int, stop: int) -> list[str]:
+        return [span.document_id for span in documents_in(samples.streams[0], start, stop)]
+
     # ids 0 to 29 are the first document's, its end among them, 30 to 60 the second's
-    assert documents_between(dataset, "train", 0, 30) == ["train-0-0"]
-    assert documents_between(dataset, "train", 29, 31) == ["train-0-0", "train-0-1"]
+    assert documents_between(0, 30) == ["train-0-0"]
+    assert documents_between(29, 31) == ["train-0-0", "train-0-1"]
     # the eighth begins the second shard, at 30 + 31 + … + 36 = 231
-    assert documents_between(dataset, "train", 230, 232) == ["train-0-6", "train-1-0"]
+    assert documents_between(230, 232) == ["train-0-6", "train-1-0"]
 
 
 def test_text_tells_the_first_and_counts_the_rest() -> None:

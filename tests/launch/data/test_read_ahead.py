@@ -1,0 +1,103 @@
+"""What comes next, against reading it; and a loader over a cache that holds less than the dataset."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from launch.data import read_ahead
+from launch.data.loader import Loader, PackedSamples, Source
+from launch.data.object_store import mirror_dataset
+from launch.data.packing import sample_span
+from launch.data.rank_order import node_sample_indices, rank_sample_indices
+from launch.data.read_ahead import ReadAhead
+from launch.data.shard_cache import ShardCache
+from launch.data.shard_reader import Remote
+
+STEP = {"samples_per_step": 12, "micro_batch_size": 2, "world_size": 3}
+
+
+@pytest.fixture
+def dataset(tmp_path: Path, make_dataset: Callable[..., Path], random_documents: Callable[..., Any]) -> Path:
+    """Ten shards of about 200 ids."""
+    return make_dataset(tmp_path / "data", random_documents(100, seed=3), documents_per_shard=10)
+
+
+def remote_samples(dataset: Path, cache: ShardCache) -> PackedSamples:
+    url = f"file://{dataset}"
+    source = Source("chain", mirror_dataset(url, cache.directory), 1.0, Remote(url, cache))
+    return PackedSamples([source], seed=1, sequence_length=8)
+
+
+def test_a_nodes_samples_are_its_ranks_in_order_of_time() -> None:
+    together = node_sample_indices(ranks=range(1, 3), **STEP)
+    expected = [rank_sample_indices(0, rank=rank, **STEP) for rank in (1, 2)]
+    assert together.tolist() == [[expected[0][micro].tolist(), expected[1][micro].tolist()] for micro in (0, 1)]
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_upcoming_shards_are_those_that_reading_touches_first(
+    dataset: Path, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_ahead, "_HORIZON", 40)
+    samples = remote_samples(dataset, ShardCache(tmp_path / "cache", capacity_bytes=1 << 20))
+    assert samples.cache is not None
+    offsets = node_sample_indices(ranks=range(1, 3), **STEP)
+    ahead = ReadAhead(samples, samples.cache, offsets=offsets, samples_per_step=12, step=lambda: step)
+    expected: list[Path] = []
+    stream = samples.streams[0]
+    for later in range(step, step + 5):  # 8 samples of these ranks a step
+        _, located = samples.locate(later * 12 + offsets.reshape(-1))
+        for sample in located.tolist():
+            numbers = stream.shards(*sample_span(sample, 8))
+            expected += [path for number in numbers if (path := stream.remote_shard(number).path) not in expected]
+    assert ahead.paths() == expected
+    assert samples.cache.needs() == expected
+
+
+def test_what_comes_next_is_there_before_it_is_read(dataset: Path, tmp_path: Path) -> None:
+    cache = ShardCache(tmp_path / "cache", capacity_bytes=1 << 20)
+    samples = remote_samples(dataset, cache)
+    with Loader(samples, first_step=0, rank=0, **STEP):
+        deadline_s = time.monotonic() + 60
+        while len(list(cache.directory.glob("*/*.arrow"))) < 10:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+
+def test_two_ranks_share_a_cache_smaller_than_their_dataset(dataset: Path, tmp_path: Path) -> None:
+    largest = max(file.stat().st_size for file in dataset.glob("*.arrow"))
+    local = PackedSamples([Source("chain", dataset, 1.0)], seed=1, sequence_length=8)
+    ranks = [
+        Loader(
+            remote_samples(dataset, ShardCache(tmp_path / "cache", capacity_bytes=3 * largest)),
+            first_step=5,
+            samples_per_step=8,
+            micro_batch_size=2,
+            rank=rank,
+            world_size=2,
+            local_rank=rank,
+            local_size=2,
+        )
+        for rank in (0, 1)
+    ]
+    with ranks[0], ranks[1]:
+        for step in range(5, 15):
+            for rank, loader in enumerate(ranks):
+                settings = {"samples_per_step": 8, "micro_batch_size": 2, "rank": rank, "world_size": 2}
+                for indices in rank_sample_indices(step, **settings):
+                    assert next(loader).input_ids.equal(local.read(indices).input_ids)
+                held = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*/*.arrow"))
+                assert held <= 3 * largest
+
+
+def test_an_order_without_remote_sources_needs_nothing(dataset: Path) -> None:
+    samples = PackedSamples([Source("chain", dataset, 1.0)], seed=1, sequence_length=8)
+    assert samples.cache is None
+    with Loader(samples, first_step=0, rank=0, **STEP) as loader:
+        assert next(loader).input_ids.equal(samples.read(np.array([0, 1])).input_ids)
