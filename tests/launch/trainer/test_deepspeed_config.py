@@ -51,7 +51,7 @@ def test_gradients_are_scattered_except_for_muon(train_config: Callable[..., Tra
 
 
 def test_batch_that_does_not_divide_is_refused(train_config: Callable[..., TrainConfig]) -> None:
-    with pytest.raises(TrainingError, match="use 768 or 1536"):
+    with pytest.raises(TrainingError, match="use batch_tokens=768 or 1536"):
         deepspeed_config(train_config(), world_size=3)
 
 

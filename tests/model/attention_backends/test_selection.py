@@ -227,4 +227,4 @@ print(sorted(name.split(".")[2] for name in imported if name.startswith("model.a
 """
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    assert ran.stdout.splitlines() == ["[]", "['by_document', 'sdpa', 'selection']"]
+    assert ran.stdout.splitlines() == ["[]", "['by_document', 'sdpa', 'sdpa_path', 'selection']"]
