@@ -86,7 +86,9 @@ class ShardCache:
                     if not reserved:
                         return False
                     _fill(file, shard)
-                partial.rename(shard.path)
+                # a list of the folder that is read while a file takes another name may hold neither
+                with self._locked(self.directory / ".lock"):
+                    partial.rename(shard.path)
             finally:
                 partial.unlink(missing_ok=True)
         return True
@@ -130,7 +132,7 @@ class ShardCache:
         files = {}
         for path in self.directory.glob("*/**/*"):
             if path.name.endswith((".arrow", ".partial")):
-                with suppress(FileNotFoundError):  # one that was just renamed
+                with suppress(FileNotFoundError):  # a copy that was just given up
                     files[path] = path.stat()
         return files
 

@@ -14,6 +14,7 @@ epochs; does not hash what lies on a disk (`smollm2 pipeline verify` does).
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -158,19 +159,15 @@ class TokenStream:
         record = self._records[number]
         path = self.dataset / record.path
         self._check_not_replaced(record)
-        for attempt in range(_REMOVED_AT_MOST):
-            if self.remote is not None:
-                self.remote.cache.ensure(self.remote_shard(number))
-                if not path.exists() and attempt < _REMOVED_AT_MOST - 1:
-                    continue  # another rank has removed it before we could map it
-            break
-        _check_size(path, record)
-        try:
-            with pa.memory_map(str(path)) as file:
-                # closing the file gives the descriptor back; the map lives as long as the arrays on it
-                return list(pa.ipc.open_stream(file))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _unreadable(path, error) from None
+        if self.remote is None:
+            return _map(path, record)
+        for _ in range(_REMOVED_AT_MOST - 1):
+            self.remote.cache.ensure(self.remote_shard(number))
+            # another rank may remove it before it is mapped here
+            with suppress(DatasetError):
+                return _map(path, record)
+        self.remote.cache.ensure(self.remote_shard(number))
+        return _map(path, record)
 
     def _open(self, number: int) -> _Shard:
         record = self._records[number]
@@ -224,6 +221,16 @@ def _stamp(dataset: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _map(path: Path, record: StreamShard) -> list[pa.RecordBatch]:
+    _check_size(path, record)
+    try:
+        with pa.memory_map(str(path)) as file:
+            # closing the file gives the descriptor back; the map lives as long as the arrays on it
+            return list(pa.ipc.open_stream(file))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:
