@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from pipeline.document import LongText
+from pipeline.workers.memory import give_back_freed_memory
 
 LONG_BYTES = 8 << 20
 _PART_BYTES = 2 << 20
@@ -43,6 +44,7 @@ def parse(content: bytearray) -> tuple[Any, LongStrings]:
 
     Raises orjson.JSONDecodeError, with `content` as it was.
     """
+    give_back_freed_memory()
     rest = bytearray()
     found: dict[str, LongText] = {}
     done = 0

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from pipeline.worker_start import begin_as_worker, worker_context
-from pipeline.workers.memory import anonymous_memory_bytes, give_back_freed_memory
+from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
 from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
@@ -169,7 +169,6 @@ def _work(connection: Connection, make_task: Callable[[], Task], environment: Ma
     """The life of a worker process."""
     begin_as_worker(environment)
     os.environ.update(ONE_THREAD)
-    give_back_freed_memory()
     try:
         task = make_task()
         while True:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 _ANONYMOUS = re.compile(rb"^Rss(?:Anon|Shmem):\s+(\d+) kB$", re.MULTILINE)
@@ -18,8 +19,9 @@ _M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BYTES = 1 << 20
 
 
+@cache
 def give_back_freed_memory() -> None:
-    """Let the C library return every large block to the system as it is freed.
+    """From now on let the C library return every large block to the system as it is freed, which costs some time.
 
     Else glibc, once it has freed blocks of some size, keeps what comes back of that size or less for itself, up to
     32 MB each: the parts of a text of 100 MB would stay beside the ids that are made of them.

@@ -27,7 +27,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from pipeline.workers.local import MEMORY_POLL_S, over_memory
-from pipeline.workers.memory import anonymous_memory_bytes, give_back_freed_memory
+from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
 from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
 
@@ -208,7 +208,6 @@ def _do(content: bytes, folder: str, call: str, item: Any, max_worker_memory_byt
 def _work(content: bytes, folder: str, call: str, item: Any, tell: Callable[[Any], None]) -> None:
     try:
         os.environ.update(ONE_THREAD)
-        give_back_freed_memory()
         try:
             os.chdir(folder)  # paths in a config are relative to where the command was started
         except OSError:

@@ -257,7 +257,6 @@ from pipeline.config import PipelineConfig
 from pipeline.plan import make_plan
 from pipeline.tokenizer.encode import Encoder
 from pipeline.unit import process_unit
-from pipeline.workers.memory import give_back_freed_memory
 
 config = PipelineConfig.model_validate_json(sys.stdin.read())
 encoder = Encoder(config.tokenizer.path.read_bytes(), eos_token="<|endoftext|>")
@@ -266,7 +265,6 @@ def peak_kb():  # ru_maxrss would begin with that of the process that started th
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
-give_back_freed_memory()  # as workers do
 before = peak_kb()
 record = process_unit(config, unit, encoder, units_directory=config.output_dir)
 print(record.tally.documents_kept, record.tokens, peak_kb() - before)
