@@ -58,8 +58,8 @@ def endpoint() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
-    """`bucket.put(key, content)` in an empty bucket `data`; the environment names the server and holds credentials."""
+def s3_client(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A boto3 client of the server, which holds nothing; the environment names the server and holds credentials."""
     for name, value in {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -72,14 +72,20 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
         monkeypatch.setenv(name, value)
     urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")).close()
     import boto3
+
+    return boto3.client("s3")
+
+
+@pytest.fixture
+def bucket(s3_client: Any) -> Iterator[Any]:
+    """`bucket.put(key, content)` in an empty bucket `data` of `s3_client`'s server."""
     import fsspec
 
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="data")
+    s3_client.create_bucket(Bucket="data")
 
     class Bucket:
         def put(self, key: str, content: bytes) -> None:
-            client.put_object(Bucket="data", Key=key, Body=content)
+            s3_client.put_object(Bucket="data", Key=key, Body=content)
 
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield Bucket()
