@@ -9,26 +9,28 @@
     RUN/checkpoints/latest                the name of the newest complete one, replaced atomically
     RUN/exports/step-00000100/            the service's: a Hugging Face directory whose proof passed
 
-A save: every rank writes below the partial folder, then calls `describe_files` on its own files (fsync and digest);
-rank 0 gathers the records and calls `publish_checkpoint`. A resume takes `newest_verified`.
+A save: every rank writes its own files below the partial folder, makes them durable and digests them; rank 0 gathers
+the records and calls `publish_checkpoint`. A resume takes `newest_verified`.
 
-Imports the standard library and pydantic only: a trainer and a service that lists folders load nothing heavy.
+Imports the standard library, pydantic and two contracts only: a trainer and a service that lists folders load nothing
+heavy.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
-FORMAT_VERSION = 1
+from checkpoint.digests import digest_ranges, digest_text
+from checkpoint.file_records import FileRecord, Problem, Record, file_record, find_problems
+
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 MODEL_CONFIG_FILE = "config.json"  # what every export holds
@@ -41,21 +43,7 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of another format."""
 
 
-class Record(BaseModel):
-    """What is written as one JSON file: frozen, without unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 AnyRecord = TypeVar("AnyRecord", bound=Record)
-
-
-class FileRecord(Record):
-    """One file: its path below the checkpoint folder with `/`, its size and its digest."""
-
-    path: str
-    size_bytes: int = Field(ge=0)
-    digest: str
 
 
 class Probe(Record):
@@ -100,17 +88,7 @@ class CheckpointManifest(Record):
     probe: Probe | None = None
     resharded_from: ReshardedFrom | None = None
     files: tuple[FileRecord, ...]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One way in which a checkpoint differs from its manifest."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+    seal: str = ""  # digest of all the rest, set by `encode_manifest`
 
 
 def checkpoints_directory(run: Path) -> Path:
@@ -164,6 +142,8 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
         pure = PurePosixPath(record.path)
         if pure.is_absolute() or ".." in pure.parts or "\\" in record.path:
             raise CheckpointError(f"{path}: file path {record.path!r} leads out of the checkpoint; do not trust it")
+    if manifest.seal != _seal(manifest):
+        raise CheckpointError(f"{path} was changed after it was written (its seal does not fit); take another step")
     return manifest
 
 
@@ -173,14 +153,16 @@ def describe_files(checkpoint: Path, paths: Iterable[Path]) -> list[FileRecord]:
     for path in sorted(paths):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size_bytes = file.tell()
-        relative = path.relative_to(checkpoint).as_posix()
-        records.append(FileRecord(path=relative, size_bytes=size_bytes, digest=f"sha256:{digest}"))
+        records.append(file_record(checkpoint, path, path.stat().st_size, tuple(digest_ranges(path))))
         folders.add(path.parent)
     for folder in folders:
         sync_directory(folder)
     return records
+
+
+def encode_manifest(manifest: CheckpointManifest) -> bytes:
+    """A manifest as it is written, sealed, so that a hand that edits it is noticed."""
+    return (manifest.model_copy(update={"seal": _seal(manifest)}).model_dump_json() + "\n").encode()
 
 
 def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
@@ -190,7 +172,7 @@ def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
     between the two renames leaves neither under its name; `recover_interrupted_replacement` ends the replacement.
     """
     partial, final = partial_directory(run, manifest.step), checkpoint_directory(run, manifest.step)
-    write_durably(partial / MANIFEST_FILE, (manifest.model_dump_json() + "\n").encode())
+    write_durably(partial / MANIFEST_FILE, encode_manifest(manifest))
     replaced = final.with_name(f"{_REPLACED}{final.name}")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
@@ -213,12 +195,13 @@ def recover_interrupted_replacement(run: Path) -> None:
 
 
 def verify_checkpoint(checkpoint: Path) -> list[Problem]:
-    """Re-read and re-hash every file of the manifest; an empty list means whole."""
+    """Read and hash every file of the manifest again; an empty list means whole. DeepSpeed finds its files by their
+    names, so that one which the manifest does not name is a problem too."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:
         return [Problem(MANIFEST_FILE, str(error))]
-    return [problem for record in manifest.files if (problem := _verify_file(checkpoint, record))]
+    return find_problems(checkpoint, manifest.files, owned=(checkpoint / ZERO_TAG).glob("*"))
 
 
 def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
@@ -272,15 +255,5 @@ def _list_steps_with(folder: Path, file_name: str) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def _verify_file(checkpoint: Path, record: FileRecord) -> Problem | None:
-    path = checkpoint / record.path
-    if not path.is_file():
-        return Problem(record.path, "missing")
-    size_bytes = path.stat().st_size
-    if size_bytes != record.size_bytes:
-        return Problem(record.path, f"{size_bytes:,} bytes, wanted {record.size_bytes:,}")
-    with path.open("rb") as file:
-        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-    if digest != record.digest:
-        return Problem(record.path, f"contents changed ({digest[:19]}…, wanted {record.digest[:19]}…)")
-    return None
+def _seal(manifest: CheckpointManifest) -> str:
+    return digest_text(manifest.model_dump_json(exclude={"seal"}))

@@ -34,6 +34,7 @@ from checkpoint.manifest import (
     ReshardedFrom,
     checkpoint_directory,
     describe_files,
+    encode_manifest,
     read_manifest,
     step_name,
     sync_directory,
@@ -194,8 +195,7 @@ def _publish(
     (partial / SOURCE_FILE).unlink()
     records = describe_files(partial, (path for path in partial.rglob("*") if path.is_file()))
     changed = {"world_size": world_size, "files": tuple(records), "resharded_from": source}
-    content = manifest.model_copy(update=changed).model_dump_json() + "\n"
-    write_durably(partial / MANIFEST_FILE, content.encode())
+    write_durably(partial / MANIFEST_FILE, encode_manifest(manifest.model_copy(update=changed)))
     partial.rename(output)
     sync_directory(output.parent)
     return Resharded(output, len(records), sum(record.size_bytes for record in records), kept)

@@ -17,7 +17,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from checkpoint.manifest import FORMAT_VERSION, CheckpointError, Record, read_record, write_durably
+from checkpoint.file_records import Record
+from checkpoint.manifest import FORMAT_VERSION, CheckpointError, read_record, write_durably
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"

@@ -12,6 +12,8 @@ ROOMS = ("configs", "pipeline", "model", "launch", "checkpoint")
 CONTRACTS = (
     "pipeline.shards.format",
     "checkpoint.manifest",
+    "checkpoint.file_records",
+    "checkpoint.digests",
     "checkpoint.run_record",
     "checkpoint.events",
     "checkpoint.extents",
@@ -27,7 +29,7 @@ MAY_IMPORT = {
     "checkpoint": ("model",),
     "launch": ("model", *CONTRACTS),
 }
-CONTRACT_LIBRARIES = ("numpy", "pyarrow", "pydantic")
+CONTRACT_LIBRARIES = ("numpy", "pyarrow", "pydantic", "xxhash")
 FILES = [file for room in ROOMS for file in sorted((ROOT / room).rglob("*.py"))]
 STANDARD_LIBRARY = __import__("sys").stdlib_module_names
 

@@ -21,7 +21,7 @@ from checkpoint.config import ServiceConfig
 from checkpoint.events import EventWriter, events_file
 from checkpoint.export import export_checkpoint
 from checkpoint.jobs import Context, Job, Outcome, Performer
-from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, list_steps, read_manifest
+from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, encode_manifest, list_steps, read_manifest
 from checkpoint.prove import examine
 from checkpoint.run_record import RunKind, RunRecord, write_run
 from checkpoint.service import Service
@@ -231,4 +231,4 @@ def append_attempt(
 def replace_in_manifest(run: Path, step: int, **changes: object) -> None:
     checkpoint = checkpoint_directory(run, step)
     manifest = read_manifest(checkpoint).model_copy(update=changes)
-    (checkpoint / MANIFEST_FILE).write_text(manifest.model_dump_json())
+    (checkpoint / MANIFEST_FILE).write_bytes(encode_manifest(manifest))

@@ -54,8 +54,9 @@ def test_published_checkpoint_is_whole_and_latest(tmp_path: Path) -> None:
 
 def test_file_record_has_path_size_and_digest(tmp_path: Path) -> None:
     (record,) = read_manifest(save(tmp_path, 1)).files
-    # printf weights | sha256sum
-    assert record.digest == "sha256:9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    # printf weights | xxh128sum, and the file's of those 16 bytes
+    assert record.range_digests == ("bdbda1eb6e05adc4800d98e5524fefbc",)
+    assert record.digest == "xxh3-128:5a7c9bc1247c4c3ca686bf1984573f62"
     assert (record.path, record.size_bytes) == ("zero/rank_0.pt", 7)
 
 
@@ -101,8 +102,15 @@ def test_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
 
 def test_format_of_another_release_is_named(tmp_path: Path) -> None:
     manifest_file = save(tmp_path, 1) / "manifest.json"
-    manifest_file.write_text(manifest_file.read_text().replace('"format_version":1', '"format_version":2'))
-    with pytest.raises(CheckpointError, match="format version 2, this release reads 1"):
+    manifest_file.write_text(manifest_file.read_text().replace('"format_version":2', '"format_version":3'))
+    with pytest.raises(CheckpointError, match="format version 3, this release reads 2"):
+        read_manifest(manifest_file.parent)
+
+
+def test_manifest_edited_by_hand_is_noticed(tmp_path: Path) -> None:
+    manifest_file = save(tmp_path, 1) / "manifest.json"
+    manifest_file.write_text(manifest_file.read_text().replace('"world_size":1', '"world_size":2'))
+    with pytest.raises(CheckpointError, match=r"manifest\.json was changed after it was written .*; take another step"):
         read_manifest(manifest_file.parent)
 
 

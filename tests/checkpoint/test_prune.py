@@ -17,7 +17,7 @@ import pytest
 from checkpoint import prune as pruning
 from checkpoint.cli import main
 from checkpoint.config import ServiceConfig
-from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, read_manifest
+from checkpoint.manifest import CheckpointError, checkpoint_directory, encode_manifest, list_steps, read_manifest
 from checkpoint.pins import list_pins, pin, unpin
 from checkpoint.prune import delete_checkpoint, prune
 from checkpoint.reading import hold_checkpoint
@@ -45,7 +45,7 @@ def run_of(exported_run: Path) -> Callable[..., Path]:
             shutil.copytree(original, copy)
             loss = 1.0 if step == 1 else 5.0
             copied = manifest.model_copy(update={"step": step, "validation_loss": loss})
-            (copy / "manifest.json").write_text(copied.model_dump_json())
+            (copy / "manifest.json").write_bytes(encode_manifest(copied))
         return exported_run
 
     return make

@@ -29,8 +29,8 @@ def test_code_outside_a_clone_has_no_revision(tmp_path: Path, monkeypatch: pytes
 
 
 def test_run_of_another_release_is_named(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"format_version": 2, "shards": []}')
-    with pytest.raises(CheckpointError, match=r"run\.json: format version 2, this release reads 1"):
+    (tmp_path / "run.json").write_text('{"format_version": 3, "shards": []}')
+    with pytest.raises(CheckpointError, match=r"run\.json: format version 3, this release reads 2"):
         read_run(tmp_path)
 
 

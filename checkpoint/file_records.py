@@ -1,0 +1,90 @@
+"""Files as a manifest knows them: paths, sizes and digests, and how a folder differs from them.
+
+A contract: the standard library, pydantic and `digests.py` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from checkpoint.digests import RANGE_BYTES, combine, count_ranges, digest_ranges_of
+
+
+class Record(BaseModel):
+    """What is written as one JSON file: frozen, without unknown fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileRecord(Record):
+    """One file: its path below the checkpoint folder with `/`, its size, its digest and those of its ranges."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    digest: str
+    range_digests: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One way in which a checkpoint differs from its manifest."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def file_record(checkpoint: Path, path: Path, size_bytes: int, range_digests: tuple[str, ...]) -> FileRecord:
+    """The record of a file below a checkpoint whose ranges are digested."""
+    relative = path.relative_to(checkpoint).as_posix()
+    return FileRecord(path=relative, size_bytes=size_bytes, digest=combine(range_digests), range_digests=range_digests)
+
+
+def find_problems(checkpoint: Path, records: Sequence[FileRecord], *, owned: Iterable[Path]) -> list[Problem]:
+    """Read and hash files again, in parallel, and name those that differ, each with its first range that does.
+
+    `owned` are paths that may hold nothing but the records' files.
+    """
+    problems = {record.path: _find_problem(checkpoint, record) for record in records}
+    readable = [record for record in records if problems[record.path] is None]
+    ranges = [(checkpoint / record.path, index) for record in readable for index in range(len(record.range_digests))]
+    got = digest_ranges_of(ranges)
+    for record in readable:
+        ours = [next(got) for _ in record.range_digests]
+        differing = [index for index, wanted in enumerate(record.range_digests) if ours[index] != wanted]
+        if differing:
+            problems[record.path] = _contents_changed(record, differing[0], ours[differing[0]])
+    found = (path.relative_to(checkpoint).as_posix() for path in owned)
+    strangers = sorted(set(found) - problems.keys())
+    return [
+        *(Problem(path, reason) for path, reason in problems.items() if reason is not None),
+        *(Problem(path, "not in the manifest; remove it") for path in strangers),
+    ]
+
+
+def _find_problem(checkpoint: Path, record: FileRecord) -> str | None:
+    """What shows without reading the file."""
+    path = checkpoint / record.path
+    if not path.resolve().is_relative_to(checkpoint.resolve()):
+        return "a link that leads out of the checkpoint; do not trust it"
+    if not path.is_file():
+        return "missing"
+    size_bytes = path.stat().st_size
+    if size_bytes != record.size_bytes:
+        return f"{size_bytes:,} bytes, wanted {record.size_bytes:,}"
+    if count_ranges(size_bytes) != len(record.range_digests) or combine(record.range_digests) != record.digest:
+        return "the digests of its ranges are not those of the file"
+    return None
+
+
+def _contents_changed(record: FileRecord, index: int, got: str | OSError) -> str:
+    first, last = index * RANGE_BYTES, min((index + 1) * RANGE_BYTES, record.size_bytes) - 1
+    if isinstance(got, OSError):
+        return f"bytes {first:,} to {last:,} cannot be read: {got.strerror}"
+    return f"contents changed in bytes {first:,} to {last:,} ({got[:12]}…, wanted {record.range_digests[index][:12]}…)"
