@@ -91,7 +91,11 @@ class ScheduleConfig(Settings):
 
 
 class ZeroConfig(Settings):
-    """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them."""
+    """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them; those of prefetching, persistence and live
+    parameters are stage 3's alone.
+
+    Sharded over the ranks: the optimizer's state (stage 1), the gradients too (2), the weights too (3).
+    """
 
     stage: int = 3
     reduce_bucket_size: int = Field(default=50_000_000, ge=1)
@@ -102,16 +106,26 @@ class ZeroConfig(Settings):
     reduce_dtype: Precision = "float32"  # in which gradients are summed over ranks
 
     @model_validator(mode="after")
-    def _stage_is_three(self) -> Self:
-        if self.stage != 3:
-            raise ValueError(f"stage={self.stage} is not supported, as checkpoints are read in ZeRO-3's layout; use 3")
+    def _stage_is_known(self) -> Self:
+        if self.stage == 0:
+            # DeepSpeed 0.19.8, engine.py: "unsupported mix" of bf16 weights and fp32 sums
+            raise ValueError(
+                "stage=0 is not supported: DeepSpeed trains bfloat16 without ZeRO only with sums in bfloat16; use 1, "
+                "which shards the optimizer's state and nothing else"
+            )
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"stage={self.stage}: there are stages 1, 2 and 3; use 3 unless the weights fit a device")
         return self
 
 
 class CheckpointConfig(Settings):
-    """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM, SIGINT or SIGUSR1."""
+    """A checkpoint is saved every `every_steps`, at the last step, and on SIGTERM, SIGINT or SIGUSR1.
+
+    Asynchronous: written behind the next steps, from a copy in host memory of each rank's share of the state.
+    """
 
     every_steps: int = Field(ge=1)
+    asynchronous: bool = True
 
 
 class ContinuationConfig(Settings):
@@ -220,6 +234,9 @@ class TrainConfig(Settings):
                 f"zero.reduce_dtype={self.zero.reduce_dtype} with optimizer.name=muon would keep Muon's momentum in "
                 "it; use float32"
             )
+        if self.zero.stage != 3 and (self.optimizer.name == "muon" or self.compile == "deepcompile"):
+            setting = "optimizer.name=muon" if self.optimizer.name == "muon" else "compile=deepcompile"
+            raise ValueError(f"zero.stage={self.zero.stage} with {setting} has not been tried; use zero.stage=3")
         if self.compile == "deepcompile" and self.activation_checkpointing.mode != "none":
             raise ValueError(
                 f"compile=deepcompile with activation_checkpointing={self.activation_checkpointing.mode} is not known "

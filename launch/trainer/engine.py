@@ -1,8 +1,9 @@
-"""The model under DeepSpeed ZeRO-3: built sharded, filled one parameter at a time, wrapped with our optimizer.
+"""The model under DeepSpeed ZeRO: built, filled one parameter at a time, wrapped with our optimizer.
 
-No rank ever holds the whole model: each parameter is gathered, written by rank 0 and partitioned again. In training
-ZeRO-3 gathers a decoder layer at once (a leaf module, in its words): one round of hooks a layer instead of a dozen,
-and none inside, where torch.compile would stumble over them.
+Under ZeRO-3 no rank ever holds the whole model: each parameter is gathered, written by rank 0 and partitioned again. In
+training ZeRO-3 gathers a decoder layer at once (a leaf module, in its words): one round of hooks a layer instead of a
+dozen, and none inside, where torch.compile would stumble over them. In stages 1 and 2 rank 0 writes its own model, and
+DeepSpeed hands it to the others as it wraps it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def build_engine(
         # compares the signatures of torch's constructors as it is imported, and zero.Init replaces them
         importlib.import_module("torch._dynamo")
     fill = _choose_fill(config, say) if fill_weights else None
-    with deepspeed.zero.Init(config_dict_or_path=settings):
+    shards_weights = config.zero.stage == 3
+    with deepspeed.zero.Init(config_dict_or_path=settings, enabled=shards_weights):
         model = SmolLM2(
             config.model,
             attn_implementation=config.attn_implementation,
@@ -72,7 +74,9 @@ def build_engine(
             deepspeed_checkpoint=deepspeed.checkpointing.checkpoint,
             loss_implementation=config.loss_implementation,
         )
-    if config.compile != "deepcompile":  # which has no hooks to save, and gathers by its own schedule
+    if not shards_weights:
+        model.to(DTYPES[config.precision])  # as zero.Init makes them, so that all stages begin with the same weights
+    elif config.compile != "deepcompile":  # which has no hooks to save, and gathers by its own schedule
         set_z3_leaf_modules(model, [DecoderLayer])
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if fill is not None:

@@ -12,15 +12,14 @@ import time
 import torch
 
 from checkpoint.events import EventWriter
-from launch.config import TrainConfig
+from launch.config import LocalError, TrainConfig, TrainingError
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
 from launch.trainer.console import Console
 from launch.trainer.continuations import continuations
 from launch.trainer.engine import Engine
-from launch.trainer.evaluate import measure_probe, validation_losses
+from launch.trainer.evaluate import validation_losses
 from launch.trainer.exchange import StepReports, exchange
-from launch.trainer.finite_state import check_state
 from launch.trainer.gradients import leave_step_out, local_gradient_square
 from launch.trainer.guards import NotFinite, find_not_finite
 from launch.trainer.heartbeat import Heartbeat
@@ -31,6 +30,7 @@ from launch.trainer.oversight import Oversight
 from launch.trainer.profiler import StepProfiler
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.rewinds import Rewind, batch_number, last_step_in_order
+from launch.trainer.saving import Saves
 from launch.trainer.schedules import SCHEDULES
 from launch.trainer.state import Checkpoints
 from launch.trainer.telling import StepResult, Teller
@@ -76,10 +76,30 @@ class Trainer:
             events=events,
             started_s=time.perf_counter() if started_s is None else started_s,
         )
+        self._saves = Saves(
+            config,
+            ranks,
+            engine=engine,
+            validation=validation,
+            checkpoints=checkpoints,
+            teller=self._teller,
+            heartbeat=self._heartbeat,
+        )
         self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
 
     def run(self) -> int:
-        """Train from `step` complete steps to the end. Returns the exit code; raises DivergedError, ReplicaError."""
+        """Train from `step` complete steps to the end. Returns the exit code; raises TrainingError, of which
+        DivergedError is one, and ReplicaError."""
+        try:
+            return self._run()
+        except LocalError:
+            raise
+        except TrainingError:
+            # all ranks stop here alike, so that a save under way can still come to its end
+            self._saves.finish()
+            raise
+
+    def _run(self) -> int:
         with StopSignals() as signals:
             if self.step == 0:
                 self._evaluate(0)
@@ -88,10 +108,12 @@ class Trainer:
                 with self._loader() as loader:
                     number = self._train(loader, signals)
                 if number is not None and self.step < self.config.steps:
+                    self._saves.finish()
                     self._teller.event("state", self.step, state="killed", reason=number.name)
                     self._teller.sync()
                     self._teller.line(f"stopped by {number.name} after step {self.step}; run the same command to go on")
                     return exit_code(number)
+            self._saves.finish()
         self._teller.event("state", self.step, state="finished")
         self._teller.sync()
         self._teller.line(f"finished: {self.step} steps in {self.config.run_dir}")
@@ -194,6 +216,7 @@ class Trainer:
         if left_out is not None:
             leave_step_out(self.engine.deepspeed)
             return left_out
+        self._saves.before_update()
         self.engine.deepspeed.step()
         # DeepSpeed's own check, of what it makes of the gradient: with Muon an update
         return None if self.engine.deepspeed.was_step_applied() else NotFinite("the update is not finite", ())
@@ -212,6 +235,7 @@ class Trainer:
 
     def _rewind(self, step: int) -> None:
         """Back to the last checkpoint, to go on with data that no step has seen. All ranks, together."""
+        self._saves.finish()
         settings, last_checkpoint = self.config.guards.rewind, self.checkpoints.last_step
         assert settings is not None
         assert last_checkpoint is not None
@@ -241,30 +265,17 @@ class Trainer:
 
     def _evaluate_and_save(self, step: int, *, saving: bool) -> None:
         config, is_last = self.config, step == self.config.steps
+        self._saves.look()
         loss = None
         if is_last or step % config.validation.every_steps == 0:
             loss = self._evaluate(step)
         if saving or is_last:
-            with self._heartbeat.pause("save"):
-                self._save(step, validation_loss=loss)
-
-    def _save(self, step: int, *, validation_loss: float | None) -> None:
-        started_s = time.perf_counter()
-        check_state(self.engine.deepspeed, step=step, ranks=self.ranks, last_checkpoint=self.checkpoints.last_step)
-        probe = measure_probe(self.engine, self.validation, self.config)
-        # a resume from here tells no earlier step again, so what was told must be on the disk first
-        self._teller.sync()
-        folder = self.checkpoints.save(
-            self.engine,
-            step=step,
-            samples_consumed=batch_number(step, self.rewinds) * self.config.samples_per_step,
-            validation_loss=validation_loss,
-            probe=probe,
-            tokens_by_source=self.ledger.tokens(step, self.rewinds),
-        )
-        self._teller.event("checkpoint", step, path=str(folder.relative_to(self.config.run_dir)))
-        self._teller.sync()
-        self._teller.line(f"step {step}/{self.config.steps}  saved {folder} in {time.perf_counter() - started_s:.1f} s")
+            self._saves.begin(
+                step,
+                samples_consumed=batch_number(step, self.rewinds) * config.samples_per_step,
+                validation_loss=loss,
+                tokens_by_source=self.ledger.tokens(step, self.rewinds),
+            )
 
     def _evaluate(self, step: int) -> float:
         with self._heartbeat.pause("evaluate"):

@@ -210,6 +210,11 @@ def _check_resume(
             f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "
             f"{consumed:,}; put that run's {REWINDS_FILE} back into {config.run_dir}: it says which data was skipped"
         )
+    if manifest.zero_stage != config.zero.stage:
+        problems.append(
+            f"checkpoint {name} was saved with zero.stage={manifest.zero_stage} and this start has "
+            f"zero.stage={config.zero.stage}; start it with zero.stage={manifest.zero_stage}"
+        )
     if problems:
         raise TrainingError("\n".join(problems))
 

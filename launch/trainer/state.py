@@ -1,25 +1,29 @@
 """Saving and loading the whole state of a run, through the protocol of `checkpoint/manifest.py`.
 
-A checkpoint exists when its manifest does: all ranks write below a partial folder, each makes its own files durable
-and digests them, rank 0 writes the manifest and renames. All functions are called by all ranks together.
+A checkpoint exists when its manifest does. A save begins between two steps and goes on behind the next ones
+(`rank_writer.py`); the ranks agree on its end at the boundary of a step, by one small exchange, and only while a save
+is under way. All methods but `before_update` are called by all ranks together.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Mapping
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from checkpoint.file_records import FileRecord
 from checkpoint.manifest import (
     ZERO_TAG,
     CheckpointManifest,
-    FileRecord,
     Probe,
     checkpoint_directory,
-    describe_files,
     partial_directory,
     publish_checkpoint,
     read_manifest,
@@ -28,24 +32,51 @@ from checkpoint.reading import hold_checkpoint
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import is_lost_peer
 from launch.trainer.elastic import load_resharded
-from launch.trainer.engine import Engine
+from launch.trainer.engine import DTYPES, Engine
+from launch.trainer.host_copy import HostCopy, HostMemory
 from launch.trainer.identity import config_digest
 from launch.trainer.inputs import Inputs
+from launch.trainer.rank_writer import DONE_FOLDER, RankWriter, Share
 from launch.trainer.ranks import RankEnvironment
+from launch.trainer.state_catcher import catch_states, other_files
 
-_RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_")
 # fp32 master weight and AdamW's two moments, in either precision; the rest, under 0.1 MB, is found while writing
 _BYTES_PER_PARAMETER = 12
+# Between two exchanges of ranks that wait for a save: well under any time limit of a collective.
+_WAIT_INTERVAL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that has come to its good end: how long the training stood still for it, and how long it took in all."""
+
+    step: int
+    folder: Path
+    stall_time_s: float
+    save_time_s: float
+
+
+@dataclass
+class _Save:
+    """One save under way."""
+
+    step: int
+    writer: RankWriter
+    began_s: float
+    device: torch.device
+    stall_time_s: float = 0.0
 
 
 class Checkpoints:
-    """The saves of one attempt. `last_step` is the newest that exists."""
+    """The saves of one attempt. `last_step` is the newest that exists, as all ranks know it."""
 
     def __init__(
         self, config: TrainConfig, ranks: RankEnvironment, inputs: Inputs, *, run_key: str, last_step: int | None
     ) -> None:
         self.last_step = last_step
         self._config, self._ranks, self._inputs, self._run_key = config, ranks, inputs, run_key
+        self._memory: HostMemory | None = None
+        self._under_way: _Save | None = None
 
     def save(
         self,
@@ -56,32 +87,106 @@ class Checkpoints:
         validation_loss: float | None,
         probe: Probe,
         tokens_by_source: Mapping[str, int],
-    ) -> Path:
-        """`samples_consumed` counts what rewinds have left out, `tokens_by_source` does not. Returns the new folder.
+    ) -> None:
+        """Begin a save; none may be under way. `check` and `finish` tell its end.
 
-        Raises TrainingError where the disk does not take it.
+        `samples_consumed` counts what rewinds have left out, `tokens_by_source` does not.
+
+        Raises TrainingError where the disk has no room.
         """
+        assert self._under_way is None, "one save at a time"
+        began_s = time.perf_counter()
         partial = partial_directory(self._config.run_dir, step)
-        self._prepare(partial, engine)
+        save_key = self._prepare(partial, engine)
         try:
-            engine.deepspeed.save_checkpoint(str(partial), tag=ZERO_TAG, save_latest=False)
-            records = describe_files(partial, _own_files(partial, self._ranks.rank))
+            states = catch_states(engine, partial)
         except (OSError, RuntimeError) as error:
             if is_lost_peer(error):
                 raise  # the other rank says why it went
-            raise LocalError(
-                f"rank {self._ranks.rank}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
-                f"see that {self._config.run_dir} has space left and run again: {self._goes_on()}"
-            ) from error
-        gathered: list[list[FileRecord]] = [[] for _ in range(self._ranks.world_size)]
-        dist.all_gather_object(gathered, records)
-        if self._ranks.is_first:
-            files = sorted((record for own in gathered for record in own), key=lambda record: record.path)
-            manifest = self._manifest(step, samples_consumed, validation_loss, probe, tokens_by_source, tuple(files))
+            raise LocalError(self._not_written(step, self._ranks.rank, error)) from error
+        copy = None
+        if self._config.checkpoint.asynchronous:
+            copy, states = self._mirror(states, engine.device, step=step)
+        first = self._ranks.is_first
+        share = Share(partial, save_key, self._ranks.rank, states, copy, other_files(partial) if first else ())
+
+        def publish(files: tuple[FileRecord, ...]) -> None:
+            manifest = self._manifest(step, samples_consumed, validation_loss, probe, tokens_by_source, files)
             publish_checkpoint(self._config.run_dir, manifest)
-        dist.barrier()
-        self.last_step = step
-        return checkpoint_directory(self._config.run_dir, step)
+
+        writer = RankWriter(share, world_size=self._ranks.world_size, publish=publish if first else None)
+        self._under_way = _Save(step, writer, began_s, engine.device)
+        if self._config.optimizer.name == "muon":
+            # DeepSpeed updates Muon's momentum in the backward pass already
+            writer.wait_for_copy()
+        self._under_way.stall_time_s = time.perf_counter() - began_s
+
+    def _mirror(
+        self, states: list[tuple[Path, Any]], device: torch.device, *, step: int
+    ) -> tuple[HostCopy, list[tuple[Path, Any]]]:
+        self._memory = self._memory or HostMemory(pinned=device.type == "cuda")
+        copy = HostCopy(self._memory, device)
+        try:
+            return copy, [(path, copy.mirror(state)) for path, state in states]
+        except (RuntimeError, MemoryError) as error:
+            raise LocalError(
+                f"rank {self._ranks.rank}: the host has no memory for a copy of this rank's state at step {step}: "
+                f"{_first_line(error)}; set checkpoint.asynchronous=false, which needs none, and run again: "
+                f"{self._goes_on()}"
+            ) from error
+
+    def before_update(self) -> None:
+        """The optimizer is about to change what a save still copies: wait for the copy."""
+        if self._under_way is not None:
+            began_s = time.perf_counter()
+            self._under_way.writer.wait_for_copy()
+            self._under_way.stall_time_s += time.perf_counter() - began_s
+
+    def check(self) -> Saved | None:
+        """At the boundary of a step: the save that all ranks have ended since the last call, if one has.
+
+        Raises TrainingError, on all ranks, if a rank could not write its part.
+        """
+        save = self._under_way
+        if save is None:
+            return None
+        writer = save.writer
+        told = torch.tensor(
+            [float(writer.error is not None), float(writer.published), float(writer.written)],
+            dtype=torch.float64,
+            device=save.device,
+        )
+        dist.all_reduce(told)
+        failed, published, written = told.tolist()
+        if failed:
+            self._under_way = None
+            writer.abandon()
+            self._raise_failure(save)
+        if written == self._ranks.world_size:
+            writer.note_all_written()
+        if not published:
+            return None
+        self._under_way, self.last_step = None, save.step
+        folder = checkpoint_directory(self._config.run_dir, save.step)
+        return Saved(save.step, folder, save.stall_time_s, time.perf_counter() - save.began_s)
+
+    def finish(self, *, say: Callable[[str], None] | None = None) -> Saved | None:
+        """Wait for the end of the save under way, if there is one; `say` is told that there is something to wait for.
+
+        Raises as `check` does.
+        """
+        saved = self.check()
+        if say is not None and self._under_way is not None:
+            say(
+                f"the checkpoint of step {self._under_way.step} is still being written, and the next save waits for it;"
+                f" raise checkpoint.every_steps, or see what slows {self._config.run_dir}"
+            )
+        while (save := self._under_way) is not None:
+            began_s = time.perf_counter()
+            save.writer.wait(_WAIT_INTERVAL_S)
+            save.stall_time_s += time.perf_counter() - began_s
+            saved = self.check()
+        return saved
 
     def load(self, engine: Engine, *, step: int) -> int:
         """Weights, optimizer and counters of a verified checkpoint into an engine; returns how many ranks saved it."""
@@ -89,6 +194,11 @@ class Checkpoints:
         # retention, at work beside the trainer, spares what is held
         with hold_checkpoint(folder):
             saved_by = read_manifest(folder).world_size
+            if saved_by != self._ranks.world_size and self._config.zero.stage != 3:
+                raise TrainingError(
+                    f"checkpoint {folder.name} was saved by {saved_by} ranks with zero.stage={self._config.zero.stage}, "
+                    f"and only stage 3 goes on with another number; start it with {saved_by} ranks"
+                )
             if saved_by == self._ranks.world_size:
                 engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)
             else:
@@ -97,22 +207,41 @@ class Checkpoints:
             raise RuntimeError(f"DeepSpeed did not load step {step} of {folder}")
         return saved_by
 
-    def _prepare(self, partial: Path, engine: Engine) -> None:
-        """An empty partial folder on a disk with room, or the same error on every rank."""
-        problem: list[str | None] = [None]
+    def _prepare(self, partial: Path, engine: Engine) -> str:
+        """An empty partial folder on a disk with room, and the save's key, or the same error on every rank."""
+        told: list[str | None] = [None, uuid.uuid4().hex]
         if self._ranks.is_first:
             try:
                 shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-                problem = [self._lack_of_space(partial, engine)]
+                (partial / DONE_FOLDER).mkdir(parents=True)
+                told[0] = self._lack_of_space(partial, engine)
             except OSError as error:
-                problem = [f"{error.filename}: {error.strerror}"]
-        dist.broadcast_object_list(problem, src=0)
-        if problem[0] is not None:
-            raise TrainingError(f"the checkpoint could not be written: {problem[0]}; run again then: {self._goes_on()}")
+                told[0] = f"{error.filename}: {error.strerror}"
+        dist.broadcast_object_list(told, src=0)
+        problem, save_key = told
+        if problem is not None:
+            raise TrainingError(f"the checkpoint could not be written: {problem}; run again then: {self._goes_on()}")
+        assert save_key is not None
+        return save_key
+
+    def _raise_failure(self, save: _Save) -> None:
+        """On all ranks, with what each of them has met."""
+        error = save.writer.error
+        mine = None if error is None else self._not_written(save.step, self._ranks.rank, error)
+        reasons: list[str | None] = [None] * self._ranks.world_size
+        dist.all_gather_object(reasons, mine)
+        raise TrainingError("\n".join(reason for reason in reasons if reason is not None)) from error
+
+    def _not_written(self, step: int, rank: int, error: Exception) -> str:
+        return (
+            f"rank {rank}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
+            f"see that {self._config.run_dir} has space left and run again: {self._goes_on()}"
+        )
 
     def _lack_of_space(self, partial: Path, engine: Engine) -> str | None:
-        needed_bytes = engine.num_parameters * _BYTES_PER_PARAMETER
+        # below stage 3 the weights in the training's precision are in the checkpoint a second time
+        bytes_per_weight = 0 if self._config.zero.stage == 3 else DTYPES[self._config.precision].itemsize
+        needed_bytes = engine.num_parameters * (_BYTES_PER_PARAMETER + bytes_per_weight)
         free_bytes = shutil.disk_usage(partial).free
         if free_bytes >= needed_bytes:
             return None
@@ -149,12 +278,6 @@ class Checkpoints:
             probe=probe,
             files=files,
         )
-
-
-def _own_files(partial: Path, rank: int) -> list[Path]:
-    """What this rank wrote: DeepSpeed puts a rank's number into the names of its files; the others are rank 0's."""
-    owners = {path: _RANK_FILE.search(path.name) for path in partial.rglob("*") if path.is_file()}
-    return [path for path, owner in owners.items() if (int(owner[1]) if owner else 0) == rank]
 
 
 def _first_line(error: Exception) -> str:

@@ -14,6 +14,7 @@ from launch.trainer.console import Console
 from launch.trainer.exchange import StepReports
 from launch.trainer.guards import NotFinite
 from launch.trainer.progress import step_line
+from launch.trainer.state import Saved
 from launch.trainer.throughput import Throughput
 from model.cost import flops_per_token
 
@@ -76,6 +77,19 @@ class Teller:
         if step % self._config.logging.every_steps == 0 or step == self._config.steps:
             self._say(step, result, self._window_s / self._window_steps)
             self._window_s, self._window_steps = 0.0, 0
+
+    def saved(self, saved: Saved | None) -> None:
+        """The end of a save, if one has ended."""
+        if saved is None:
+            return
+        times = {"checkpoint/stall_time_s": saved.stall_time_s, "checkpoint/save_time_s": saved.save_time_s}
+        self.event("metrics", saved.step, **times)
+        self.event("checkpoint", saved.step, path=str(saved.folder.relative_to(self._config.run_dir)))
+        self.sync()
+        self.line(
+            f"step {saved.step}/{self._config.steps}  saved {saved.folder} in {saved.save_time_s:.1f} s, "
+            f"of which training stood still for {saved.stall_time_s:.2f} s"
+        )
 
     def _metrics(self, step: int, result: StepResult) -> dict[str, float]:
         tokens_per_second = self._config.batch_tokens / result.step_time_s

@@ -69,10 +69,25 @@ class Started:
     process: subprocess.Popen[str]
 
     def wait_for_step(self, step: int, *, timeout_s: float = 200) -> None:
+        self.wait_for(
+            lambda: any("train/loss" in event.fields and event.step >= step for event in _events(self.run)),
+            what=f"step {step}",
+            timeout_s=timeout_s,
+        )
+
+    def wait_for_checkpoint(self, step: int, *, timeout_s: float = 200) -> None:
+        """Told as complete, some steps after the save began."""
+        self.wait_for(
+            lambda: any(event.kind == "checkpoint" and event.step >= step for event in _events(self.run)),
+            what=f"the checkpoint of step {step}",
+            timeout_s=timeout_s,
+        )
+
+    def wait_for(self, condition: Callable[[], bool], *, what: str, timeout_s: float = 200) -> None:
         deadline_s = time.monotonic() + timeout_s
-        while not any("train/loss" in event.fields and event.step >= step for event in _events(self.run)):
+        while not condition():
             assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline_s, f"step {step} did not come"
+            assert time.monotonic() < deadline_s, f"{what} did not come"
             time.sleep(0.01)
 
     def rank_pid(self, rank: int) -> int:

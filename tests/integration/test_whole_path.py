@@ -17,6 +17,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from checkpoint.events import events_file, read_events
+from checkpoint.manifest import list_steps
 from launch.data.loader import PackedSamples, Source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +62,7 @@ def train_until_killed(commands: Any) -> None:
     run = commands.folder / "runs/demo"
     with commands.start(*TRAIN) as job:
         deadline_s = time.monotonic() + 200
-        while KILLED_AFTER not in told_steps(run):
+        while KILLED_AFTER not in told_steps(run) or not list_steps(run):
             assert job.poll() is None, job.communicate()
             assert time.monotonic() < deadline_s
             time.sleep(0.01)

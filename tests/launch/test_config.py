@@ -142,7 +142,15 @@ def test_accumulation_makes_up_the_batch() -> None:
     [
         ({"optimizer__betas": [0.9, 1.0]}, "betas: got 1.0, wanted two numbers from 0 to below 1"),
         ({"schedule__name": "cosine"}, "decay_steps=20 means nothing to cosine"),
-        ({"zero": {"stage": 2}}, "stage=2 is not supported"),
+        (
+            {"zero": {"stage": 0}},
+            "stage=0 is not supported: DeepSpeed trains bfloat16 without ZeRO only with sums in bfloat16; use 1",
+        ),
+        ({"zero": {"stage": 4}}, "stage=4: there are stages 1, 2 and 3"),
+        (
+            {"zero": {"stage": 2}, "compile": "deepcompile"},
+            "zero.stage=2 with compile=deepcompile has not been tried; use zero.stage=3",
+        ),
         ({"data__sources": [{"name": "a", "path": "x"}, {"name": "a", "path": "y"}]}, "the name 'a' stands 2 times"),
         ({"data__sources": []}, "at least 1 item"),
         ({"activation_checkpointing": "every_n_layers"}, "wants every_n_layers as well"),

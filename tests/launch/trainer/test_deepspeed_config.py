@@ -44,6 +44,12 @@ def test_clipping_and_stage_are_passed_on(train_config: Callable[..., TrainConfi
     assert settings["zero_optimization"]["stage"] == 3
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_lower_stage_is_passed_on(train_config: Callable[..., TrainConfig], stage: int) -> None:
+    settings = deepspeed_config(train_config(zero={"stage": stage}), world_size=2)
+    assert settings["zero_optimization"]["stage"] == stage
+
+
 def test_gradients_are_scattered_except_for_muon(train_config: Callable[..., TrainConfig]) -> None:
     muon = {"name": "muon", "learning_rate": 1e-3, "muon_learning_rate": 0.02, "gradient_clipping": 0}
     settings = [deepspeed_config(config, world_size=2) for config in (train_config(), train_config(optimizer=muon))]

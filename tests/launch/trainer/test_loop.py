@@ -13,15 +13,16 @@ import pytest
 import torch
 
 from checkpoint.manifest import checkpoint_directory
-from launch.config import TrainConfig
+from launch.config import CheckpointConfig, TrainConfig, TrainingError
 from launch.data.loader import PackedSamples, Source
-from launch.trainer import loop
+from launch.trainer import loop, saving
 from launch.trainer.engine import Engine
 from launch.trainer.evaluate import ValidationLosses
 from launch.trainer.exchange import RankReport, StepReports
 from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
+from launch.trainer.state import Saved
 from model.loss import LossTerms
 
 LOSSES = ValidationLosses(loss=1.0, bits_per_byte=None, loss_by_source={}, bits_per_byte_by_source={})
@@ -35,6 +36,8 @@ class Told:
         self.order: list[str] = []
         self.fields: list[dict[str, Any]] = []
         self.last_step = None
+        self.under_way: Saved | None = None
+        self.failure: Exception | None = None
         self._run_dir = run_dir
 
     def write(self, kind: str, *, step: int, **fields: Any) -> None:
@@ -44,9 +47,23 @@ class Told:
     def sync(self) -> None:
         self.order.append("sync")
 
-    def save(self, engine: Engine, *, step: int, **what: Any) -> Path:
+    def save(self, engine: Engine, *, step: int, **what: Any) -> None:
         self.order.append(f"{step} save")
-        return checkpoint_directory(self._run_dir, step)
+        self.under_way = Saved(step, checkpoint_directory(self._run_dir, step), 0.1, 0.5)
+
+    def check(self) -> Saved | None:
+        """Saves end when they are waited for."""
+        return None
+
+    def finish(self, *, say: Callable[[str], None] | None = None) -> Saved | None:
+        saved, self.under_way = self.under_way, None
+        if saved is not None and self.failure is not None:
+            raise self.failure
+        return saved
+
+    def before_update(self) -> None:
+        if self.under_way is not None:
+            self.order.append(f"copy of {self.under_way.step}")
 
     def line(self, text: str) -> None:
         pass
@@ -100,9 +117,9 @@ def trainer(
     samples = PackedSamples([Source(source.name, source.path, 1.0)], seed=0, sequence_length=64)
     monkeypatch.setattr(loop, "exchange", alone)
     monkeypatch.setattr(loop, "local_gradient_square", lambda engine: torch.ones(()))
-    monkeypatch.setattr(loop, "check_state", lambda *parts, **more: None)
+    monkeypatch.setattr(saving, "check_state", lambda *parts, **more: None)
     monkeypatch.setattr(loop, "validation_losses", lambda *parts: LOSSES)
-    monkeypatch.setattr(loop, "measure_probe", lambda *parts: None)
+    monkeypatch.setattr(saving, "measure_probe", lambda *parts: None)
     engine: Any = Engine(Model(), SimpleNamespace(param_groups=[{}]), torch.device("cpu"), "cpu", 0)  # type: ignore[arg-type]
     stand_in: Any = told
     return Trainer(
@@ -122,9 +139,44 @@ def trainer(
 def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(trainer: Trainer, told: Told) -> None:
     assert trainer.run() == 0
     assert told.order == [
-        *("0 metrics", "1 metrics", "sync", "1 save", "1 checkpoint", "sync"),
-        *("2 metrics", "2 metrics", "sync", "2 save", "2 checkpoint", "sync", "2 finished", "sync"),
+        *("0 metrics", "1 metrics", "sync", "1 save", "copy of 1", "2 metrics", "2 metrics"),
+        # the second save waits for the first, and says how long
+        *("1 metrics", "1 checkpoint", "sync", "2 metrics", "sync", "2 save"),
+        *("2 metrics", "2 checkpoint", "sync", "2 finished", "sync"),
     ]
+    waited = [fields["checkpoint/wait_time_s"] for fields in told.fields if "checkpoint/wait_time_s" in fields]
+    assert len(waited) == 1
+    assert {"checkpoint/stall_time_s": 0.1, "checkpoint/save_time_s": 0.5} in told.fields
+
+
+def test_blocking_save_is_told_before_the_next_step(trainer: Trainer, told: Told) -> None:
+    blocking = CheckpointConfig(every_steps=1, asynchronous=False)
+    trainer._saves._config = trainer.config.model_copy(update={"checkpoint": blocking})
+    assert trainer.run() == 0
+    assert told.order[3:7] == ["1 save", "1 metrics", "1 checkpoint", "sync"]
+    assert "copy of 1" not in told.order
+
+
+def test_failed_save_stops_the_run_and_is_not_told_as_a_checkpoint(trainer: Trainer, told: Told) -> None:
+    told.failure = TrainingError("rank 1: the checkpoint of step 1 could not be written")
+    with pytest.raises(TrainingError, match="rank 1: the checkpoint of step 1 could not be written"):
+        trainer.run()
+    assert "1 checkpoint" not in told.order
+    assert "2 save" not in told.order
+
+
+def test_save_under_way_ends_before_a_diverged_run_stops(
+    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(engine: Any) -> torch.Tensor:
+        if trainer.step == 1:
+            raise TrainingError("diverged")
+        return torch.ones(())
+
+    monkeypatch.setattr(loop, "local_gradient_square", diverge)
+    with pytest.raises(TrainingError, match="diverged"):
+        trainer.run()
+    assert told.order[-3:] == ["1 metrics", "1 checkpoint", "sync"]
 
 
 def test_the_reported_loss_is_the_cross_entropy_and_the_z_loss_a_metric_of_its_own(
