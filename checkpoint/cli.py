@@ -59,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_step(consolidate)
     consolidate.add_argument("--output", type=Path, required=True, metavar="DIR", help="a folder that does not exist")
     _add_dtype(consolidate)
+    consolidate.add_argument("--optimizer", action="store_true", help="AdamW's moments too, in float32")
 
     export = _add_verb(
         verbs, "export", "a proven Hugging Face directory, RUN/exports/step-…", _export, example="export runs/demo"
@@ -165,7 +166,7 @@ def _consolidate(arguments: argparse.Namespace) -> int:
     step = _step_of(run, arguments.step)
     dtype = as_dtype(arguments.dtype or read_manifest(checkpoint_directory(run, step)).dtype)
     with hold_checkpoint(checkpoint_directory(run, step)):
-        written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype)
+        written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype, moments=arguments.optimizer)
     print(f"{arguments.output}: {written.total_parameters:,} parameters in {dtype}, {written.total_bytes:,} bytes")
     return 0
 

@@ -1,6 +1,7 @@
-"""ZeRO-3 rank files into safetensors, a piece at a time. The streaming core of `consolidate` and `export`.
+"""ZeRO rank files into safetensors, a piece at a time. The streaming core of `consolidate` and `export`.
 
-Memory is bounded by one buffer of `BUFFER_ELEMENTS`, whatever the size of the model, of a tensor or of a shard. The
+Each piece's place in the output is known before it is read, so that threads copy pieces in any order. Memory is bounded
+by a buffer of `BUFFER_ELEMENTS` a thread, whatever the size of the model, of a tensor or of a shard. The
 output folder appears by one rename, after everything in it is on the disk. No process group, no deepspeed.
 
 The file format: eight bytes with the length of a JSON header, the header, the tensors without gaps
@@ -13,12 +14,13 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -30,15 +32,15 @@ from checkpoint.manifest import (
     sync_directory,
     verify_checkpoint,
 )
-from checkpoint.zero3_layout import FLOAT32_BYTES, ParameterLayout, Slice, Zero3Layout, read_layout
+from checkpoint.zero3_layout import FLOAT32_BYTES, MOMENTS, ParameterLayout, Slice, Zero3Layout
+from checkpoint.zero_layout import read_any_layout
 
 Dtype = Literal["bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-BUFFER_ELEMENTS = 4 * 1024 * 1024
+BUFFER_ELEMENTS = 1024 * 1024
+MAX_THREADS = 8
 MAX_SHARD_BYTES = 5_000_000_000
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 _ELEMENT_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
 _FORMAT_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32"}
@@ -66,8 +68,11 @@ def as_dtype(name: str) -> Dtype:
     raise CheckpointError(f"dtype {name!r}, wanted one of {', '.join(DTYPES)}; give it with --dtype")
 
 
-def consolidate_checkpoint(run: Path, step: int, output: Path, *, dtype: Dtype) -> WrittenWeights:
-    """Write a checkpoint's weights, under the names they have in training, to the new folder `output`.
+def consolidate_checkpoint(
+    run: Path, step: int, output: Path, *, dtype: Dtype, moments: bool = False, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> WrittenWeights:
+    """Write a checkpoint's weights, under the names they have in training, to the new folder `output`; with `moments`,
+    AdamW's two as well, in float32, under the same names as `exp_avg.safetensors` and `exp_avg_sq.safetensors`.
 
     A tied head is left out, as in every safetensors file: it is `embed_tokens.weight`. Raises CheckpointError for a
     damaged checkpoint and an output that exists.
@@ -76,7 +81,10 @@ def consolidate_checkpoint(run: Path, step: int, output: Path, *, dtype: Dtype) 
         raise CheckpointError(f"{output} exists already; remove it or name another folder")
     layout = verified_layout(run, step)
     with hidden_folder(output) as partial:
-        written = write_weights(partial, layout.parameters, dtype=dtype)
+        written = write_weights(partial, layout.parameters, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        for part in MOMENTS if moments else ():
+            moment = read_any_layout(checkpoint_directory(run, step) / ZERO_TAG, part=part)
+            write_weights(partial, moment.parameters, dtype="float32", max_shard_bytes=max_shard_bytes, stem=part)
         publish_folder(partial, output)
     files = tuple(output / file.name for file in written.files)
     return WrittenWeights(files, written.total_bytes, written.total_parameters)
@@ -85,14 +93,15 @@ def consolidate_checkpoint(run: Path, step: int, output: Path, *, dtype: Dtype) 
 def verified_layout(run: Path, step: int) -> Zero3Layout:
     """The layout of a checkpoint whose files are those of its manifest.
 
-    Raises DamagedCheckpointError, a line a bad file, if they are not; CheckpointError for what `read_layout` refuses.
+    Raises DamagedCheckpointError, a line a bad file, if they are not; CheckpointError for what `read_any_layout`
+    refuses.
     """
     checkpoint = checkpoint_directory(run, step)
     manifest = read_manifest(checkpoint)
     if problems := verify_checkpoint(checkpoint):
         lines = (f"{checkpoint}/{problem}; take another step" for problem in problems)
         raise DamagedCheckpointError("\n".join(lines))
-    layout = read_layout(checkpoint / ZERO_TAG)
+    layout = read_any_layout(checkpoint / ZERO_TAG)
     if layout.world_size != manifest.world_size:
         raise CheckpointError(
             f"{checkpoint} holds the files of {layout.world_size} ranks, its manifest says {manifest.world_size}; "
@@ -107,6 +116,7 @@ def write_weights(
     *,
     dtype: Dtype,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    stem: str = "model",
 ) -> WrittenWeights:
     """Write tensors under the mapping's names as `model.safetensors`, or as numbered shards and an index.
 
@@ -115,9 +125,9 @@ def write_weights(
     file ends early.
     """
     shards = _fill_shards(parameters, dtype=dtype, max_shard_bytes=max_shard_bytes)
-    names = [WEIGHTS_FILE]
+    names = [f"{stem}.safetensors"]
     if len(shards) > 1:
-        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        names = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     for file_name, shard in zip(names, shards, strict=True):
         _write_shard(folder / file_name, shard, dtype=dtype)
     total_parameters = sum(parameter.numel for parameter in parameters.values())
@@ -128,8 +138,8 @@ def write_weights(
             "metadata": {"total_size": total_bytes, "total_parameters": total_parameters},
             "weight_map": {name: file for file, shard in zip(names, shards, strict=True) for name in shard},
         }
-        files.append(folder / INDEX_FILE)
-        write_file(folder / INDEX_FILE, (json.dumps(index, indent=2) + "\n").encode())
+        files.append(folder / f"{stem}.safetensors.index.json")
+        write_file(files[-1], (json.dumps(index, indent=2) + "\n").encode())
     sync_directory(folder)
     return WrittenWeights(tuple(files), total_bytes, total_parameters)
 
@@ -182,14 +192,18 @@ def _fill_shards(
 
 
 def _write_shard(path: Path, shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> None:
-    source = torch.empty(BUFFER_ELEMENTS, dtype=torch.float32)
-    target = torch.empty(BUFFER_ELEMENTS, dtype=getattr(torch, dtype))
-    with path.open("wb") as file:
-        file.write(_header(shard, dtype=dtype))
-        for parameter in shard.values():
-            for piece in parameter.slices:
-                _copy_slice(piece, file, source=source, target=target)
-        file.flush()
+    header = _header(shard, dtype=dtype)
+    with path.open("wb", buffering=0) as file, ExitStack() as sources:
+        descriptors: dict[Path, int] = {}
+        for source in {piece.path for parameter in shard.values() for piece in parameter.slices}:
+            descriptors[source] = sources.enter_context(source.open("rb", buffering=0)).fileno()
+        os.pwrite(file.fileno(), header, 0)
+        pieces = _place_pieces(shard.values(), first_byte=len(header), dtype=dtype)
+        # threads: reading, rounding and writing all let go of the interpreter's lock
+        with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
+            copier = _Copier(descriptors, file.fileno(), dtype=dtype)
+            for _ in threads.map(copier.copy, pieces):
+                pass
         os.fsync(file.fileno())
 
 
@@ -209,27 +223,54 @@ def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
     return padded.to_bytes(8, "little") + text.ljust(padded)
 
 
-def _copy_slice(piece: Slice, output: BinaryIO, *, source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy fp32 elements, converted to the dtype of `target`, a buffer at a time."""
-    with piece.path.open("rb", buffering=0) as file:
-        file.seek(piece.offset_bytes)
-        for numel in _portions(piece.numel):
-            _read_fully(file, source[:numel], piece.path)
-            target[:numel].copy_(source[:numel])
-            output.write(target[:numel].view(torch.uint8).numpy().data)
+@dataclass(frozen=True)
+class _Piece:
+    """At most a buffer's elements, and where they go."""
+
+    source: Slice
+    offset_bytes: int
 
 
-def _portions(numel: int) -> Sequence[int]:
-    whole, rest = divmod(numel, BUFFER_ELEMENTS)
-    return [BUFFER_ELEMENTS] * whole + ([rest] if rest else [])
+def _place_pieces(parameters: Iterable[ParameterLayout], *, first_byte: int, dtype: Dtype) -> Iterator[_Piece]:
+    offset_bytes = first_byte
+    for parameter in parameters:
+        for piece in parameter.slices:
+            for begin in range(0, piece.numel, BUFFER_ELEMENTS):
+                numel = min(BUFFER_ELEMENTS, piece.numel - begin)
+                yield _Piece(Slice(piece.path, piece.offset_bytes + begin * FLOAT32_BYTES, numel), offset_bytes)
+                offset_bytes += numel * _ELEMENT_BYTES[dtype]
 
 
-def _read_fully(file: FileIO, buffer: torch.Tensor, path: Path) -> None:
-    view = buffer.view(torch.uint8).numpy().data
-    wanted = buffer.numel() * FLOAT32_BYTES
-    filled = 0
-    while filled < wanted:
-        count = file.readinto(view[filled:])
-        if not count:
-            raise CheckpointError(f"{path} ends early ({filled:,} of {wanted:,} bytes); take another step")
-        filled += count
+class _Copier:
+    """Copies pieces into one open file, converted to its dtype; each thread has its own two buffers."""
+
+    def __init__(self, sources: Mapping[Path, int], output: int, *, dtype: Dtype) -> None:
+        self._sources, self._output, self._dtype = sources, output, getattr(torch, dtype)
+        self._buffers = threading.local()
+
+    def copy(self, piece: _Piece) -> None:
+        """Raises CheckpointError if the source ends early, OSError."""
+        own = self._buffers
+        if not hasattr(own, "source"):
+            own.source = torch.empty(BUFFER_ELEMENTS, dtype=torch.float32)
+            own.target = own.source if self._dtype is torch.float32 else torch.empty(BUFFER_ELEMENTS, dtype=self._dtype)
+        source, target = own.source[: piece.source.numel], own.target[: piece.source.numel]
+        self._read(piece.source, source)
+        if target is not source:
+            target.copy_(source)
+        view, written = _bytes(target), 0
+        while written < len(view):
+            written += os.pwrite(self._output, view[written:], piece.offset_bytes + written)
+
+    def _read(self, piece: Slice, buffer: torch.Tensor) -> None:
+        view, filled = _bytes(buffer), 0
+        while filled < len(view):
+            count = os.preadv(self._sources[piece.path], [view[filled:]], piece.offset_bytes + filled)
+            if not count:
+                raise CheckpointError(f"{piece.path} ends early ({filled:,} of {len(view):,} bytes); take another step")
+            filled += count
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    view: memoryview = tensor.view(torch.uint8).numpy().data
+    return view

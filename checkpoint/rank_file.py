@@ -187,6 +187,10 @@ class _DynamicLossScaler(Inert):
     """Stands for DeepSpeed's DynamicLossScaler."""
 
 
+class _FragmentAddress(Inert):
+    """Stands for DeepSpeed's fragment_address, of stages 1 and 2."""
+
+
 def _rebuild_tensor(
     storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
 ) -> StoredTensor:
@@ -217,6 +221,7 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     **{("torch", name): _Global("torch", name) for name in ELEMENT_BYTES},
     **{("torch", name): _Global("torch", name) for name in ("Tensor", "float32", "bfloat16", "float16")},
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"): _ZeroStage,
+    ("deepspeed.utils.tensor_fragment", "fragment_address"): _FragmentAddress,
     ("deepspeed.runtime.fp16.loss_scaler", "LossScaler"): _LossScaler,
     ("deepspeed.runtime.fp16.loss_scaler", "DynamicLossScaler"): _DynamicLossScaler,
 }

@@ -11,12 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from checkpoint.manifest import CheckpointError
 from checkpoint.rank_file import StoredTensor, read_rank_file
 
 FLOAT32_BYTES = 4
+Part = Literal["weights", "exp_avg", "exp_avg_sq"]
+MOMENTS: tuple[Part, ...] = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Zero3Layout:
     parameters: Mapping[str, ParameterLayout]
 
 
-def read_layout(zero_directory: Path) -> Zero3Layout:
-    """The layout of the checkpoint whose `*_model_states.pt` and `*_optim_states.pt` lie in a folder.
+def read_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3Layout:
+    """The layout of the checkpoint whose `*_model_states.pt` and `*_optim_states.pt` lie in a folder: where each
+    parameter's weights lie, or its moments, which lie as the weights do.
 
     Raises CheckpointError for a missing or malformed file, a pickle that refers to anything but tensors, another ZeRO
-    stage, frozen parameters, buffers, and flat groups that do not hold exactly the parameters.
+    stage, frozen parameters, buffers, flat groups that do not hold exactly the parameters, and another optimizer than
+    AdamW where a moment is asked for.
     """
     optimizer_files = rank_files(zero_directory)
     model_file = zero_directory / model_file_name(0)
@@ -65,10 +69,7 @@ def read_layout(zero_directory: Path) -> Zero3Layout:
             "consolidated"
         )
     world_size = len(optimizer_files)
-    groups_of_rank = [
-        [_place(tensor, path) for tensor in read_optimizer_state(path, world_size=world_size)["fp32_flat_groups"]]
-        for path in optimizer_files
-    ]
+    groups_of_rank = [_flat_groups(path, world_size=world_size, part=part) for path in optimizer_files]
     return Zero3Layout(
         world_size=len(optimizer_files),
         parameters=_locate(shapes, groups_of_rank, zero_directory),
@@ -128,7 +129,26 @@ def read_optimizer_state(path: Path, *, world_size: int) -> dict[str, Any]:
     return state
 
 
-def _place(tensor: Any, path: Path) -> Slice:
+def moments_of(state: Any, *, groups: int, part: Part, path: Path) -> list[Any]:
+    """One of the moments of each flat group from what torch's optimizer saved. Raises CheckpointError."""
+    held = state.get("state") if isinstance(state, dict) else None
+    moments = [held.get(group, {}).get(part) for group in range(groups)] if isinstance(held, dict) else [None]
+    if any(moment is None for moment in moments):
+        raise CheckpointError(f"{path} holds no {part} of every group; moments are read of AdamW and of no other")
+    return moments
+
+
+def _flat_groups(path: Path, *, world_size: int, part: Part) -> list[Slice]:
+    """The fp32 groups of one rank, or their moments, in order."""
+    state = read_optimizer_state(path, world_size=world_size)
+    tensors = state["fp32_flat_groups"]
+    if part != "weights":
+        tensors = moments_of(state.get("optimizer_state_dict"), groups=len(tensors), part=part, path=path)
+    return [place(tensor, path) for tensor in tensors]
+
+
+def place(tensor: Any, path: Path) -> Slice:
+    """Where a flat row of fp32 elements lies. Raises CheckpointError for another tensor."""
     if not isinstance(tensor, StoredTensor) or tensor.storage.element_type != "FloatStorage" or tensor.stride != (1,):
         raise CheckpointError(f"{path}: a flat group is not a row of float32; this DeepSpeed is not known here")
     [extent] = tensor.storage.extents
@@ -145,7 +165,7 @@ def _locate(
         numel = math.prod(shape)
         slices: list[Slice] = []
         for groups, share in zip(groups_of_rank, split_shares(numel, world_size), strict=True):
-            slices += _cut(groups, position, share)
+            slices += cut(groups, position, share)
         if sum(piece.numel for piece in slices) != numel:
             raise CheckpointError(f"{zero_directory}: the flat groups end before parameter {name}; take another step")
         parameters[name] = ParameterLayout(name, shape, tuple(slices))
@@ -160,7 +180,7 @@ def _locate(
     return parameters
 
 
-def _cut(groups: Sequence[Slice], position: int, numel: int) -> list[Slice]:
+def cut(groups: Sequence[Slice], position: int, numel: int) -> list[Slice]:
     """`numel` elements from `position` on, counted over the groups laid end to end."""
     pieces = []
     for group in groups:

@@ -18,6 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from launch.data_config import DataConfig
 from launch.settings import Settings
 from launch.supervision_config import GuardsConfig, ProfileConfig, WatchdogConfig
+from launch.zero_config import ZeroConfig
 from model.activation_checkpointing import ActivationCheckpointing
 from model.config import SmolLM2Config
 
@@ -87,34 +88,6 @@ class ScheduleConfig(Settings):
     def _decay_belongs_to_wsd(self) -> Self:
         if self.name != "wsd" and self.decay_steps:
             raise ValueError(f"decay_steps={self.decay_steps} means nothing to {self.name}; remove it, or take wsd")
-        return self
-
-
-class ZeroConfig(Settings):
-    """DeepSpeed ZeRO. Sizes are in elements, as DeepSpeed counts them; those of prefetching, persistence and live
-    parameters are stage 3's alone.
-
-    Sharded over the ranks: the optimizer's state (stage 1), the gradients too (2), the weights too (3).
-    """
-
-    stage: int = 3
-    reduce_bucket_size: int = Field(default=50_000_000, ge=1)
-    prefetch_bucket_size: int = Field(default=50_000_000, ge=0)
-    param_persistence_threshold: int = Field(default=100_000, ge=0)
-    max_live_parameters: int = Field(default=1_000_000_000, ge=1)
-    overlap_comm: bool = True
-    reduce_dtype: Precision = "float32"  # in which gradients are summed over ranks
-
-    @model_validator(mode="after")
-    def _stage_is_known(self) -> Self:
-        if self.stage == 0:
-            # DeepSpeed 0.19.8, engine.py: "unsupported mix" of bf16 weights and fp32 sums
-            raise ValueError(
-                "stage=0 is not supported: DeepSpeed trains bfloat16 without ZeRO only with sums in bfloat16; use 1, "
-                "which shards the optimizer's state and nothing else"
-            )
-        if self.stage not in (1, 2, 3):
-            raise ValueError(f"stage={self.stage}: there are stages 1, 2 and 3; use 3 unless the weights fit a device")
         return self
 
 

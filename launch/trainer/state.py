@@ -196,8 +196,8 @@ class Checkpoints:
             saved_by = read_manifest(folder).world_size
             if saved_by != self._ranks.world_size and self._config.zero.stage != 3:
                 raise TrainingError(
-                    f"checkpoint {folder.name} was saved by {saved_by} ranks with zero.stage={self._config.zero.stage}, "
-                    f"and only stage 3 goes on with another number; start it with {saved_by} ranks"
+                    f"checkpoint {folder.name} was saved by {saved_by} ranks with zero.stage="
+                    f"{self._config.zero.stage}, and only stage 3 goes on with another number; start {saved_by} ranks"
                 )
             if saved_by == self._ranks.world_size:
                 engine.deepspeed.load_checkpoint(str(folder), tag=ZERO_TAG)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from checkpoint import export
 from checkpoint.cli import build_parser, main
@@ -128,7 +129,16 @@ def test_consolidate_takes_the_trainings_dtype(
 ) -> None:
     assert command("consolidate", make_run("bfloat16"), "--output", tmp_path / "weights") == 0
     assert "parameters in bfloat16" in capsys.readouterr().out
-    assert (tmp_path / "weights" / "model.safetensors").is_file()
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["model.safetensors"]
+
+
+def test_consolidate_gives_the_moments_on_demand(make_run: RunMaker, command: Command, tmp_path: Path) -> None:
+    assert command("consolidate", make_run("bfloat16"), "--output", tmp_path / "all", "--optimizer") == 0
+    names = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert names == ["exp_avg.safetensors", "exp_avg_sq.safetensors", "model.safetensors"]
+    weights, moment = (load_file(tmp_path / "all" / name) for name in (names[2], names[1]))
+    assert weights.keys() == moment.keys()
+    assert all((value >= 0).all() for value in moment.values()), "of squares"
 
 
 def test_serve_once_prints_the_four_paths_and_the_mlflow_command(

@@ -24,9 +24,13 @@ from checkpoint.consolidate import (
     write_weights,
 )
 from checkpoint.manifest import CheckpointError, checkpoint_directory, read_manifest
-from checkpoint.zero3_layout import read_layout
+from checkpoint.zero3_layout import MOMENTS, read_layout
+from checkpoint.zero_layout import read_any_layout
 
-VARIANTS = ("tied-float32", "untied-float32", "tied-bfloat16", "untied-bfloat16")
+VARIANTS = (
+    "tied-float32", "untied-float32", "tied-bfloat16", "untied-bfloat16",
+    "stage1-float32", "stage1-bfloat16", "stage2-bfloat16",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -38,12 +42,30 @@ def test_weights_equal_those_of_zero_to_fp32(
         expected = torch.load(source / "expected.pt", weights_only=True)
         folder = tmp_path / variant
         folder.mkdir()
-        write_weights(folder, read_layout(source / "zero").parameters, dtype="float32")
+        write_weights(folder, read_any_layout(source / "zero").parameters, dtype="float32")
         got = load_file(folder / "model.safetensors")
-        if variant.startswith("tied"):
+        if variant.startswith("tied") or variant == "stage1-float32":
             assert torch.equal(expected.pop("lm_head.weight"), expected["embed_tokens.weight"])
         assert got.keys() == expected.keys()
         assert all(torch.equal(got[name], expected[name]) for name in expected), variant
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_moments_equal_those_that_deepspeed_gathers(
+    zero3_folder: Callable[[int], Path], tmp_path: Path, world_size: int
+) -> None:
+    for variant in ("tied-bfloat16", "stage1-bfloat16", "stage2-bfloat16"):
+        source = zero3_folder(world_size) / variant
+        expected = torch.load(source / "moments.pt", weights_only=True)
+        for part in MOMENTS:
+            layout = read_any_layout(source / "zero", part=part)
+            folder = tmp_path / variant / part
+            folder.mkdir(parents=True)
+            write_weights(folder, layout.parameters, dtype="float32", stem=part)
+            got = load_file(folder / f"{part}.safetensors")
+            assert got.keys() == expected[part].keys()
+            assert all(torch.equal(got[name], expected[part][name]) for name in got), (variant, part)
+            assert any(got[name].any() for name in got)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""Writes real ZeRO-3 checkpoints: `deepspeed --num_gpus N zero3_writer.py OUTPUT` makes one a variant below OUTPUT.
+"""Writes real ZeRO checkpoints: `deepspeed --num_gpus N zero3_writer.py OUTPUT` makes one a variant below OUTPUT.
 
-Beside each checkpoint lies what DeepSpeed's own `zero_to_fp32` makes of it, as `expected.pt`.
+Beside each checkpoint lies what DeepSpeed's own `zero_to_fp32` makes of it, as `expected.pt`, and the moments that
+DeepSpeed gathers from the ranks, as `moments.pt`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ warnings.filterwarnings("ignore")
 import deepspeed  # noqa: E402
 import torch  # noqa: E402
 from deepspeed.runtime.zero.muon.muon_optimizer import MuonWithAuxAdam  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state  # noqa: E402
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -27,11 +29,14 @@ from model.config import SmolLM2Config  # noqa: E402
 from model.transformer import SmolLM2  # noqa: E402
 
 VARIANTS = {
-    # name: (tied, dtype, elements in one of DeepSpeed's flat groups)
-    "tied-float32": (True, "float32", 1_000_000_000),
-    "untied-float32": (False, "float32", 1_000_000_000),
-    "tied-bfloat16": (True, "bfloat16", 40),
-    "untied-bfloat16": (False, "bfloat16", 1_000_000_000),
+    # name: (ZeRO stage, tied, dtype, elements in one of ZeRO-3's flat groups)
+    "tied-float32": (3, True, "float32", 1_000_000_000),
+    "untied-float32": (3, False, "float32", 1_000_000_000),
+    "tied-bfloat16": (3, True, "bfloat16", 40),
+    "untied-bfloat16": (3, False, "bfloat16", 1_000_000_000),
+    "stage1-float32": (1, True, "float32", 1_000_000_000),
+    "stage1-bfloat16": (1, True, "bfloat16", 1_000_000_000),  # by DeepSpeed's BF16_Optimizer
+    "stage2-bfloat16": (2, False, "bfloat16", 1_000_000_000),
 }
 
 MODEL: dict[str, Any] = {
@@ -65,22 +70,26 @@ class Uneven(nn.Module):
         return self.lm_head(hidden)
 
 
-def deepspeed_config(dtype: str, *, sub_group_size: int) -> dict[str, Any]:
+def deepspeed_config(dtype: str, *, sub_group_size: int, stage: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage}
+    if stage == 3:
+        zero |= {"sub_group_size": sub_group_size, "stage3_param_persistence_threshold": 0}
     return {
         "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": 3, "sub_group_size": sub_group_size, "stage3_param_persistence_threshold": 0},
+        "zero_optimization": zero,
         "bf16": {"enabled": dtype == "bfloat16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "optimizer": {"type": "AdamW", "params": {"lr": 0.01, "torch_adam": True}},
         "zero_allow_untested_optimizer": True,
     }
 
 
-def start_engine(model: nn.Module, dtype: str, *, sub_group_size: int = 1_000_000_000) -> Any:
+def start_engine(model: nn.Module, dtype: str, *, sub_group_size: int = 1_000_000_000, stage: int = 3) -> Any:
     groups = [
         {"params": [parameter for parameter in model.parameters() if parameter.ndim >= 2], "weight_decay": 0.1},
         {"params": [parameter for parameter in model.parameters() if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    config = deepspeed_config(dtype, sub_group_size=sub_group_size)
+    config = deepspeed_config(dtype, sub_group_size=sub_group_size, stage=stage)
     return deepspeed.initialize(model=model, model_parameters=groups, config=config)[0]
 
 
@@ -94,14 +103,24 @@ def train(engine: Any, batches: torch.Tensor) -> None:
 
 
 def write_consolidation_variants(output: Path) -> None:
-    for name, (tied, dtype, sub_group_size) in VARIANTS.items():
+    for name, (stage, tied, dtype, sub_group_size) in VARIANTS.items():
         torch.manual_seed(0)
         model = Uneven(tied=tied).to(getattr(torch, dtype))
-        engine = start_engine(model, dtype, sub_group_size=sub_group_size)
+        engine = start_engine(model, dtype, sub_group_size=sub_group_size, stage=stage)
         train(engine, torch.randint(0, 13, (2, 2, 8)))
         engine.save_checkpoint(str(output / name), tag="zero")
+        if name in ("tied-bfloat16", "stage1-bfloat16", "stage2-bfloat16"):
+            moments = {part: gather_moment(engine, part, stage=stage) for part in ("exp_avg", "exp_avg_sq")}
+            if torch.distributed.get_rank() == 0:
+                torch.save(moments, output / name / "moments.pt")
+        # zero_to_fp32 does not know BF16_Optimizer's files, but DeepSpeed gathers its weights from the ranks
+        weights = (
+            {key: safe_get_full_fp32_param(value).clone() for key, value in engine.module.named_parameters()}
+            if name == "stage1-bfloat16"
+            else None
+        )
         if torch.distributed.get_rank() == 0:
-            expected = get_fp32_state_dict_from_zero_checkpoint(str(output / name), tag="zero")
+            expected = weights or get_fp32_state_dict_from_zero_checkpoint(str(output / name), tag="zero")
             torch.save(expected, output / name / "expected.pt")
         torch.distributed.barrier()
 
@@ -132,6 +151,23 @@ def write_muon(folder: Path) -> None:
     engine = muon_engine()
     train(engine, torch.randint(0, 13, (2, 2, 8)))
     engine.save_checkpoint(str(folder), tag="zero")
+
+
+def gather_moment(engine: Any, part: str, *, stage: int) -> dict[str, torch.Tensor]:
+    """Of every parameter, whole, as DeepSpeed gathers it; of stage 2, where 0.19.8 fails to, by its own offsets."""
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    if stage != 2:
+        return {name: safe_get_full_optimizer_state(parameter, part).clone() for parameter, name in names.items()}
+    zero, moments = engine.optimizer, {}
+    for group, flat in enumerate(zero.single_partition_of_fp32_groups):
+        parts = [torch.empty_like(flat) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, zero.optimizer.state[flat][part])
+        whole = torch.cat(parts)
+        for parameter, offset in zip(
+            zero.round_robin_bit16_groups[group], zero.round_robin_bit16_offsets[group], strict=True
+        ):
+            moments[names[parameter]] = whole[offset : offset + parameter.numel()].view(parameter.shape).clone()
+    return moments
 
 
 def write_run(run: Path, *, tied: bool, dtype: str) -> None:
