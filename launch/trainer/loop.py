@@ -230,12 +230,13 @@ class Trainer:
             return False
         rewind = self.config.guards.rewind
         spiked = self._oversight.took_step(step, result.reports, batch_number=number)
-        may_rewind = rewind is not None and last_checkpoint is not None and len(self.rewinds) < rewind.max_rewinds
-        return spiked and may_rewind
+        if not spiked or rewind is None or len(self.rewinds) >= rewind.max_rewinds:
+            return False
+        self._saves.finish()  # it is what the run would go back to
+        return self.checkpoints.last_step is not None
 
     def _rewind(self, step: int) -> None:
         """Back to the last checkpoint, to go on with data that no step has seen. All ranks, together."""
-        self._saves.finish()
         settings, last_checkpoint = self.config.guards.rewind, self.checkpoints.last_step
         assert settings is not None
         assert last_checkpoint is not None
