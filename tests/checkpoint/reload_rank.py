@@ -25,7 +25,7 @@ from launch.trainer.ranks import RankEnvironment
 def fresh_engine(variant: str) -> Any:
     if variant.startswith("muon"):
         return writer.muon_engine()
-    tied, dtype, sub_group_size = writer.VARIANTS[variant]
+    _, tied, dtype, sub_group_size = writer.VARIANTS[variant]
     torch.manual_seed(99)  # other weights than those that are loaded
     model = writer.Uneven(tied=tied).to(getattr(torch, dtype))
     return writer.start_engine(model, dtype, sub_group_size=sub_group_size)
