@@ -52,7 +52,7 @@ def main() -> None:
         if not way.startswith("ours"):
             engine.deepspeed.save_checkpoint(str(folder), tag=f"step-{step}")
             return
-        saves.save(engine, step=step, validation_loss=None, probe=PROBE)
+        saves.save(engine, step=step, samples_consumed=0, validation_loss=None, probe=PROBE, tokens_by_source={})
         if way == "ours, blocking":
             saves.finish()
 
