@@ -6,7 +6,7 @@ different contents have the same digest with probability 2^-128; over 10^12 rang
 with 10^24 / 2^129, under 10^-14. Who can write to the folder can write the manifest too, so that no digest inside it
 would answer malice.
 
-A contract: the standard library and xxhash only.
+Behind the door `manifest.py`. Imports the standard library and xxhash only.
 """
 
 from __future__ import annotations

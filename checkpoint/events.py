@@ -7,7 +7,8 @@ full disk) is closed by the next write and skipped by every reader.
 A resumed run repeats the steps after its checkpoint, and the log keeps both tellings. MLflow cannot take a row back and
 gets the first of each key and step (`MetricsFilter`); the loss curve shows the last, which the checkpoints go on from.
 
-Imports the standard library only.
+A door: other rooms import from here what this file offers and the run's record, which says whose events these are
+(`run_record.py`, behind it). Imports the standard library and pydantic only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from checkpoint.run_record import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    RUN_FILE,
+    RunRecord,
+    RunRecordError,
+    artifacts_directory,
+    code_revision,
+    read_run,
+    write_run,
+)
+
+__all__ = [
+    "CONFIG_FILE", "KINDS", "LEARNING_RATE", "LOCK_FILE", "RUN_FILE", "TRAIN_LOSS", "VALIDATION_LOSS",
+    "Event", "EventError", "EventKind", "EventWriter", "MetricsFilter", "RunRecord", "RunRecordError",
+    "artifacts_directory", "code_revision", "events_file", "read_events", "read_run", "write_run",
+]  # fmt: skip
 
 EventKind = Literal["state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt"]
 KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt")

@@ -1,6 +1,6 @@
 """Bytes that lie in files, named without being read, and a reader of them with one buffer. Standard library only.
 
-A part of the contract of `rank_file.py`.
+Behind the door `zero_layout.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint.manifest import CheckpointError
+from checkpoint.records import CheckpointError
 
 BUFFER_BYTES = 8 * 1024 * 1024
 

@@ -1,6 +1,6 @@
 """Files as a manifest knows them: paths, sizes and digests, and how a folder differs from them.
 
-A contract: the standard library, pydantic and `digests.py` only.
+Behind the door `manifest.py`. Imports the standard library, pydantic and xxhash only.
 """
 
 from __future__ import annotations
@@ -9,15 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from checkpoint.digests import RANGE_BYTES, combine, count_ranges, digest_ranges_of
+from checkpoint.records import Record
 
-
-class Record(BaseModel):
-    """What is written as one JSON file: frozen, without unknown fields."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+MANIFEST_FILE = "manifest.json"
 
 
 class FileRecord(Record):

@@ -1,6 +1,6 @@
 """The checkpoint contract between the trainer, which saves, and the service, which consolidates and exports.
 
-    RUN/.lock, config.yaml, run.json      as in `run_record.py`
+    RUN/.lock, config.yaml, run.json      as in `run_record.py`, which `events.py` offers
     RUN/tokenizer.json                    a copy of the datasets' tokenizer, so that a run can be moved
     RUN/checkpoints/step-00000100/        only ever complete: appears by one atomic rename
         manifest.json                     this file's `CheckpointManifest`
@@ -12,38 +12,48 @@
 A save: every rank writes its own files below the partial folder, makes them durable and digests them; rank 0 gathers
 the records and calls `publish_checkpoint`. A resume takes `newest_verified`.
 
-Imports the standard library, pydantic and two contracts only: a trainer and a service that lists folders load nothing
-heavy.
+A door: other rooms import from here what this file offers and what lies behind it, `records.py` (small durable files),
+`file_records.py` and `digests.py` (files as a manifest knows them) and `reading.py` (who reads a checkpoint holds it).
+All of it imports the standard library, pydantic and xxhash only: a trainer and a service that lists folders load
+nothing heavy. xxhash, because the digests of a save are computed while its bytes pass.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from checkpoint.digests import digest_ranges, digest_text
-from checkpoint.file_records import FileRecord, Problem, Record, file_record, find_problems
+from checkpoint.digests import RangeHasher, digest_ranges, digest_text
+from checkpoint.file_records import MANIFEST_FILE, FileRecord, Problem, file_record, find_problems
+from checkpoint.reading import hold_checkpoint
+from checkpoint.records import (
+    FORMAT_VERSION,
+    CheckpointError,
+    Record,
+    read_record,
+    sync_directory,
+    write_durably,
+)
 
-FORMAT_VERSION = 2
-MANIFEST_FILE = "manifest.json"
+__all__ = [
+    "FORMAT_VERSION", "MANIFEST_FILE", "MIN_PROBE_TOKENS", "MODEL_CONFIG_FILE", "TOKENIZER_FILE", "ZERO_TAG",
+    "CheckpointError", "CheckpointManifest", "FileRecord", "Probe", "Problem", "RangeHasher", "Record", "ReshardedFrom",
+    "checkpoint_directory", "checkpoints_directory", "describe_files", "encode_manifest", "export_directory",
+    "exports_directory", "file_record", "hold_checkpoint", "list_export_steps", "list_steps", "newest_verified",
+    "partial_directory", "publish_checkpoint", "read_manifest", "recover_interrupted_replacement", "step_name",
+    "sync_directory", "verify_checkpoint", "write_durably",
+]  # fmt: skip
+
 TOKENIZER_FILE = "tokenizer.json"
 MODEL_CONFIG_FILE = "config.json"  # what every export holds
 ZERO_TAG = "zero"
 MIN_PROBE_TOKENS = 1024
 _REPLACED = ".replaced-"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged, or of another format."""
-
-
-AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 class Probe(Record):
@@ -213,40 +223,6 @@ def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
             return step, passed_over
         passed_over.extend(Problem(f"{step_name(step)}/{problem.path}", problem.reason) for problem in problems)
     return None, passed_over
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_record(path: Path, record: type[AnyRecord], *, missing: str, spoilt: str) -> AnyRecord:
-    try:
-        text = path.read_text(encoding="utf-8")
-        version = json.loads(text)["format_version"]
-        if version == FORMAT_VERSION:
-            return record.model_validate_json(text)
-    except FileNotFoundError:
-        raise CheckpointError(missing) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} {spoilt.format(reason)}") from None
-    raise CheckpointError(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
 
 
 def _list_steps_with(folder: Path, file_name: str) -> list[int]:

@@ -8,7 +8,8 @@ Rank files are pickles from wherever a run folder came from, so nothing in them 
 refers to, those in an allow-list become inert stand-ins of this file, which write themselves as what they stand for,
 and any other refuses the file. No deepspeed.
 
-A contract: the service consolidates and reshards by it, and the trainer loads the slices of another number of ranks.
+The service consolidates and reshards by it, and the trainer loads the slices of another number of ranks, through the
+door `zero_layout.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from types import FunctionType
 from typing import Any
 
 from checkpoint.extents import Extent, ExtentReader
-from checkpoint.manifest import CheckpointError
+from checkpoint.records import CheckpointError
 
 # torch's names of typed storages, and the bytes of their elements
 ELEMENT_BYTES = {

@@ -1,10 +1,10 @@
-"""Who reads a checkpoint holds it, and what is held is not deleted. A contract of trainer and service.
+"""Who reads a checkpoint holds it, and what is held is not deleted: trainer and service keep to it.
 
 A reader has a shared `flock` on the checkpoint's manifest; the pruner, which needs an exclusive one, passes over a
 checkpoint that somebody holds. The locks end with their process. Where a file system does not carry `flock` between
 machines (see `lock.py`), readers elsewhere are not seen.
 
-Imports the standard library and `manifest.py` only.
+Behind the door `manifest.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoint.manifest import MANIFEST_FILE, CheckpointError
+from checkpoint.file_records import MANIFEST_FILE
+from checkpoint.records import CheckpointError
 
 
 @contextmanager

@@ -6,7 +6,8 @@
     RUN/events/          as in `events.py`
     RUN/artifacts/       files that the service stores with the run; hidden ones are passed over
 
-What else a training run has is in `manifest.py`. Imports the standard library, pydantic and that contract only.
+What else a training run has is in `manifest.py`. Behind the door `events.py`. Imports the standard library and pydantic
+only.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from checkpoint.file_records import Record
-from checkpoint.manifest import FORMAT_VERSION, CheckpointError, read_record, write_durably
+from checkpoint.records import FORMAT_VERSION, CheckpointError, Record, read_record, write_durably
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"

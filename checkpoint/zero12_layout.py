@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from checkpoint.manifest import CheckpointError
 from checkpoint.rank_file import read_rank_file
+from checkpoint.records import CheckpointError
 from checkpoint.zero3_layout import (
     ParameterLayout,
     Part,

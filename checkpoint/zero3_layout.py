@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoint.manifest import CheckpointError
 from checkpoint.rank_file import StoredTensor, read_rank_file
+from checkpoint.records import CheckpointError
 
 FLOAT32_BYTES = 4
 Part = Literal["weights", "exp_avg", "exp_avg_sq"]

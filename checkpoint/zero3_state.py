@@ -7,7 +7,8 @@ elements takes ceil(n / ranks) places, of which the last ranks' are padding: not
 as zeros. All else, such as AdamW's `step`, is the same in all ranks and sub-groups of a group, or the checkpoint is
 refused. Nothing is loaded: rows are extents of files.
 
-A contract: `reshard.py` writes such ranks to files, and the trainer takes its own rank's into its memory. No torch.
+`reshard.py` writes such ranks to files, and the trainer takes its own rank's into its memory, through the door
+`zero_layout.py`. No torch.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.extents import Extent
-from checkpoint.manifest import CheckpointError
 from checkpoint.rank_file import StoredTensor, flat_tensor, read_rank_file, tensor_bytes
+from checkpoint.records import CheckpointError
 from checkpoint.zero3_layout import model_file_name, rank_files, read_optimizer_state, sub_group_shapes
 
 _MASTER = "fp32_flat_groups"

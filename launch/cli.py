@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from checkpoint.events import CONFIG_FILE, read_run
 from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps, verify_checkpoint
-from checkpoint.run_record import CONFIG_FILE, read_run
 from configs.command import CommandParser, run_room
 from configs.load import load
 from launch.cluster.cli import add_cluster_verbs

@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoint.events import RUN_FILE
 from checkpoint.manifest import (
     MODEL_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -23,7 +24,6 @@ from checkpoint.manifest import (
     export_directory,
     list_export_steps,
 )
-from checkpoint.run_record import RUN_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

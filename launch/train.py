@@ -19,8 +19,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from checkpoint.events import CONFIG_FILE
 from checkpoint.manifest import CheckpointError
-from checkpoint.run_record import CONFIG_FILE
 from configs.load import ConfigError, dump, load
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import Console, is_lost_peer, open_console

@@ -19,8 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from checkpoint.events import events_file, read_events
-from checkpoint.run_record import (
+from checkpoint.events import (
     CONFIG_FILE,
     LOCK_FILE,
     RUN_FILE,
@@ -28,6 +27,8 @@ from checkpoint.run_record import (
     RunRecordError,
     artifacts_directory,
     code_revision,
+    events_file,
+    read_events,
     read_run,
     write_run,
 )

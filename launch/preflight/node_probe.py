@@ -24,7 +24,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from checkpoint.run_record import code_revision
+from checkpoint.events import code_revision
 from pipeline.shards.format import DatasetError, digest_file, read_manifest
 
 PREFIX = "PREFLIGHT "

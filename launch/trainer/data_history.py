@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from checkpoint.events import CONFIG_FILE, RUN_FILE, read_run
 from checkpoint.manifest import step_name, sync_directory, write_durably
-from checkpoint.run_record import CONFIG_FILE, RUN_FILE, read_run
 from launch.config import TrainConfig, flatten
 from launch.data.mixture import whole_weights
 from launch.data.run_samples import stages_of

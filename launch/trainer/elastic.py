@@ -16,10 +16,8 @@ from typing import Any
 
 import torch
 
-from checkpoint.extents import ExtentReader
 from checkpoint.manifest import CheckpointError
-from checkpoint.rank_file import StoredTensor
-from checkpoint.zero3_state import Zero3State, rank_optimizer_state, read_state
+from checkpoint.zero_layout import ExtentReader, StoredTensor, Zero3State, rank_optimizer_state, read_state
 from launch.config import TrainingError
 from launch.trainer.engine import Engine
 from launch.trainer.ranks import RankEnvironment

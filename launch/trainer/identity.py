@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from checkpoint.run_record import RunRecord
+from checkpoint.events import RunRecord
 from launch.config import TrainConfig, flatten
 from launch.trainer.data_history import Period, same_past
 from launch.trainer.inputs import Inputs

@@ -21,9 +21,15 @@ from typing import Any, BinaryIO
 
 import torch
 
-from checkpoint.digests import RangeHasher
-from checkpoint.file_records import FileRecord, Record, file_record
-from checkpoint.manifest import describe_files, sync_directory, write_durably
+from checkpoint.manifest import (
+    FileRecord,
+    RangeHasher,
+    Record,
+    describe_files,
+    file_record,
+    sync_directory,
+    write_durably,
+)
 from launch.trainer.host_copy import HostCopy
 
 DONE_FOLDER = ".done"

@@ -22,7 +22,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from checkpoint.events import events_file, read_events
+from checkpoint.events import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    RUN_FILE,
+    RunRecord,
+    code_revision,
+    events_file,
+    read_events,
+    read_run,
+    write_run,
+)
 from checkpoint.manifest import (
     TOKENIZER_FILE,
     CheckpointManifest,
@@ -35,7 +45,6 @@ from checkpoint.manifest import (
     step_name,
     write_durably,
 )
-from checkpoint.run_record import CONFIG_FILE, LOCK_FILE, RUN_FILE, RunRecord, code_revision, read_run, write_run
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.console import unwritable
 from launch.trainer.data_history import Period, settle_history

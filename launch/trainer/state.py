@@ -18,17 +18,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from checkpoint.file_records import FileRecord
 from checkpoint.manifest import (
     ZERO_TAG,
     CheckpointManifest,
+    FileRecord,
     Probe,
     checkpoint_directory,
+    hold_checkpoint,
     partial_directory,
     publish_checkpoint,
     read_manifest,
 )
-from checkpoint.reading import hold_checkpoint
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import is_lost_peer
 from launch.trainer.elastic import load_resharded

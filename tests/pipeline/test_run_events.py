@@ -27,8 +27,8 @@ MakeConfig = Callable[..., PipelineConfig]
 MakeTexts = Callable[..., list[str]]
 MakeJsonl = Callable[[Path, Sequence[str]], Path]
 ROOT = Path(__file__).resolve().parents[2]
-# of the checkpoint room, what the pipeline imports
-CONTRACTS = ("events", "run_record", "manifest")
+# of the checkpoint room, what the pipeline loads
+CONTRACTS = ("events", "run_record", "records")
 
 
 @pytest.fixture
