@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-elastic test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-elastic test-exports test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -43,10 +43,14 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 
 test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself
 	$(BIN)/python -m pytest -m campaign -s --ignore=tests/pipeline/test_fault_campaign.py \
-	  --ignore=tests/pipeline/tokenizer/test_campaign.py --ignore=tests/integration/test_elastic_campaign.py
+	  --ignore=tests/pipeline/tokenizer/test_campaign.py --ignore=tests/integration/test_elastic_campaign.py \
+	  --ignore=tests/checkpoint/test_other_loaders.py
 
 test-elastic: $(READY)  ## 60 steps on two ranks, and the same killed and gone on with on one, three and two
 	$(BIN)/python -m pytest -m campaign -s tests/integration/test_elastic_campaign.py
+
+test-exports: $(READY)  ## exports under transformers 4.46 and 4.57, CTranslate2 and lm-eval, which pip is asked for
+	$(BIN)/python -m pytest -m campaign -s tests/checkpoint/test_other_loaders.py
 
 fuzz-encoding: export FUZZ_SECONDS ?= 3600
 fuzz-encoding: $(READY)  ## random texts through both encoding engines, for FUZZ_SECONDS=3600

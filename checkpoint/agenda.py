@@ -48,7 +48,8 @@ def heavy_job(
         *(Job(kind="prove", run=facts.run, step=step) for step in sorted(facts.changed)),
         *_verification(facts),
         *_pruning(facts, memory, config, percent_above_mark=percent_above_mark),
-        *_publications(facts, config),
+        *_evaluations(facts, config),
+        *_publications(facts, failures, config),
     )
     return next((job for job in candidates if failures.may_run(job)), None)
 
@@ -83,11 +84,39 @@ def _pruning(facts: RunFacts, memory: Memory, config: ServiceConfig, *, percent_
     return [Job(kind="prune", run=facts.run)]
 
 
-def _publications(facts: RunFacts, config: ServiceConfig) -> list[Job]:
-    """Every proven export to every destination, the oldest first, so that `latest` moves forward."""
+def _evaluations(facts: RunFacts, config: ServiceConfig) -> list[Job]:
+    """Proven exports that were not measured as the config asks for, the newest first; those whose checkpoint is gone
+    stay as they are."""
+    return [
+        Job(kind="evaluate", run=facts.run, step=step)
+        for step in reversed(_proven(facts))
+        if config.evaluation is not None and step in facts.steps and not _is_evaluated(facts, step, config)
+    ]
+
+
+def _publications(facts: RunFacts, failures: Failures, config: ServiceConfig) -> list[Job]:
+    """Every proven export to every destination, the oldest first, so that `latest` moves forward.
+
+    What was measured is to be on its card, so that it waits for that, unless it cannot be measured.
+    """
+    waits = {job.step for job in _evaluations(facts, config) if not _is_quarantined(failures, job)}
     return [
         Job(kind="publish", run=facts.run, step=step, destination=url)
         for url in config.publish_to
-        for step, export in sorted(facts.exports.items())
-        if export.passed and step not in facts.changed and step not in facts.published.get(url, ())
+        for step in _proven(facts)
+        if step not in facts.published.get(url, ()) and step not in waits
     ]
+
+
+def _proven(facts: RunFacts) -> list[int]:
+    return [step for step, export in sorted(facts.exports.items()) if export.passed and step not in facts.changed]
+
+
+def _is_evaluated(facts: RunFacts, step: int, config: ServiceConfig) -> bool:
+    evaluation = facts.evaluations.get(step)
+    return evaluation is not None and evaluation.config == config.evaluation
+
+
+def _is_quarantined(failures: Failures, job: Job) -> bool:
+    failure = failures.of(job)
+    return failure is not None and failure.is_quarantined

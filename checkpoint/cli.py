@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_step(export)
     _add_dtype(export)
+    export.add_argument("--license", metavar="ID", help="for the model card, as the hub spells it: apache-2.0")
 
     prove = _add_verb(
         verbs, "prove", "load an export with transformers again and compare the loss", _prove, example="prove runs/demo"
@@ -177,7 +178,8 @@ def _export(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run_directory
     step = _step_of(run, arguments.step)
     with hold_checkpoint(checkpoint_directory(run, step)):
-        return _tell(export_checkpoint(run, step, dtype=arguments.dtype))
+        made = export_checkpoint(run, step, dtype=arguments.dtype, license_name=arguments.license)
+    return _tell(made)
 
 
 def _prove(arguments: argparse.Namespace) -> int:

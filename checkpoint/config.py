@@ -39,6 +39,28 @@ class JobLimits(_Config):
     longest_pause_s: float = Field(default=3600.0, gt=0)
 
 
+class EvaluationConfig(_Config):
+    """What is measured of each proven export before it is published."""
+
+    datasets: dict[str, Path] = Field(default_factory=dict)
+    """Perplexity on folders that `smollm2 pipeline run` made, by the names that the metrics get."""
+    split: str = "validation"
+    max_tokens: int = Field(default=100_000, ge=1)
+    """Of each dataset, the first ones."""
+    lm_eval_tasks: tuple[str, ...] = ()
+    lm_eval_include: Path | None = None
+    """A folder with the definitions of tasks of one's own."""
+    lm_eval_limit: int | None = Field(default=None, ge=1)
+    """Documents of each task, to try it out."""
+    device: str = "cpu"
+
+    @model_validator(mode="after")
+    def _check_work(self) -> EvaluationConfig:
+        if not self.datasets and not self.lm_eval_tasks:
+            raise ValueError("evaluation measures nothing; give it datasets or lm_eval_tasks, or leave it out")
+        return self
+
+
 class HttpConfig(_Config):
     """Where the status page is. Port 0: a free one. Anywhere but on this machine itself it needs a token."""
 
@@ -60,6 +82,9 @@ class ServiceConfig(_Config):
     exports: Literal["newest", "every"] = "newest"
     redraw_seconds: float = Field(default=300.0, ge=0)
     retention: RetentionConfig | None = None
+    evaluation: EvaluationConfig | None = None
+    license: str | None = None
+    """Of the exported weights, for their model cards, as the hub spells it: apache-2.0."""
     publish_to: tuple[str, ...] = ()
     scrub_bytes_per_second: float | None = Field(default=None, gt=0)
     """Hash old checkpoints again and again, at most this much on average; None: each newest one once."""

@@ -32,6 +32,7 @@ from checkpoint.export_folder import (
     find_export_directory,
     quarantine_directory,
 )
+from checkpoint.first_difference import first_difference
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import (
     MODEL_CONFIG_FILE,
@@ -45,18 +46,26 @@ from checkpoint.manifest import (
     step_name,
     write_durably,
 )
+from checkpoint.model_card import write_model_card
 from checkpoint.prove import probe_of, prove_directory
 from checkpoint.run_record import LOCK_FILE
-from checkpoint.zero3_layout import Zero3Layout
+from checkpoint.zero3_layout import ParameterLayout, Zero3Layout
 from model.config import SmolLM2Config
 from model.hf_config import huggingface_config
 from model.parameters import parameter_shapes, to_huggingface_name
 
 
 def export_checkpoint(
-    run: Path, step: int, *, dtype: Dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+    run: Path,
+    step: int,
+    *,
+    dtype: Dtype | None = None,
+    license_name: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Export:
     """Build, prove, and publish or quarantine. The dtype is the training's unless one is given.
+
+    `license_name` is what the model card says of the weights (see `model_card.py`).
 
     Raises CheckpointError for an export that exists, a damaged checkpoint, one of another model than its manifest
     describes, one without a probe, and a run without its tokenizer.
@@ -70,10 +79,10 @@ def export_checkpoint(
     with _exclusive(run), hidden_folder(final) as partial:
         # what can be wrong at once comes before what takes minutes
         _write_description(partial, run, config, dtype=dtype)
+        write_model_card(partial, run, manifest, license_name=license_name)
         layout = verified_layout(run, step)
         _check_parameters(layout, config, manifest)
-        renamed = {to_huggingface_name(name): layout.parameters[name] for name in parameter_shapes(config)}
-        write_weights(partial, renamed, dtype=dtype, max_shard_bytes=max_shard_bytes)
+        write_weights(partial, parameters_as_exported(layout, config), dtype=dtype, max_shard_bytes=max_shard_bytes)
         return _settle(partial, run, manifest, published=final)
 
 
@@ -90,6 +99,24 @@ def prove_export(run: Path, step: int) -> Export:
         return _settle(directory, run, manifest, published=export_directory(run, step))
 
 
+def renew_model_card(run: Path, step: int, *, license_name: str | None) -> None:
+    """Write a published export's card anew, with an evaluation that has come since.
+
+    Raises CheckpointError if the step is not published, or its checkpoint is gone.
+    """
+    directory = export_directory(run, step)
+    manifest = read_manifest(checkpoint_directory(run, step))
+    with _exclusive(run):
+        if not directory.is_dir():
+            raise CheckpointError(f"{step_name(step)} of {run} is not exported; run `smollm2 checkpoint export {run}`")
+        write_model_card(directory, run, manifest, license_name=license_name)
+
+
+def parameters_as_exported(layout: Zero3Layout, config: SmolLM2Config) -> dict[str, ParameterLayout]:
+    """The parameters under the names of Hugging Face, in the network's order."""
+    return {to_huggingface_name(name): layout.parameters[name] for name in parameter_shapes(config)}
+
+
 def _exclusive(run: Path) -> AbstractContextManager[None]:
     busy = f"another export of {run} is under way; wait for its end"
     return exclusive_lock(exports_directory(run) / LOCK_FILE, busy=busy)
@@ -100,6 +127,8 @@ def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, publish
     # before the proof: what is changed while it runs is not what was proven
     digests = digest_export(directory)
     proof = prove_directory(directory, checkpoint_directory(run, manifest.step)).model_copy(update={"files": digests})
+    if proof.verdict == "failed":
+        proof = proof.model_copy(update={"reasons": (*proof.reasons, _compare_tensors(directory, run, manifest))})
     # the directory may be published, and a proof cut short would spoil it
     write_durably(directory / PROOF_FILE, (proof.model_dump_json(indent=1) + "\n").encode())
     quarantine = quarantine_directory(run, manifest.step)
@@ -111,6 +140,16 @@ def _settle(directory: Path, run: Path, manifest: CheckpointManifest, *, publish
     if final == published:
         shutil.rmtree(quarantine, ignore_errors=True)
     return Export(final, proof)
+
+
+def _compare_tensors(directory: Path, run: Path, manifest: CheckpointManifest) -> str:
+    """Where to look after a failed proof, in one line."""
+    try:
+        layout = verified_layout(run, manifest.step)
+        parameters = parameters_as_exported(layout, _model_config(manifest, run))
+    except (CheckpointError, KeyError) as error:
+        return f"its tensors could not be compared with the checkpoint's ({' '.join(str(error).split())[:150]})"
+    return first_difference(directory, parameters) or "every tensor is the checkpoint's: look at the other files"
 
 
 def _write_description(folder: Path, run: Path, config: SmolLM2Config, *, dtype: Dtype) -> None:

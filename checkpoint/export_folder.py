@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from checkpoint.manifest import CheckpointError, export_directory, exports_directory, step_name
 
 PROOF_FILE = "proof.json"
+CARD_FILE = "README.md"  # words about the model, which are not proven and may be written anew
 
 
 class ProofReport(BaseModel):
@@ -84,9 +85,9 @@ def describe_proof(export: Export) -> str:
 
 
 def digest_export(export: Path) -> dict[str, str]:
-    """The digests of an export's files by name, but for the proof's, which holds them."""
+    """The digests of an export's files by name, but for the proof's, which holds them, and the card's."""
     names = sorted(path.name for path in export.iterdir() if path.is_file() and not path.name.startswith("."))
-    return {name: digest_file(export / name) for name in names if name != PROOF_FILE}
+    return {name: digest_file(export / name) for name in names if name not in (PROOF_FILE, CARD_FILE)}
 
 
 def digest_file(path: Path) -> str:

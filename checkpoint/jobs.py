@@ -19,7 +19,7 @@ from checkpoint.manifest import CheckpointError, checkpoint_directory, step_name
 from checkpoint.reading import hold_checkpoint
 from checkpoint.verdicts import Verdict, check, manifest_mtime_ns, remember
 
-JobKind = Literal["ship", "curve", "verify", "export", "prove", "prune", "publish"]
+JobKind = Literal["ship", "curve", "verify", "export", "prove", "evaluate", "prune", "publish"]
 LIGHT_KINDS: tuple[JobKind, ...] = ("ship", "curve")  # seconds, in a process that stays: mlflow takes long to import
 Blame = Literal["nobody", "damage", "job", "machine"]
 
@@ -78,8 +78,9 @@ class Performer:
             "ship": self._ship,
             "curve": _curve,
             "verify": _verify,
-            "export": _export,
+            "export": self._export,
             "prove": _prove,
+            "evaluate": self._evaluate,
             "prune": self._prune,
             "publish": _publish,
         }
@@ -101,6 +102,35 @@ class Performer:
             self._tracker = Tracker(self._context.tracking_uri, artifact_location=self._context.artifact_location)
         ship_run(self._tracker, job.run)
         return {}
+
+    def _export(self, job: Job) -> dict[str, Any]:
+        """Hashes the checkpoint as well: what that finds is remembered, so that no other job does it again."""
+        from checkpoint.consolidate import DamagedCheckpointError
+        from checkpoint.export import export_checkpoint
+
+        assert job.step is not None
+        mtime_ns = manifest_mtime_ns(job.run, job.step)
+        try:
+            with hold_checkpoint(checkpoint_directory(job.run, job.step)):
+                export = export_checkpoint(job.run, job.step, license_name=self._context.config.license)
+        except DamagedCheckpointError as error:
+            problems = tuple(str(error).splitlines())
+            remember(job.run, job.step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time(), problems=problems))
+            raise
+        remember(job.run, job.step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time()))
+        return {"verdict": export.proof.verdict}
+
+    def _evaluate(self, job: Job) -> dict[str, Any]:
+        from checkpoint.evaluate import evaluate_export
+        from checkpoint.export import renew_model_card
+
+        assert job.step is not None
+        config = self._context.config
+        assert config.evaluation is not None
+        with hold_checkpoint(checkpoint_directory(job.run, job.step)):  # its manifest is what the card is made of
+            evaluation = evaluate_export(job.run, job.step, config.evaluation)
+            renew_model_card(job.run, job.step, license_name=config.license)
+        return dict(evaluation.metrics)
 
     def _prune(self, job: Job) -> dict[str, Any]:
         from checkpoint.prune import prune
@@ -126,24 +156,6 @@ def _verify(job: Job) -> dict[str, Any]:
     if verdict.problems:
         raise DamagedCheckpointError("\n".join(f"{step_name(job.step)}/{problem}" for problem in verdict.problems))
     return {}
-
-
-def _export(job: Job) -> dict[str, Any]:
-    """Hashes the checkpoint as well: what that finds is remembered, so that no other job does it again."""
-    from checkpoint.consolidate import DamagedCheckpointError
-    from checkpoint.export import export_checkpoint
-
-    assert job.step is not None
-    mtime_ns = manifest_mtime_ns(job.run, job.step)
-    try:
-        with hold_checkpoint(checkpoint_directory(job.run, job.step)):
-            export = export_checkpoint(job.run, job.step)
-    except DamagedCheckpointError as error:
-        problems = tuple(str(error).splitlines())
-        remember(job.run, job.step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time(), problems=problems))
-        raise
-    remember(job.run, job.step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time()))
-    return {"verdict": export.proof.verdict}
 
 
 def _prove(job: Job) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Journal(BaseModel):
     status: str = "RUNNING"
     files: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
+    evaluations: dict[int, int] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)

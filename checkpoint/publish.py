@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoint.export_folder import PROOF_FILE, digest_export, digest_file, find_export
+from checkpoint.export_folder import CARD_FILE, PROOF_FILE, digest_export, digest_file, find_export
 from checkpoint.manifest import CheckpointError, export_directory, step_name
 from checkpoint.publication import Destination, Publication, PublicationError, note_published
 from checkpoint.run_record import read_run
@@ -27,7 +27,7 @@ def publish_export(run: Path, step: int, url: str) -> Publication:
         got = destination.digest(step, name)
         if got is None:
             missing[name] = folder / name
-        else:
+        elif name != CARD_FILE:  # which may have been written anew since
             _compare(destination.location(step), name, got=got, wanted=wanted, why="remove it, or publish elsewhere")
     if missing:
         destination.create(step, missing)
@@ -42,7 +42,7 @@ def publish_export(run: Path, step: int, url: str) -> Publication:
 
 
 def proven_files(run: Path, step: int) -> tuple[Path, dict[str, str]]:
-    """An export's folder, and the digests of its files, the proof's own included and last.
+    """An export's folder, and the digests of its files, the card's and the proof's own included, which come last.
 
     Raises PublicationError if there is no proven export of the step, or if a file is not what was proven.
     """
@@ -60,7 +60,8 @@ def proven_files(run: Path, step: int) -> tuple[Path, dict[str, str]]:
             f"{export.directory} is not what was proven ({', '.join(changed)}); run `smollm2 checkpoint prove {run} "
             f"--step {step}`"
         )
-    return export.directory, {**now, PROOF_FILE: digest_file(export.directory / PROOF_FILE)}
+    beside = [name for name in (CARD_FILE, PROOF_FILE) if (export.directory / name).is_file()]
+    return export.directory, now | {name: digest_file(export.directory / name) for name in beside}
 
 
 def open_destination(url: str, *, run_name: str) -> Destination:

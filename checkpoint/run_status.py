@@ -75,6 +75,7 @@ class StatusReader:
             export=state,
             difference=export.proof.difference if export else None,
             reasons=reasons,
+            measured=facts.evaluations[step].metrics if step in facts.evaluations else {},
             published_to=tuple(url for url, steps in facts.published.items() if step in steps),
             is_pinned=step in facts.pins,
         )

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from checkpoint.evaluation import Evaluation, evaluations_directory, list_evaluations
 from checkpoint.events import events_file
-from checkpoint.export_folder import PROOF_FILE, Export, list_exports
+from checkpoint.export_folder import CARD_FILE, PROOF_FILE, Export, list_exports
 from checkpoint.lock import run_is_alive
 from checkpoint.loss_curve import CURVE_FILE
 from checkpoint.manifest import checkpoints_directory, export_directory, exports_directory, list_steps
@@ -37,6 +38,7 @@ class RunFacts:
     changed: frozenset[int] = frozenset()
     pins: frozenset[int] = frozenset()
     verdicts: Mapping[int, Verdict] = field(default_factory=dict)
+    evaluations: Mapping[int, Evaluation] = field(default_factory=dict)
     published: Mapping[str, frozenset[int]] = field(default_factory=dict)
     """By destination."""
     is_alive: bool = False
@@ -49,7 +51,8 @@ class RunFacts:
     def shipped_state(self) -> object:
         """What a shipment depends on: equal means that there is nothing new to ship."""
         proofs = tuple((step, export.directory.name, export.proof) for step, export in self.exports.items())
-        return self.log, self.is_alive, proofs, self.curve_ns, self.artifacts
+        evaluated = tuple((step, one.timestamp_ms) for step, one in self.evaluations.items())
+        return self.log, self.is_alive, proofs, evaluated, self.curve_ns, self.artifacts
 
     @property
     def pruned_state(self) -> object:
@@ -70,6 +73,7 @@ class RunWatch:
         self._unreadable: Mapping[int, str] = {}
         self._pins: frozenset[int] = frozenset()
         self._verdicts: Mapping[int, Verdict] = {}
+        self._evaluations: Mapping[int, Evaluation] = {}
         self._published: Mapping[str, frozenset[int]] = {}
 
     def look(self) -> RunFacts:
@@ -85,6 +89,8 @@ class RunWatch:
             self._pins = list_pins(run)
         if self._has_changed(verdicts_file(run)):
             self._verdicts = read_verdicts(run)
+        if self._has_changed(evaluations_directory(run)):
+            self._evaluations = list_evaluations(run)
         if self._has_changed(publication_file(run)):
             self._published = read_published(run)
         log = _stat(events_file(run))
@@ -97,6 +103,7 @@ class RunWatch:
             changed=self._changed_exports(),
             pins=self._pins,
             verdicts=self._verdicts,
+            evaluations=self._evaluations,
             published=self._published,
             is_alive=run_is_alive(run),
             log=(log.st_size, log.st_mtime_ns) if log else (0, 0),
@@ -125,9 +132,9 @@ class RunWatch:
 
 
 def is_younger_than_proof(export: Path) -> bool:
-    """Whether any file was changed after the proof was written."""
+    """Whether any file that is proven was changed after the proof was written."""
     with os.scandir(export) as entries:
-        times_ns = {entry.name: entry.stat().st_mtime_ns for entry in entries}
+        times_ns = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name != CARD_FILE}
     proven_ns = times_ns.get(PROOF_FILE, 0)
     return any(changed_ns > proven_ns for changed_ns in times_ns.values())
 

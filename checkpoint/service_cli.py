@@ -1,4 +1,4 @@
-"""The verbs of retention, publishing and the service itself: serve, prune, pin, unpin, publish."""
+"""The verbs of retention, publishing and the service itself: serve, prune, pin, unpin, evaluate, publish."""
 
 from __future__ import annotations
 
@@ -51,6 +51,15 @@ def add_service_verbs(verbs: object, add_verb: AddVerb, load_config: LoadConfig)
     ):
         verb = add_verb(verbs, name, purpose, _pinning(act), example=f"{name} runs/demo --step 400")
         verb.add_argument("--step", type=int, required=True, metavar="N")
+    evaluate = add_verb(
+        verbs,
+        "evaluate",
+        "perplexity on datasets and tasks of lm-eval, for the card and for MLflow",
+        lambda arguments: _evaluate(arguments, load_config(arguments)),
+        example="evaluate runs/demo evaluation.datasets.web=data/web evaluation.lm_eval_tasks=[arc_easy]",
+    )
+    evaluate.add_argument("--step", type=int, default=None, metavar="N", help="default: the newest proven one")
+    _add_config(evaluate)
     publish = add_verb(
         verbs,
         "publish",
@@ -130,16 +139,38 @@ def _publish(arguments: argparse.Namespace) -> int:
     from checkpoint.publish import publish_export
 
     run: Path = arguments.run_directory
-    list_training_steps(run)
-    step = arguments.step
-    if step is None:
-        proven = [number for number, export in list_exports(run)[0].items() if export.passed]
-        if not proven:
-            raise CheckpointError(f"{run} has no proven export yet; `smollm2 checkpoint export {run}` makes one")
-        step = proven[-1]
-    done = publish_export(run, step, arguments.to)
+    done = publish_export(run, _proven_step(run, arguments.step), arguments.to)
     print(f"published {done.location}: {done.sent} files sent, {done.found} were there; latest is step {done.latest}")
     return 0
+
+
+def _evaluate(arguments: argparse.Namespace, config: ServiceConfig) -> int:
+    if config.evaluation is None:
+        raise CheckpointError(
+            "nothing says what to measure; give evaluation.datasets.NAME=FOLDER or evaluation.lm_eval_tasks=[TASK], or "
+            "a config with `evaluation:`"
+        )
+    from checkpoint.evaluate import evaluate_export
+    from checkpoint.export import renew_model_card
+
+    run: Path = arguments.run_directory
+    step = _proven_step(run, arguments.step)
+    evaluation = evaluate_export(run, step, config.evaluation)
+    renew_model_card(run, step, license_name=config.license)
+    for name, value in evaluation.metrics.items():
+        print(f"{name:<40} {value:.6g}")
+    return 0
+
+
+def _proven_step(run: Path, step: int | None) -> int:
+    """The step that the user names, or the newest with a proven export."""
+    list_training_steps(run)
+    if step is not None:
+        return step
+    proven = [number for number, export in list_exports(run)[0].items() if export.passed]
+    if not proven:
+        raise CheckpointError(f"{run} has no proven export yet; `smollm2 checkpoint export {run}` makes one")
+    return proven[-1]
 
 
 def _serve(arguments: argparse.Namespace, load_config: LoadConfig) -> int:

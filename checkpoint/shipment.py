@@ -1,9 +1,10 @@
-"""What a run sends to MLflow beside its log: proofs, the loss curve, artefacts, and tags that tell of the export."""
+"""What a run sends to MLflow beside its log: proofs, evaluations, the loss curve, artefacts, and tags of the export."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoint.evaluation import list_evaluations
 from checkpoint.export_folder import PROOF_FILE, list_exports
 from checkpoint.loss_curve import CURVE_FILE
 from checkpoint.manifest import step_name
@@ -30,3 +31,4 @@ def ship_run(tracker: Tracker, run: Path) -> None:
             "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
         }
     tracker.ship_files(run, files, tags=tags)
+    tracker.ship_evaluations(run, list_evaluations(run).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 Wholeness = Literal["whole", "damaged", "not checked"]
 ExportState = Literal["proven", "quarantined", "changed", "none"]
@@ -53,6 +53,8 @@ class CheckpointStatus(_Status):
     export: ExportState = "none"
     difference: float | None = None
     reasons: tuple[str, ...] = ()
+    measured: dict[str, float] = Field(default_factory=dict)
+    """What an evaluation found, by metric."""
     published_to: tuple[str, ...] = ()
     is_pinned: bool = False
 

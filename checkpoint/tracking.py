@@ -16,11 +16,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from checkpoint.evaluation import Evaluation
 from checkpoint.events import events_file
 from checkpoint.journal import (
     BATCH_ROWS,
@@ -86,6 +87,25 @@ class Tracker:
                 self._set_tags(journal.mlflow_run_id, tags)
                 journal.tags = dict(tags)
             write_journal(run, journal)
+
+    def ship_evaluations(self, run: Path, evaluations: Iterable[Evaluation]) -> None:
+        """Send the metrics of those that are new as `evaluation/…`, at their steps."""
+        from mlflow.entities import Metric
+
+        record = read_run(run)
+        with self._errors_in_one_line():
+            journal = self._open_journal(run, record)
+            for one in evaluations:
+                if journal.evaluations.get(one.step) == one.timestamp_ms:
+                    continue
+                rows = [
+                    Metric(f"evaluation/{legal_name(name)}", value, one.timestamp_ms, one.step)
+                    for name, value in one.metrics.items()
+                ]
+                for begin in range(0, len(rows), BATCH_ROWS):
+                    self.client.log_batch(journal.mlflow_run_id, metrics=rows[begin : begin + BATCH_ROWS])
+                journal.evaluations[one.step] = one.timestamp_ms
+                write_journal(run, journal)
 
     def _set_tags(self, mlflow_run_id: str, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():

@@ -1,4 +1,4 @@
-"""What a person may ask of the service from the page or the API: export now, verify, pin, unpin."""
+"""What a person may ask of the service from the page or the API: export now, verify, evaluate again, pin, unpin."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoint.jobs import Job
-from checkpoint.manifest import list_steps
+from checkpoint.manifest import CheckpointError, list_steps
 from checkpoint.pins import pin, unpin
 from checkpoint.service import Service
 
-ActionName = Literal["export", "verify", "pin", "unpin"]
+ActionName = Literal["export", "verify", "evaluate", "pin", "unpin"]
 
 
 class Action(BaseModel):
@@ -40,6 +40,8 @@ def carry_out(service: Service, action: Action) -> str:
     if action.action == "unpin":
         unpin(run, action.step)
         return f"step {action.step} of {action.run} is pinned no longer"
+    if action.action == "evaluate" and service.config.evaluation is None:
+        raise CheckpointError("the service's config says nothing of evaluation; give it `evaluation:`")
     service.request(Job(kind=action.action, run=run, step=action.step))
     return f"{action.action} of step {action.step} of {action.run} is in the queue"
 

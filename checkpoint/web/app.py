@@ -105,7 +105,7 @@ def _add_api(app: FastAPI, service: Service, token: Token | None) -> None:
 
     @app.post("/api/actions", dependencies=[Depends(may_act)], status_code=202)
     def act(action: Action) -> Answer:
-        """Export now, verify, pin or unpin a checkpoint. Needs `Authorization: Bearer TOKEN`."""
+        """Export now, verify, evaluate, pin or unpin a checkpoint. Needs `Authorization: Bearer TOKEN`."""
         return Answer(message=carry_out(service, action))
 
 

@@ -211,7 +211,8 @@ def test_mistake_is_one_line_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    "verb", ["list", "verify", "consolidate", "export", "prove", "prune", "pin", "unpin", "publish", "serve"]
+    "verb",
+    ["list", "verify", "consolidate", "export", "prove", "prune", "pin", "unpin", "evaluate", "publish", "serve"],
 )
 def test_help_of_every_verb_has_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

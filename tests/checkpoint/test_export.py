@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from checkpoint import export
 from checkpoint.consolidate import DamagedCheckpointError
@@ -43,6 +43,7 @@ def read_json(path: Path) -> dict[str, object]:
 def test_export_holds_the_files_of_a_model_directory_and_its_proof(exported_run: Path) -> None:
     assert entries(exported_run) == ["step-00000004"]
     assert sorted(path.name for path in export_directory(exported_run, 4).iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -111,9 +112,33 @@ def test_failed_proof_is_quarantined_with_its_reasons(make_run: RunMaker, edit_m
     made = export_checkpoint(run, 4)
     assert not made.passed
     assert entries(run) == [".quarantine-step-00000004"]
-    (reason,) = read_proof(quarantine_directory(run, 4)).reasons
-    assert "wanted a difference of at most 0.01" in reason
+    loss, tensors = read_proof(quarantine_directory(run, 4)).reasons
+    assert "wanted a difference of at most 0.01" in loss
+    assert tensors == "every tensor is the checkpoint's: look at the other files"
     assert list_exports(run)[0][4].directory == quarantine_directory(run, 4)
+
+
+@pytest.mark.usefixtures("prove_in_process")
+def test_failed_proof_names_the_first_tensor_that_differs(exported_run: Path) -> None:
+    path = export_directory(exported_run, 4) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.self_attn.q_proj.weight"].zero_()
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert (
+        prove_export(exported_run, 4)
+        .proof.reasons[-1]
+        .startswith("model.layers.1.self_attn.q_proj.weight is the first tensor that differs from the checkpoint: ")
+    )
+
+
+@pytest.mark.usefixtures("prove_in_process")
+def test_failed_proof_without_its_checkpoint_says_so(exported_run: Path) -> None:
+    config = export_directory(exported_run, 4) / "config.json"
+    config.write_text(config.read_text().replace("10000.0", "100000.0"))
+    for path in (checkpoint_directory(exported_run, 4) / "zero").iterdir():
+        path.unlink()
+    reason = prove_export(exported_run, 4).proof.reasons[-1]
+    assert reason.startswith("its tensors could not be compared with the checkpoint's (")
 
 
 @pytest.mark.usefixtures("prove_in_process")

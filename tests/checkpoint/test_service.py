@@ -205,7 +205,7 @@ def test_what_the_machine_is_to_blame_for_is_tried_again_after_growing_pauses_an
 ) -> None:
     run, clock, tried = make_run("float32"), Clock(), []
 
-    def fail(_: Path, step: int) -> None:
+    def fail(_: Path, step: int, **settings: object) -> None:
         tried.append((clock.now_s, step))
         raise error
 
@@ -225,7 +225,7 @@ def test_what_the_job_is_to_blame_for_is_quarantined_after_its_attempts(
 ) -> None:
     run, clock, tried = make_run("float32"), Clock(), []
 
-    def fail(_: Path, step: int) -> None:
+    def fail(_: Path, step: int, **settings: object) -> None:
         tried.append((clock.now_s, step))
         raise CheckpointError(f"step {step} is odd")
 
@@ -244,7 +244,7 @@ def test_what_the_job_is_to_blame_for_is_quarantined_after_its_attempts(
 def test_full_disk_says_to_free_space(
     make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fill(_: Path, step: int) -> None:
+    def fill(_: Path, step: int, **settings: object) -> None:
         raise OSError(28, "No space left on device", "/model.safetensors")
 
     monkeypatch.setattr(export, "export_checkpoint", fill)
