@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from model.activation_checkpointing import ActivationCheckpointing
+from model.activation_checkpointing import ActivationCheckpointing, LayerMode
 from model.attention_backends.sdpa_path import SdpaPath, sdpa_path
 from model.config import SmolLM2Config
 
@@ -81,10 +81,8 @@ def activation_bytes(
 ) -> ActivationBytes:
     """For a micro-batch of `batch_size` sequences; `compiled`: each layer by torch.compile."""
     layer = _Layer(config, batch_size, sequence_length, dtype_bytes, attention, compiled=compiled)
-    kept_by_layer = [
-        layer.kept(checkpointing) if checkpointing.recomputes(index) else layer.everything
-        for index in range(config.num_hidden_layers)
-    ]
+    modes = [checkpointing.layer_mode(index) for index in range(config.num_hidden_layers)]
+    kept_by_layer = [0 if checkpointing.cpu_checkpointing else layer.kept(mode) for mode in modes]
     tokens, hidden = batch_size * sequence_length, batch_size * sequence_length * config.hidden_size
     angles = 2 * dtype_bytes * tokens * config.head_dim
     mask = batch_size * sequence_length**2 if attention in ("eager", "masked") else 0
@@ -100,9 +98,9 @@ def activation_bytes(
     peak = loss
     # autograd holds the head's gradient of a tied matrix until the embedding's is there, at the very end
     held = shared + (dtype_bytes * matrix if config.tie_word_embeddings else 0)
-    for index in range(config.num_hidden_layers):
+    for index, mode in enumerate(modes):
         below = sum(kept_by_layer[:index]) + held
-        peak = max(peak, below + layer.backward(checkpointing, recomputed=checkpointing.recomputes(index)))
+        peak = max(peak, below + layer.backward(mode))
     return ActivationBytes(kept=kept, loss=loss, peak=peak)
 
 
@@ -179,20 +177,20 @@ class _Layer:
             # nothing takes down_proj's product, and the compiler sees that
             self._products -= self.input
 
-    def kept(self, checkpointing: ActivationCheckpointing) -> int:
-        """Of a layer that recomputes, between the passes."""
-        if checkpointing.cpu_checkpointing:
-            return 0
-        return self.input + (self._products if checkpointing.mode == "selective" else 0)
+    def kept(self, mode: LayerMode) -> int:
+        """Between the passes, on the device."""
+        if mode == "none":
+            return self.everything
+        return self.input + (self._products if mode == "selective" else 0)
 
-    def backward(self, checkpointing: ActivationCheckpointing, *, recomputed: bool) -> int:
+    def backward(self, mode: LayerMode) -> int:
         """At the most during the layer's backward: all its activations are there again, and gradients come on top."""
         there = self.everything
-        if recomputed:
+        if mode != "none":
             # in fp32 the norm keeps the input itself
             there += self.input if self._dtype_bytes < _FP32 else 0
             # down_proj's product has been kept and nothing takes it
-            there += self.input if checkpointing.mode == "selective" else 0
+            there += self.input if mode == "selective" else 0
         gradients_of_mlp = 2 * self._intermediate + self.input
         peak = there + gradients_of_mlp
         if self._attention_kind == "eager":

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from model.activation_checkpointing import ActivationCheckpointing
+from model.activation_checkpointing import ActivationCheckpointing, LayerMode
 from model.config import SmolLM2Config
 from model.parameters import parameter_shapes, row_of
 
@@ -97,15 +97,16 @@ def recomputed_flops_per_token(
     A layer is run again up to the last tensor that its backward wants, which is the input of down_proj: its product is
     left out. DeepSpeed's function runs all of it. `selective` has kept the products, and fused attention's.
     """
-    layers = sum(checkpointing.recomputes(index) for index in range(config.num_hidden_layers))
-    attention = 4 * config.hidden_size * sequence_length
-    if checkpointing.mode == "selective":
-        return layers * attention * eager_attention
     count = count_parameters(config)
-    weights = (count.attention + count.mlp) // config.num_hidden_layers
-    if checkpointing.mode != "deepspeed":
-        weights -= config.hidden_size * config.intermediate_size
-    return layers * (2 * weights + attention)
+    attention = 4 * config.hidden_size * sequence_length
+    layer = 2 * (count.attention + count.mlp) // config.num_hidden_layers + attention
+    again: dict[LayerMode, int] = {
+        "none": 0,
+        "selective": attention * eager_attention,
+        "full": layer - 2 * config.hidden_size * config.intermediate_size,
+        "deepspeed": layer,
+    }
+    return sum(again[checkpointing.layer_mode(index)] for index in range(config.num_hidden_layers))
 
 
 def zero3_state_bytes(config: SmolLM2Config, *, dtype: Literal["bf16", "fp32"] = "bf16") -> StateBytes:

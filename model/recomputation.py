@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from model.activation_checkpointing import ActivationCheckpointing
+from model.activation_checkpointing import ActivationCheckpointing, LayerMode
 
 # (layer, hidden, what all layers share …) → hidden
 Compute = Callable[..., Tensor]
@@ -34,28 +34,27 @@ def layer_functions(
     compile_backend: str | None = None,
     deepspeed_checkpoint: CheckpointFunction | None = None,
 ) -> list[Compute]:
-    """For each layer `compute`, with the same result and gradients, keeping what the mode keeps.
+    """For each layer `compute`, with the same result and gradients, keeping what the layer's mode keeps.
 
     compile_backend: a backend of torch.compile, which then builds what all layers share once; None: not compiled.
     deepspeed_checkpoint: DeepSpeed's function, of mode `deepspeed`, which this room does not import.
     """
     compiled = compute if compile_backend is None else torch.compile(compute, backend=compile_backend)
-    recomputed = compiled
     # nothing in a layer is random, so there is no generator state to keep
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    functions: dict[LayerMode, Compute] = {"none": compiled, "full": partial(_checkpointed, compiled, options)}
     if settings.mode == "deepspeed":
         assert deepspeed_checkpoint is not None, "mode=deepspeed wants DeepSpeed's checkpoint function"
-        recomputed = partial(_checkpointed_by_deepspeed, deepspeed_checkpoint, compiled)
+        functions["deepspeed"] = partial(_checkpointed_by_deepspeed, deepspeed_checkpoint, compiled)
     elif settings.mode == "selective":
         # by operations, of which a compiled function has none: the compiler itself has to see the choice, and fullgraph
         # because a part that it could not trace would leave the whole layer uncompiled without a word
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
-        recomputed = partial(_checkpointed, compute, options)
+        keeping = {**options, "context_fn": partial(create_selective_checkpoint_contexts, _keep_products)}
+        selective: Compute = partial(_checkpointed, compute, keeping)
         if compile_backend is not None:
-            recomputed = torch.compile(recomputed, backend=compile_backend, fullgraph=True)
-    elif settings.mode != "none":
-        recomputed = partial(_checkpointed, compiled, options)
-    return [recomputed if settings.recomputes(index) else compiled for index in range(num_layers)]
+            selective = torch.compile(selective, backend=compile_backend, fullgraph=True)
+        functions["selective"] = selective
+    return [functions[settings.layer_mode(index)] for index in range(num_layers)]
 
 
 def _checkpointed(compute: Compute, options: dict[str, Any], *inputs: Any) -> Tensor:

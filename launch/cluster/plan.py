@@ -120,6 +120,7 @@ def modes(chosen: ActivationCheckpointing) -> list[ActivationCheckpointing]:
         ActivationCheckpointing(mode="none"),
         ActivationCheckpointing(mode="every_n_layers", every_n_layers=chosen.every_n_layers or 2),
         ActivationCheckpointing(mode="selective"),
+        ActivationCheckpointing(mode="selective", every_n_layers=chosen.every_n_layers or 2),
         ActivationCheckpointing(mode="full"),
     ]
     return usual if chosen in usual else [*usual, chosen]
@@ -140,11 +141,10 @@ def row_of(
     step_s = _step_time_s(config, assumptions, checkpointing, sent, world_size=world_size)
     tokens = assumptions.tokens or config.steps * config.batch_tokens
     hours = None if step_s is None else step_s * tokens / config.batch_tokens / _SECONDS_AN_HOUR
-    every = checkpointing.every_n_layers
     return Row(
         world_size=world_size,
         zero=zero.label,
-        activation_checkpointing=f"every {every} layers" if every else checkpointing.mode,
+        activation_checkpointing=str(checkpointing),
         micro_batch_size=config.micro_batch_size,
         chosen=zero == Zero(config.zero.stage) and checkpointing == config.activation_checkpointing,
         memory=memory,

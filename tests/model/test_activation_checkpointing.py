@@ -15,18 +15,20 @@ def test_a_modes_name_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "recomputed"),
+    ("settings", "modes"),
     [
-        ("none", [False] * 5),
-        ("full", [True] * 5),
-        ("selective", [True] * 5),
-        ({"mode": "every_n_layers", "every_n_layers": 2}, [False, True, False, True, False]),
-        ({"mode": "every_n_layers", "every_n_layers": 3}, [False, False, True, False, False]),
+        ("none", ["none"] * 5),
+        ("full", ["full"] * 5),
+        ("selective", ["selective"] * 5),
+        ("deepspeed", ["deepspeed"] * 5),
+        ({"mode": "every_n_layers", "every_n_layers": 2}, ["none", "full", "none", "full", "none"]),
+        ({"mode": "every_n_layers", "every_n_layers": 3}, ["none", "none", "full", "none", "none"]),
+        ({"mode": "selective", "every_n_layers": 2}, ["selective", "full", "selective", "full", "selective"]),
     ],
 )
-def test_layers_that_are_recomputed(settings: Any, recomputed: list[bool]) -> None:
+def test_what_each_layer_does(settings: Any, modes: list[str]) -> None:
     checkpointing = ActivationCheckpointing.model_validate(settings)
-    assert [checkpointing.recomputes(index) for index in range(5)] == recomputed
+    assert [checkpointing.layer_mode(index) for index in range(5)] == modes
 
 
 @pytest.mark.parametrize(

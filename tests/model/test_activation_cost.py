@@ -36,6 +36,7 @@ CONFIG = SmolLM2Config(
     max_position_embeddings=256,
 )
 EVERY_SECOND = {"mode": "every_n_layers", "every_n_layers": 2}
+SELECTIVE_AND_FULL = {"mode": "selective", "every_n_layers": 2}
 
 
 def allocated_bytes(work: Callable[[], Any]) -> tuple[int, int]:
@@ -67,6 +68,7 @@ def allocated_bytes(work: Callable[[], Any]) -> tuple[int, int]:
         ("sdpa", torch.float32, "selective"),
         ("sdpa", torch.bfloat16, EVERY_SECOND),
         ("sdpa", torch.bfloat16, "selective"),
+        ("sdpa", torch.float32, SELECTIVE_AND_FULL),
         ("eager", torch.float32, "selective"),
         ("eager", torch.float32, EVERY_SECOND),
         ("eager", torch.bfloat16, "none"),

@@ -114,9 +114,10 @@ def test_stated_flops_are_torchs_count_and_the_norms(make_model: Any, tokens: to
     assert counted_flops(model, tokens) == stated - 6 * count_parameters(model.config).norms
 
 
-@pytest.mark.parametrize("mode", ["full", "every_n_layers", "selective"])
-def test_recomputed_flops_are_torchs_count(make_model: Any, tokens: torch.Tensor, mode: Any) -> None:
-    every = 2 if mode == "every_n_layers" else None
+@pytest.mark.parametrize(
+    ("mode", "every"), [("full", None), ("every_n_layers", 2), ("selective", None), ("selective", 2)]
+)
+def test_recomputed_flops_are_torchs_count(make_model: Any, tokens: torch.Tensor, mode: Any, every: int | None) -> None:
     checkpointing = ActivationCheckpointing(mode=mode, every_n_layers=every)
     plain = make_model(attn_implementation="eager")
     recomputing = make_model(attn_implementation="eager", activation_checkpointing=checkpointing)

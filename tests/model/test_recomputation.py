@@ -18,6 +18,7 @@ MODES: dict[str, Any] = {
     "full": "full",
     "every_n_layers": {"mode": "every_n_layers", "every_n_layers": 2},
     "selective": "selective",
+    "selective, every second full": {"mode": "selective", "every_n_layers": 2},
 }
 
 

@@ -77,6 +77,7 @@ CASES = {
     "full": Case("full"),
     "every second layer": Case({"mode": "every_n_layers", "every_n_layers": 2}),
     "selective": Case("selective"),
+    "selective, every second full": Case({"mode": "selective", "every_n_layers": 2}),
     "deepspeed": Case("deepspeed"),
     "deepspeed, partitioned": Case({"mode": "deepspeed", "partition_activations": True}),
     "deepspeed, partitioned, on the host": Case(
@@ -85,6 +86,9 @@ CASES = {
     # aot_eager traces, cuts and recomputes the graphs that inductor gets; tests/integration trains with inductor itself
     "compiled": Case(compile_backend="aot_eager", attn_implementation="eager"),
     "compiled, full": Case("full", compile_backend="aot_eager"),
+    "compiled, selective, every second full": Case(
+        {"mode": "selective", "every_n_layers": 2}, compile_backend="aot_eager", attn_implementation="eager"
+    ),
     "compiled, selective": Case("selective", compile_backend="aot_eager", attn_implementation="eager"),
     "compiled, deepspeed": Case("deepspeed", compile_backend="aot_eager"),
 }
