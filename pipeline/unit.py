@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.batches import batches
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
-from pipeline.document import BadRecord, Document, LongText, UnwantedRecord, parts_of, shorten
+from pipeline.document import Document, LongText, parts_of, shorten
 from pipeline.filters.chain import rejection
 from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
@@ -91,7 +91,9 @@ def split_of(text: str | LongText, *, validation_fraction: float) -> Split:
 
 def utf8_bytes(text: str | LongText) -> int:
     """The size of a text in UTF-8."""
-    return sum(len(part) if part.isascii() else len(part.encode()) for part in parts_of(text))
+    if isinstance(text, LongText):
+        return sum(map(utf8_bytes, text.parts))
+    return len(text) if text.isascii() else len(text.encode())
 
 
 class UnitReader:
@@ -116,7 +118,7 @@ class UnitReader:
             read_bytes = 0
             for record in reader.read_piece(self._source, piece):
                 self.records_read += 1
-                if isinstance(record, BadRecord | UnwantedRecord):
+                if not isinstance(record, Document):
                     read_bytes += record.size_bytes
                     self.tally.drop(
                         record.reason, size_bytes=record.size_bytes, location=record.location, example=record.example

@@ -46,7 +46,9 @@ class DocumentView:
 
     @property
     def stripped_characters(self) -> int:
-        """How many there are without the white space around the text. Joins and copies nothing."""
+        """How many there are without the white space around the text. Joins and copies no large text."""
+        if isinstance(self._text, str) and len(self._text) <= _SHORT:
+            return len(self._text.strip())
         parts = parts_of(self._text)
         before = _count_spaces(part[at : at + _LOOK] for part in parts for at in range(0, len(part), _LOOK))
         count = len(self._text)
@@ -92,7 +94,8 @@ class DocumentView:
 _PARTS = tuple(name for name, value in vars(DocumentView).items() if isinstance(value, cached_property))
 
 
-# characters looked at together
+# characters that may be copied, and those looked at together where there are more
+_SHORT = 1 << 17
 _LOOK = 1 << 10
 
 

@@ -33,7 +33,8 @@ class LongStrings:
 
     def real(self, value: object) -> object:
         """The value of a field, or the long text that it stands for."""
-        return self._found.get(value, value) if isinstance(value, str) else value
+        # not looked up where there are none: that would hash every text
+        return self._found.get(value, value) if self._found and isinstance(value, str) else value
 
 
 NO_LONG_STRINGS = LongStrings({})

@@ -257,7 +257,7 @@ class Encoder:
         self._pieces += len(pieces)
         if self._engine is not self._fast:
             return self._engine.encode(pieces)
-        stopped = [self._guard.stops(piece) for piece in pieces]
+        stopped = self._guard.stopped(pieces)
         if any(stopped):
             self._guarded += sum(stopped)
             passed = [piece for piece, stop in zip(pieces, stopped, strict=True) if not stop]

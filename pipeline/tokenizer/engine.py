@@ -84,9 +84,10 @@ class TokenizersEngine:
 
 
 class SplintrEngine:
-    """splintr's flat batch call, some 15 times as fast as the reference on one thread.
+    """splintr's call for one text, some 15 times as fast as the reference.
 
-    That call matches special tokens in text and has no switch for it, so the engine is built without any.
+    Not its call for a batch: that works in a thread of its own, for which it waits where each core has a worker. Either
+    call matches special tokens in text and has no switch for it, so the engine is built without any.
     """
 
     name: EngineName = "splintr"
@@ -105,10 +106,11 @@ class SplintrEngine:
         self.version = splintr_version()
 
     def encode(self, texts: Sequence[str]) -> FlatIds:
-        ids, offsets = self._tokenizer.encode_batch_flat(list(texts))
-        return FlatIds(
-            np.frombuffer(ids, dtype="<u4").astype(TOKEN_DTYPE), np.frombuffer(offsets, dtype="<u8").astype(np.int64)
-        )
+        encoded = [self._tokenizer.encode_flat(text) for text in texts]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(ids) for ids in encoded], out=offsets[1:])
+        ids = np.frombuffer(b"".join(encoded), dtype="<u4")
+        return FlatIds(ids.astype(TOKEN_DTYPE), offsets // ids.itemsize)
 
 
 def without_special_tokens(tree: dict[str, Any]) -> bytes:
@@ -131,7 +133,7 @@ def parse(content: bytes) -> dict[str, Any]:
     merges = tree["model"].get("merges") or []
     texts = [" ".join(merge) for merge in merges]
     # more spaces: some entry has one, or merges were texts before and are letters apart now
-    if "".join(texts).count(" ") == len(texts):
+    if texts and "".join(texts).count(" ") == len(texts):
         tree["model"]["merges"] = texts
     return tree
 

@@ -33,6 +33,9 @@ def test_space_around_a_text_is_what_strip_takes(parts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(view, "_LOOK", 2)
         assert DocumentView(LongText(parts)).stripped_characters == len("".join(parts).strip())
+        for short in (0, 1 << 10):
+            patch.setattr(view, "_SHORT", short)
+            assert DocumentView("".join(parts)).stripped_characters == len("".join(parts).strip())
 
 
 def test_nothing_but_space_is_dropped_by_default() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import re
 import secrets
@@ -15,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.shards import writer
-from pipeline.shards.format import SCHEMA, ShardRecord
+from pipeline.shards.format import SCHEMA, ShardRecord, digest_file
 from pipeline.shards.writer import ShardWriter
 
 
@@ -91,6 +92,28 @@ def test_an_error_leaves_nothing_unfinished(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         write_half()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_disk_begins_with_what_is_written_before_the_shard_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, offset, size_bytes, __: begun.append((offset, size_bytes)))
+    monkeypatch.setattr(writer, "BATCH_TOKENS", 5)
+    (record,) = write(tmp_path, [document(1, 2)] * 5)
+    assert [offset for offset, _ in begun] == [0, *itertools.accumulate(size for _, size in begun)][:-1]
+    assert sum(size for _, size in begun) == record.size_bytes
+
+
+def test_a_file_system_that_takes_no_advice_gets_the_shard_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    (record,) = write(tmp_path, [document(1, 2)])
+    assert record.digest == digest_file(tmp_path / record.path)
 
 
 def test_a_shard_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

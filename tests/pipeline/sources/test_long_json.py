@@ -92,6 +92,14 @@ def test_a_text_that_is_parsed_is_given_up_for_its_parts() -> None:
     assert (long.whole(), strings.real("short"), strings.real(3)) == ("a string that is much longer", "short", 3)
 
 
+def test_no_text_is_hashed_where_none_is_long() -> None:
+    class Unhashable(str):
+        __slots__ = ()
+        __hash__ = None  # type: ignore[assignment]
+
+    assert long_json.NO_LONG_STRINGS.real(Unhashable("a")) == "a"
+
+
 def test_no_escape_and_no_character_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_json, "_PART_BYTES", 1)
     text = "0123456789abc\ud83d\ude00".encode("utf-16", "surrogatepass").decode("utf-16") * 9

@@ -182,6 +182,7 @@ def test_merges_with_a_space_in_them_stay_pairs() -> None:
     for merges in ([["a", "b"], ["a ", "c"]], ["a b"], []):
         tree = {"model": {"merges": merges}}
         assert parse(json.dumps(tree).encode()) == tree
+    assert parse(b'{"model": {"type": "Unigram"}}') == {"model": {"type": "Unigram"}}
 
 
 def test_a_tokenizer_that_does_not_load_is_refused_every_time() -> None:

@@ -167,6 +167,13 @@ def test_the_guard_stops_what_holds_an_unsafe_byte_and_nothing_else() -> None:
     ]  # fmt: skip
 
 
+@given(texts=st.lists(TEXTS, max_size=6))
+def test_the_guard_looks_at_many_texts_as_at_each_alone(texts: list[str]) -> None:
+    expected = [not set(SMOLLM2_LACKS).isdisjoint(text.encode()) for text in texts]
+    assert Guard(SMOLLM2_LACKS).stopped(texts) == expected
+    assert Guard(b"").stopped(texts) == [False] * len(texts)
+
+
 def test_pieces_that_the_guard_stops_are_counted(lacking_tokenizer: Path) -> None:
     encoder = fast_encoder(lacking_tokenizer)
     texts = ["the", "=\x04=", "", "\x1d", "shard"]
