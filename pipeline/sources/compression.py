@@ -28,6 +28,8 @@ from pipeline.sources.storage import open_file, readable
 from pipeline.sources.suffix import suffix_of
 
 _READ_BYTES = 1 << 20
+# zstandard's decompressor knows no limit, and a block of 128 KiB may take four bytes: this may hold 64 MiB
+_READ_BYTES_OF_ZSTD = 1 << 11
 
 
 class DamagedError(ValueError):
@@ -139,7 +141,7 @@ class _MemberReader(io.RawIOBase):
             if self._member is None and self._kind == ".xz":
                 self._input = self._input.lstrip(b"\0")  # padding between streams
             if not self._input and self._needs_input():
-                self._input = self._file.read(_READ_BYTES // 8)
+                self._input = self._file.read(_READ_BYTES_OF_ZSTD if self._kind == ".zst" else _READ_BYTES // 8)
                 self._stored_offset += len(self._input)
                 if not self._input:
                     if self._member is not None:
@@ -161,7 +163,7 @@ class _MemberReader(io.RawIOBase):
     def _decompress(self) -> bytes:
         given, self._input = self._input, b""
         try:
-            if self._kind == ".zst":  # zstandard's knows no limit
+            if self._kind == ".zst":
                 content: bytes = self._member.decompress(given)
             else:
                 content = self._member.decompress(given, _READ_BYTES)

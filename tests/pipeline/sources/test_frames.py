@@ -165,6 +165,18 @@ def test_a_member_behind_blocks_of_bgzip_is_inflated_a_part_at_a_time(tmp_path: 
     assert peak_bytes < 8 << 20
 
 
+def test_a_frame_of_zstandard_that_holds_far_more_than_it_takes_is_inflated_a_part_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    whole = zstandard.ZstdCompressor(level=1).compressobj()
+    path.write_bytes(b"".join(whole.compress(bytes(1 << 20)) for _ in range(400)) + whole.flush())  # about 20 KB
+    tracemalloc.start()
+    with open_piece(Piece(str(path), stored_file(path).version, 0, path.stat().st_size, path.stat().st_size)) as file:
+        assert len(file.read(1)) == 1
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 200 << 20
+
+
 def test_a_file_that_is_cut_while_its_table_is_read_is_left_to_its_reader(tmp_path: Path) -> None:
     content = with_table([lines(20, seed=1), lines(20, seed=2)])
 
