@@ -83,9 +83,9 @@ def run_room(
     Exceptions outside `user_errors`, ConfigError and OSError are defects of ours and keep their traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    parsed = parser.parse_args(arguments)
     expected: tuple[type[Exception], ...] = (ConfigError, *user_errors)
     try:
+        parsed = parser.parse_args(arguments)
         return int(parsed.run(parsed) or 0)
     except expected as error:
         message = str(error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -216,8 +217,11 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     # what YAML calls them
     reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
+    reason = re.sub(r" or instance of \w+", "", reason)
     if kind in ("value_error", "assertion_error"):
         return f"{file}: {path}: {reason}" if path else f"{file}: {reason}"
+    if got is None:
+        return f"{file}: {path} is empty; give it a value, or remove the line"
     return f"{file}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
 
 

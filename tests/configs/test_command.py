@@ -6,6 +6,7 @@ import argparse
 import errno
 import subprocess
 import sys
+from typing import NoReturn
 
 import pytest
 
@@ -60,6 +61,15 @@ def test_a_forbidden_path_says_what_to_do(capsys) -> None:
 def test_an_interrupt_ends_with_130(capsys) -> None:
     assert run_raising(KeyboardInterrupt()) == 130
     assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_arguments_are_read_ends_with_130_too(capsys) -> None:
+    class Slow(argparse.ArgumentParser):
+        def parse_args(self, *_: object, **__: object) -> NoReturn:  # type: ignore[override]
+            raise KeyboardInterrupt
+
+    assert run_room(Slow(prog="smollm2 room"), user_errors=(UserError,), arguments=[]) == 130
+    assert capsys.readouterr().err == "smollm2 room: interrupted; run the same command to go on\n"
 
 
 def test_help_lists_every_room() -> None:

@@ -178,6 +178,15 @@ def test_wrong_type_is_told_in_yamls_words(write) -> None:
     assert error_of(write("sources: everything")).endswith("sources=everything: input should be a list")
 
 
+def test_a_key_without_a_value_is_told_as_such(write) -> None:
+    path = write("optimizer:\nsources: {}")
+    assert error_of(path).splitlines() == [
+        f"{path}: optimizer is empty; give it a value, or remove the line",
+        f"{path}: sources={{}}: input should be a list",
+    ]
+    assert error_of(write("optimizer: []")).endswith("optimizer=[]: input should be a mapping")
+
+
 def test_a_whole_number_with_an_exponent_is_told_how_to_be_written(write) -> None:
     assert error_of(write("steps: 2e6")).endswith("; write 2_000_000")
 
