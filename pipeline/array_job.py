@@ -22,6 +22,7 @@ from pipeline.lock import LockedError, locked
 from pipeline.plan import Unit, make_plan
 from pipeline.run import RunResult, check_files, check_finished, naming_full_disk, prepare, publish
 from pipeline.run_events import RunEvents
+from pipeline.run_folder import refuse_foreign
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.workspace import Workspace, is_finished, only_run
 
@@ -60,6 +61,8 @@ def run_shard(config: PipelineConfig, shard: RunShard) -> ShardResult:
     """Do the units of one shard, or what an earlier attempt has left of them. Raises what `run` raises."""
     started = time.perf_counter()
     _refuse_shuffle(config)
+    if config.run_dir is not None:
+        refuse_foreign(config.run_dir, config)
     with only_run(config.output_dir, shared=True), naming_full_disk(config.output_dir):
         workspace = Workspace(config.output_dir)
         if is_finished(config.output_dir):

@@ -14,7 +14,7 @@ import platform
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -60,6 +60,13 @@ def open_run_folder(run_dir: Path, config: PipelineConfig, *, goes_on: bool) -> 
         else:
             write_run(run_dir, _new_record(config))
         yield
+
+
+def refuse_foreign(run_dir: Path, config: PipelineConfig) -> None:
+    """Raises PipelineError if the folder is that of another run, as far as it can be read. Makes and locks nothing."""
+    with suppress(OSError):
+        if (run_dir / RUN_FILE).is_file():
+            _check_record(run_dir, config, goes_on=True)
 
 
 def write_config(run_dir: Path, config: PipelineConfig) -> None:

@@ -134,6 +134,18 @@ def test_commit_of_nothing_is_one_line(config: PipelineConfig) -> None:
         commit(config)
 
 
+def test_a_shard_refuses_the_run_folder_of_another_run_before_it_works(config: PipelineConfig, tmp_path: Path) -> None:
+    other = config.model_copy(update={"run_dir": tmp_path / "run"})
+    run(other)
+    mine = other.model_copy(update={"output_dir": tmp_path / "mine"})
+    with pytest.raises(
+        PipelineError, match=r"run_dir=.* tells of the dataset .*dataset, not of .*mine; choose another"
+    ):
+        run_shard(mine, RunShard(0, 2))
+    assert not mine.output_dir.exists()
+    run_shard(other, RunShard(0, 2))
+
+
 def test_two_jobs_at_one_shard_are_refused(config: PipelineConfig) -> None:
     folder = config.output_dir / ".work" / "shards"
     folder.mkdir(parents=True)
