@@ -17,9 +17,14 @@ from pipeline.shards.format import SPLITS, WORK_DIRECTORY, split_directory, sync
 from pipeline.workspace import is_finished
 
 
+def where_next(dataset: Path) -> Path:
+    """The folder to write to, laid out as a dataset. It need not be there."""
+    return _waiting(dataset) if is_finished(dataset) else dataset
+
+
 def place_of_next(dataset: Path) -> Path:
-    """The folder to write to, laid out as a dataset; it is made."""
-    place = _waiting(dataset) if is_finished(dataset) else dataset
+    """The same folder, made."""
+    place = where_next(dataset)
     for split in SPLITS:
         split_directory(place, split).mkdir(parents=True, exist_ok=True)
     return place

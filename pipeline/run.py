@@ -23,11 +23,19 @@ from pipeline.document import PipelineError
 from pipeline.encoding_pass import EncodingPass
 from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
-from pipeline.next_version import take_next
+from pipeline.next_version import take_next, where_next
 from pipeline.plan import Plan, make_plan
 from pipeline.run_events import RunEvents
 from pipeline.sample import sample_in_processes, why_no_text
-from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, digest_bytes, read_manifest, write_durably
+from pipeline.shards.format import (
+    SPLITS,
+    TOKENIZER_FILE,
+    DatasetManifest,
+    digest_bytes,
+    read_manifest,
+    split_directory,
+    write_durably,
+)
 from pipeline.shuffled_run import run_shuffled
 from pipeline.sources.code_header import tokens_of_headers
 from pipeline.status import STATUS_FILE, RunStatus
@@ -96,7 +104,11 @@ def _run(config: PipelineConfig, events: RunEvents, *, append: bool = False) -> 
         if base.manifest is not None and not plan.units:
             workspace.remove()
             return RunResult(base.manifest, was_finished=True, tokens=0, seconds=time.perf_counter() - started)
-        events.begin(goes_on=append or workspace.has_begun(), earlier=base.records.values())
+        events.begin(
+            goes_on=append or workspace.has_begun(),
+            earlier=base.records.values(),
+            reports_in=where_next(config.output_dir),
+        )
         status_file = config.output_dir / STATUS_FILE
         with RunStatus(status_file, name=config.name, executor=config.executor, tell=events.tell_progress) as status:
             workspace.remove_partials()
@@ -133,6 +145,9 @@ def prepare(
         if config.deduplication.is_on:
             status.enter_phase("deduplication")
             deduplicate(config, plan)
+        # only now: what is refused before leaves no empty folder
+        for split in SPLITS:
+            split_directory(config.output_dir, split).mkdir(exist_ok=True)
     return encoder, content
 
 

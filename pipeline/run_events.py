@@ -58,8 +58,10 @@ class RunEvents:
         self._events: EventWriter | None = None
         self._has_opened = self._has_begun = self._has_complained = False
         self._began_s = self._told_s = 0.0
+        self._step = 0
         self._snapshot: Snapshot | None = None
         self._earlier = _Sums()
+        self._reports_in = config.output_dir
 
     def __enter__(self) -> RunEvents:
         return self
@@ -74,16 +76,19 @@ class RunEvents:
             with self._tolerating():
                 self._stack.close()
 
-    def begin(self, *, goes_on: bool, earlier: Iterable[UnitRecord] = ()) -> None:
+    def begin(self, *, goes_on: bool, earlier: Iterable[UnitRecord] = (), reports_in: Path | None = None) -> None:
         """An attempt begins, once it is sure to be one. `goes_on`: something of the dataset was made before.
 
-        `earlier` are the units of the version that the dataset is at. Raises PipelineError if the folder is another's.
+        `earlier` are the units of the version that the dataset is at; `reports_in` is where an attempt that fails
+        leaves its reports, None: in the dataset. Raises PipelineError if the folder is another's.
         """
         if self._has_begun:
             return
         self._open(goes_on=goes_on)
         self._has_begun = True
         self._earlier = _add_up(earlier)
+        self._reports_in = reports_in or self._config.output_dir
+        self._step = self._earlier.input_bytes
         # file times may be of coarser clocks than this
         self._began_s, self._told_s = time.time() - 1, time.monotonic()
         if self._events is not None and self._config.run_dir is not None:
@@ -95,6 +100,8 @@ class RunEvents:
     def tell_progress(self, snapshot: Snapshot) -> None:
         """To be called as often as one likes; writes at intervals."""
         self._snapshot = snapshot
+        # what a lost worker had done, or a fast engine that is not trusted any more, is done again
+        self._step = max(self._step, snapshot.input_bytes_done + self._earlier.input_bytes)
         if time.monotonic() - self._told_s >= METRICS_INTERVAL_S:
             self._write_progress()
 
@@ -150,17 +157,12 @@ class RunEvents:
         else:
             if self._events is not None and self._config.run_dir is not None:
                 with self._tolerating():
-                    copy_artifacts(self._config.run_dir, self._config.output_dir, since_s=self._began_s)
+                    copy_artifacts(self._config.run_dir, self._reports_in, since_s=self._began_s)
             state = "failed" if isinstance(error, Exception) else "killed"
             self._write("state", step=self._step, state=state, reason=_reason(error))
         if self._events is not None:
             with self._tolerating():
                 self._events.sync()
-
-    @property
-    def _step(self) -> int:
-        done = self._snapshot.input_bytes_done if self._snapshot is not None else 0
-        return done + self._earlier.input_bytes
 
     def _write_progress(self) -> None:
         assert self._snapshot is not None

@@ -121,8 +121,6 @@ class Workspace:
         otherwise now: units are known by their index, and a unit of other records under it would lose or double some.
         """
         self.units_directory.mkdir(parents=True, exist_ok=True)
-        for split in SPLITS:
-            split_directory(self.dataset, split).mkdir(exist_ok=True)
         write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
         if not self._plan_path.is_file():
             write_durably(self._plan_path, plan_to_json(plan))

@@ -472,8 +472,10 @@ def test_damage_found_by_a_worker_names_the_file(corpus: Path, make_config: Make
 
 
 def test_a_vocabulary_that_the_text_cannot_fill_is_an_error(corpus: Path, make_config: MakeConfig) -> None:
+    config = make_config(tokenizer={"train": {"vocab_size": 60_000}})
     with pytest.raises(TokenizerError, match=r"tokenizer entries, wanted 60,000; give more text"):
-        run(make_config(tokenizer={"train": {"vocab_size": 60_000}}))
+        run(config)
+    assert not (config.output_dir / "validation").exists()
 
 
 def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(

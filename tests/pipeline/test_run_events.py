@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import json
 import logging
@@ -20,8 +21,9 @@ from pipeline.array_job import RunShard, commit, run_shard
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.run import run
-from pipeline.run_events import parameters
+from pipeline.run_events import RunEvents, parameters
 from pipeline.shards.format import digest_file, read_manifest
+from pipeline.throughput import Snapshot
 
 MakeConfig = Callable[..., PipelineConfig]
 MakeTexts = Callable[..., list[str]]
@@ -52,6 +54,11 @@ def metrics_of(config: PipelineConfig, prefix: str) -> list[tuple[int, dict[str,
     return [(event.step, dict(event.fields)) for event in found if any(key.startswith(prefix) for key in event.fields)]
 
 
+def snapshot(*, input_bytes_done: int) -> Snapshot:
+    zeros = {field.name: 0 for field in dataclasses.fields(Snapshot)}
+    return Snapshot(**(zeros | {"input_bytes_done": input_bytes_done, "workers": ()}))  # type: ignore[arg-type]
+
+
 def digests(dataset: Path) -> dict[str, str]:
     shards = {path.relative_to(dataset).as_posix(): digest_file(path) for path in dataset.rglob("*.arrow")}
     return shards | {name: digest_file(dataset / name) for name in ("manifest.json", "config.json")}
@@ -74,6 +81,16 @@ def test_the_last_progress_is_all_of_the_input(told: PipelineConfig, corpus: Pat
     ((step, last),) = metrics_of(told, "progress/")
     assert (step, last["progress/input_bytes"], last["progress/input_fraction"]) == (size_bytes, size_bytes, 1.0)
     assert (last["progress/documents_in"], last["progress/kept_fraction"]) == (120, 1.0)
+
+
+def test_steps_do_not_fall_back_where_work_is_done_again(told: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_events, "METRICS_INTERVAL_S", 0.0)
+    with RunEvents(told) as events:
+        events.begin(goes_on=False)
+        for done in (100, 40, 90, 120):
+            events.tell_progress(snapshot(input_bytes_done=done))
+    told_at = [(step, values["progress/input_bytes"]) for step, values in metrics_of(told, "progress/")]
+    assert told_at[:4] == [(100, 100), (100, 40), (100, 90), (120, 120)]
 
 
 def test_progress_is_told_at_its_interval(told: PipelineConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +146,23 @@ def test_a_failed_run_tells_its_reason_and_shows_its_report(
     assert "records read are bad" in last["reason"]
     assert told.run_dir is not None
     assert {path.name for path in (told.run_dir / "artifacts").iterdir()} == {"report.json", "report.html"}
+
+
+@pytest.mark.parametrize("way", ["append", "shuffle"])
+def test_a_report_that_lies_elsewhere_until_the_run_is_done_is_shown_as_well(
+    told: PipelineConfig, corpus: Path, make_texts: MakeTexts, way: str
+) -> None:
+    assert told.run_dir is not None
+    if way == "append":
+        run(told.model_copy(update={"run_dir": None}))
+    else:
+        told = told.model_copy(update={"shuffle_seed": 3})
+    (corpus / "9.jsonl").write_text("{\n" * 10 + json.dumps({"text": make_texts(1, seed=1)[0]}) + "\n")
+    with pytest.raises(PipelineError, match="records read are bad"):
+        run(told, append=way == "append")
+    assert {path.name for path in (told.run_dir / "artifacts").iterdir()} == {"report.json", "report.html"}
+    report = json.loads((told.run_dir / "artifacts" / "report.json").read_bytes())
+    assert report["dropped"]["malformed_json"]["documents"] == 10
 
 
 def test_an_interrupted_run_is_killed_and_goes_on_as_the_same(
