@@ -11,6 +11,7 @@ is shown as KILLED, and a lock keeps nobody on another machine out. Run the serv
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,27 @@ def exclusive_lock(path: Path, *, busy: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LockBusyError(busy) from None
+        if not os.fstat(file.fileno()).st_nlink:  # its last holder has just removed it
+            raise LockBusyError(busy)
+        yield
+
+
+@contextmanager
+def claim_output(output: Path, *, busy: str) -> Iterator[None]:
+    """Make a new folder, alone: `.lock-NAME` beside it goes with the block. Raises LockBusyError."""
+    path = output.with_name(f".lock-{output.name}")
+    with exclusive_lock(path, busy=busy):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def wait_for_turn(path: Path) -> Iterator[None]:
+    """Read a file and write it back as one act: whoever comes meanwhile waits, for a moment only."""
+    with path.with_name(f".{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

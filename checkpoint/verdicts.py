@@ -1,7 +1,7 @@
 """What the hashing of checkpoints found, so that terabytes are not read again: `RUN/service/verdicts.json`.
 
-A verdict holds for the manifest that it was found with (its time of change). The file belongs to the service that
-holds the run's service lock; it may be deleted at any time, and the checkpoints are then hashed again.
+A verdict holds for the manifest that it was found with (its time of change). The service and `prune` write it, each in
+its turn; it may be deleted at any time, and the checkpoints are then hashed again.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, verify_checkpoint, write_durably
+from checkpoint.lock import wait_for_turn
 from checkpoint.reading import hold_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ def valid_verdict(run: Path, step: int, verdicts: dict[int, Verdict]) -> Verdict
 
 
 def manifest_mtime_ns(run: Path, step: int) -> int:
-    """0 if there is no manifest."""
+    """0 if there is no manifest, or none that can be reached."""
     try:
         return (checkpoint_directory(run, step) / MANIFEST_FILE).stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
@@ -71,8 +72,9 @@ def check(run: Path, step: int) -> Verdict:
 
 def remember(run: Path, step: int, verdict: Verdict) -> Verdict:
     """Write a verdict down, and forget those of steps that are gone."""
-    known = {old: kept for old, kept in read_verdicts(run).items() if manifest_mtime_ns(run, old)}
     path = verdicts_file(run)
     path.parent.mkdir(exist_ok=True)
-    write_durably(path, _VERDICTS.dump_json({**known, step: verdict}))
+    with wait_for_turn(path):
+        known = {old: kept for old, kept in read_verdicts(run).items() if manifest_mtime_ns(run, old)}
+        write_durably(path, _VERDICTS.dump_json({**known, step: verdict}))
     return verdict

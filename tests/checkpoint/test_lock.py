@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from checkpoint.lock import exclusive_lock, run_is_alive
+from checkpoint.lock import claim_output, exclusive_lock, run_is_alive
 from checkpoint.manifest import CheckpointError
 
 HOLDER = """
@@ -52,3 +54,28 @@ def test_run_is_alive_while_it_holds_its_lock(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
         assert not run_is_alive(tmp_path)
+
+
+def test_lock_file_that_its_holder_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "lock", fcntl.flock
+
+    def remove_first(file: Any, operation: int) -> None:
+        path.unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with pytest.raises(CheckpointError, match="he was here"), exclusive_lock(path, busy="he was here"):
+        pass
+
+
+def test_claim_on_an_output_leaves_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "weights"
+    with claim_output(output, busy=""):
+        with pytest.raises(CheckpointError, match="busy here"), claim_output(output, busy="busy here"):
+            pass
+        assert [path.name for path in tmp_path.iterdir()] == [".lock-weights"]
+    with pytest.raises(KeyboardInterrupt), claim_output(output, busy=""):
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
