@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copyreg
 import io
-import math
 import os
 import pickle
 import struct
@@ -24,65 +23,33 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 from checkpoint.extents import Extent, ExtentReader
 from checkpoint.records import CheckpointError
+from checkpoint.stored_tensor import ELEMENT_BYTES, Storage, StoredTensor
 
-# torch's names of typed storages, and the bytes of their elements
-ELEMENT_BYTES = {
-    "FloatStorage": 4, "BFloat16Storage": 2, "HalfStorage": 2, "DoubleStorage": 8, "LongStorage": 8, "IntStorage": 4,
-    "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
-}  # fmt: skip
 _ALIGNMENT = 64  # of a storage in its file, as torch has it, so that it can be mapped
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip's record: the lengths of its name and of its extra field
 _LOCAL_HEADER_BYTES, _ZIP64_EXTRA_BYTES = 30, 20
 _PROTOCOL = 2  # torch.save's
 
 
-@dataclass(frozen=True, eq=False)
-class Storage:
-    """The elements of one or more tensors, as extents one after the other; shared by identity, as in torch."""
-
-    element_type: str
-    numel: int
-    extents: tuple[Extent, ...]
-
-    @property
-    def element_bytes(self) -> int:
-        return ELEMENT_BYTES[self.element_type]
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor that is not loaded; `offset` and `stride` are in elements of its storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    requires_grad: bool = False
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-
-def flat_tensor(element_type: str, extents: Iterable[Extent], *, requires_grad: bool = False) -> StoredTensor:
-    """A row of all elements of the extents, in a storage of its own."""
-    pieces = tuple(extents)
-    numel = sum(piece.size_bytes for piece in pieces) // ELEMENT_BYTES[element_type]
-    return StoredTensor(Storage(element_type, numel, pieces), 0, (numel,), (1,), requires_grad)
-
-
 def read_rank_file(path: Path) -> dict[str, Any]:
     """A rank file's contents. Raises CheckpointError for one that is missing, damaged, or holds more than tensors."""
+    contents = read_pickled(path)
+    if not isinstance(contents, dict):
+        raise CheckpointError(f"{path} holds {type(contents).__name__}, wanted a rank file's dictionary")
+    return contents
+
+
+def read_pickled(path: Path) -> Any:
+    """What `torch.save` wrote, of any type. Raises as `read_rank_file` does."""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-            contents = _Unpickler(archive, file, path).load()
+            return _Unpickler(archive, file, path).load()
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; take another step") from None
     except _RefusedNameError as error:
@@ -92,9 +59,6 @@ def read_rank_file(path: Path) -> dict[str, Any]:
             raise
         reason = " ".join(str(error).split())[:150] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read as a rank file ({reason}); take another step") from None
-    if not isinstance(contents, dict):
-        raise CheckpointError(f"{path} holds {type(contents).__name__}, wanted a rank file's dictionary")
-    return contents
 
 
 def write_rank_file(path: Path, contents: dict[str, Any]) -> None:
@@ -238,6 +202,9 @@ class _Unpickler(pickle._Unpickler):
         self._storages: dict[str, Storage] = {}
         if "data.pkl" not in self._records or "version" not in self._records:
             raise pickle.UnpicklingError("not of torch.save's zip format")
+        # a few compressed bytes could ask for any memory
+        if any(record.compress_type != zipfile.ZIP_STORED for record in self._records.values()):
+            raise pickle.UnpicklingError("compressed, which torch.save never does")
         if "byteorder" in self._records and archive.read(self._records["byteorder"]) != b"little":
             raise pickle.UnpicklingError("not little-endian")
         super().__init__(io.BytesIO(archive.read(self._records["data.pkl"])))
@@ -247,12 +214,22 @@ class _Unpickler(pickle._Unpickler):
             raise _RefusedNameError(f"GLOBAL {module}.{name}"[:150])
         return _STAND_INS[module, name]
 
+    def load_build(self) -> None:
+        """Give a state to what the pickle has made, and to nothing of ours, which the next file is read with."""
+        target, state = self.stack[-2:]  # type: ignore[attr-defined]
+        is_module_state = isinstance(target, OrderedDict) and isinstance(state, dict) and state.keys() <= {"_metadata"}
+        if not isinstance(target, Inert) and not is_module_state:
+            raise pickle.UnpicklingError(f"a state for {type(target).__name__}")
+        super().load_build()  # type: ignore[misc]
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+
     def persistent_load(self, persistent_id: Any) -> Storage:
         _, kind, key, _, numel = persistent_id
         if key not in self._storages:
             record = self._records[f"data/{key}"]
             size_bytes = numel * ELEMENT_BYTES[kind.name]
-            if record.compress_type != zipfile.ZIP_STORED or record.file_size != size_bytes:
+            if record.file_size != size_bytes:
                 raise pickle.UnpicklingError(f"storage {key} is not its {size_bytes:,} bytes")
             self._file.seek(record.header_offset)
             name_bytes, extra_bytes = _LOCAL_HEADER.unpack(self._file.read(_LOCAL_HEADER_BYTES))

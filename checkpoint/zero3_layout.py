@@ -8,14 +8,16 @@ weights do: `zero3_state.py`. No torch, no deepspeed, no process group.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint.rank_file import StoredTensor, read_rank_file
 from checkpoint.records import CheckpointError
 
+from checkpoint.stored_tensor import StoredTensor
 FLOAT32_BYTES = 4
 Part = Literal["weights", "exp_avg", "exp_avg_sq"]
 MOMENTS: tuple[Part, ...] = ("exp_avg", "exp_avg_sq")
@@ -70,10 +72,25 @@ def read_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3Layout:
         )
     world_size = len(optimizer_files)
     groups_of_rank = [_flat_groups(path, world_size=world_size, part=part) for path in optimizer_files]
-    return Zero3Layout(
-        world_size=len(optimizer_files),
-        parameters=_locate(shapes, groups_of_rank, zero_directory),
-    )
+    parameters = _locate(shapes, groups_of_rank, zero_directory)
+    frozen = dict(model_states.get("frozen_param_shapes") or {})
+    if frozen and part == "weights":
+        parameters |= _locate_frozen(frozen, zero_directory, world_size=world_size)
+    return Zero3Layout(world_size=world_size, parameters=parameters)
+
+
+@contextmanager
+def refuse_malformed(zero_directory: Path) -> Iterator[None]:
+    """Whatever reading trips over in files that hold tensors and are laid out otherwise is a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        raise CheckpointError(
+            f"{zero_directory}: the rank files are not laid out as DeepSpeed's ({reason}); take another step"
+        ) from error
 
 
 def split_shares(numel: int, world_size: int) -> list[int]:

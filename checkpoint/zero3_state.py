@@ -22,9 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.extents import Extent
-from checkpoint.rank_file import StoredTensor, flat_tensor, read_rank_file, tensor_bytes
+from checkpoint.rank_file import read_rank_file, tensor_bytes
 from checkpoint.records import CheckpointError
-from checkpoint.zero3_layout import model_file_name, rank_files, read_optimizer_state, sub_group_shapes
+from checkpoint.stored_tensor import StoredTensor, flat_tensor
+from checkpoint.zero3_layout import (
+    model_file_name,
+    rank_files,
+    read_optimizer_state,
+    refuse_malformed,
+    sub_group_shapes,
+)
 
 _MASTER = "fp32_flat_groups"
 _DEFAULT_SUB_GROUP_SIZE = 1_000_000_000  # DeepSpeed's
@@ -65,6 +72,11 @@ def read_state(zero_directory: Path) -> Zero3State:
     Raises CheckpointError for what `zero3_layout.read_layout` refuses but buffers, which every rank has whole, and for
     ranks that do not fit together.
     """
+    with refuse_malformed(zero_directory):
+        return _read_state(zero_directory)
+
+
+def _read_state(zero_directory: Path) -> Zero3State:
     files = rank_files(zero_directory)
     model_file = zero_directory / model_file_name(0)
     model_states = read_rank_file(model_file)

@@ -3,7 +3,8 @@
 A door: other rooms import from here what is named in `__all__`, and know none of the files behind it.
 
     extents.py        bytes that lie in files, and a reader of them
-    rank_file.py      a rank's file: its pickle's objects without executing it, tensors as extents
+    stored_tensor.py  tensors as such bytes
+    rank_file.py      a rank's file: its pickle's objects without executing it
     zero3_layout.py, zero12_layout.py     where each parameter's weights and moments lie
     zero3_state.py    the whole state of a ZeRO-3 checkpoint, as any other number of ranks would hold it
 
@@ -15,8 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoint.extents import ExtentReader
-from checkpoint.rank_file import StoredTensor
-from checkpoint.zero3_layout import Part, Zero3Layout, read_layout
+from checkpoint.stored_tensor import StoredTensor
+from checkpoint.zero3_layout import Part, Zero3Layout, read_layout, refuse_malformed
 from checkpoint.zero3_state import Zero3State, rank_optimizer_state, read_state
 from checkpoint.zero12_layout import MODEL_FILE, read_zero12_layout
 
@@ -29,4 +30,5 @@ def read_any_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3Lay
     Raises CheckpointError for what the stage's own module refuses.
     """
     read = read_zero12_layout if (zero_directory / MODEL_FILE).is_file() else read_layout
-    return read(zero_directory, part=part)
+    with refuse_malformed(zero_directory):
+        return read(zero_directory, part=part)

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from checkpoint.manifest import CheckpointError
-from checkpoint.rank_file import StoredTensor, read_rank_file, tensor_bytes, write_rank_file
+from checkpoint.rank_file import read_rank_file, tensor_bytes, write_rank_file
+from checkpoint.stored_tensor import StoredTensor
 
 NAME = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 
@@ -117,3 +118,32 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     for name, words in (("old", "cannot be read"), ("plain", "cannot be read"), ("list", "holds list, wanted")):
         with pytest.raises(CheckpointError, match=words):
             read_rank_file(tmp_path / f"{name}.pt")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"cdeepspeed.runtime.zero.config\nZeroStageEnum\n",
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"ctorch\nfloat32\n",
+        b"ccollections\nOrderedDict\n",
+    ],
+)
+def test_a_pickle_cannot_change_what_the_next_one_is_read_with(tmp_path: Path, target: bytes) -> None:
+    path = tmp_path / "rank.pt"
+    # (None, {"name": "other"}) as a state sets attributes
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("rank/version", "3\n")
+        archive.writestr("rank/data.pkl", target + b"(N(X\x04\0\0\0nameX\x05\0\0\0otherdtb.")
+    with pytest.raises(CheckpointError, match=r"cannot be read as a rank file \(a state for "):
+        read_rank_file(path)
+
+
+def test_a_compressed_file_which_could_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rank.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("rank/version", "3\n")
+        archive.writestr("rank/data.pkl", pickle.dumps({"zeros": "0" * 10_000_000}))
+    assert path.stat().st_size < 100_000
+    with pytest.raises(CheckpointError, match=r"compressed, which torch\.save never does"):
+        read_rank_file(path)

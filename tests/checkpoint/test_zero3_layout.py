@@ -13,6 +13,8 @@ import torch
 
 from checkpoint.manifest import CheckpointError
 from checkpoint.zero3_layout import read_layout, split_shares
+from checkpoint.zero3_state import read_state
+from checkpoint.zero_layout import read_any_layout
 
 RANK_1 = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 MODEL_0 = "zero_pp_rank_0_mp_rank_00_model_states.pt"
@@ -133,3 +135,22 @@ def test_parameter_less_than_the_groups_hold_is_counted(zero: Path) -> None:
     # shares of two ranks: shift 3, embedding 46, up 39, down 39, scale 1, bias 6
     with pytest.raises(CheckpointError, match="rank 0 holds 134 elements, the parameters need 128"):
         read_layout(zero)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        (MODEL_0, {"param_shapes": [3]}),
+        (MODEL_0, {"param_shapes": [{"scale": 1.5}]}),
+        (RANK_1, {"optimizer_state_dict": {"fp32_flat_groups": 3, "partition_count": 2}}),
+    ],
+)
+@pytest.mark.parametrize("read", [read_any_layout, read_state])
+def test_tensors_in_another_order_than_deepspeeds_are_one_line(
+    zero: Path, name: str, contents: dict[str, Any], read: Callable[[Path], object]
+) -> None:
+    torch.save(contents, zero / name)
+    with pytest.raises(
+        CheckpointError, match=r"zero: the rank files are not laid out as DeepSpeed's \(.*\); take another"
+    ):
+        read(zero)

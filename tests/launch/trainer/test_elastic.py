@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from checkpoint.extents import Extent, ExtentReader
-from checkpoint.rank_file import flat_tensor
+from checkpoint.stored_tensor import flat_tensor
 from launch.config import TrainingError
 from launch.trainer.elastic import _load, _read_on_first
 from launch.trainer.ranks import RankEnvironment
