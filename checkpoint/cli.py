@@ -52,7 +52,8 @@ def build_parser() -> argparse.ArgumentParser:
     consolidate = _add_verb(
         verbs,
         "consolidate",
-        "weights as safetensors under the names they have in training, for any use but Hugging Face",
+        "weights as safetensors under the names they have in training, for any use but Hugging Face; RUN may be a "
+        "Universal Checkpoint of DeepSpeed too",
         _consolidate,
         example="consolidate runs/demo --output weights --dtype float32",
     )
@@ -162,12 +163,17 @@ def _step_of(run: Path, wanted: int | str | None) -> int:
 
 def _consolidate(arguments: argparse.Namespace) -> int:
     from checkpoint.consolidate import as_dtype, consolidate_checkpoint
+    from checkpoint.universal import consolidate_universal, is_universal
 
     run: Path = arguments.run_directory
-    step = _step_of(run, arguments.step)
-    dtype = as_dtype(arguments.dtype or read_manifest(checkpoint_directory(run, step)).dtype)
-    with hold_checkpoint(checkpoint_directory(run, step)):
-        written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype, moments=arguments.optimizer)
+    if is_universal(run):
+        dtype = as_dtype(arguments.dtype or "float32")
+        written = consolidate_universal(run, arguments.output, dtype=dtype, moments=arguments.optimizer)
+    else:
+        step = _step_of(run, arguments.step)
+        dtype = as_dtype(arguments.dtype or read_manifest(checkpoint_directory(run, step)).dtype)
+        with hold_checkpoint(checkpoint_directory(run, step)):
+            written = consolidate_checkpoint(run, step, arguments.output, dtype=dtype, moments=arguments.optimizer)
     print(f"{arguments.output}: {written.total_parameters:,} parameters in {dtype}, {written.total_bytes:,} bytes")
     return 0
 

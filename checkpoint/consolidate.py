@@ -24,6 +24,7 @@ from typing import Literal, get_args
 
 import torch
 
+from checkpoint.lock import claim_output
 from checkpoint.manifest import (
     ZERO_TAG,
     CheckpointError,
@@ -32,7 +33,8 @@ from checkpoint.manifest import (
     sync_directory,
     verify_checkpoint,
 )
-from checkpoint.zero3_layout import FLOAT32_BYTES, MOMENTS, ParameterLayout, Slice, Zero3Layout
+from checkpoint.stored_tensor import ELEMENT_BYTES
+from checkpoint.zero3_layout import MOMENTS, ParameterLayout, Slice, Zero3Layout
 from checkpoint.zero_layout import read_any_layout
 
 Dtype = Literal["bfloat16", "float32"]
@@ -42,8 +44,9 @@ BUFFER_ELEMENTS = 1024 * 1024
 MAX_THREADS = 8
 MAX_SHARD_BYTES = 5_000_000_000
 
-_ELEMENT_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
+_WRITTEN_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
 _FORMAT_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32"}
+_TORCH_DTYPES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16}
 _HEADER_ALIGNMENT = 8
 
 
@@ -75,12 +78,13 @@ def consolidate_checkpoint(
     AdamW's two as well, in float32, under the same names as `exp_avg.safetensors` and `exp_avg_sq.safetensors`.
 
     A tied head is left out, as in every safetensors file: it is `embed_tokens.weight`. Raises CheckpointError for a
-    damaged checkpoint and an output that exists.
+    damaged checkpoint, an output that exists, and one that another process is making.
     """
     if output.exists():
         raise CheckpointError(f"{output} exists already; remove it or name another folder")
     layout = verified_layout(run, step)
-    with hidden_folder(output) as partial:
+    busy = f"another consolidation is at work on {output}; wait for it, or name another folder"
+    with claim_output(output, busy=busy), hidden_folder(output) as partial:
         written = write_weights(partial, layout.parameters, dtype=dtype, max_shard_bytes=max_shard_bytes)
         for part in MOMENTS if moments else ():
             moment = read_any_layout(checkpoint_directory(run, step) / ZERO_TAG, part=part)
@@ -131,7 +135,7 @@ def write_weights(
     for file_name, shard in zip(names, shards, strict=True):
         _write_shard(folder / file_name, shard, dtype=dtype)
     total_parameters = sum(parameter.numel for parameter in parameters.values())
-    total_bytes = total_parameters * _ELEMENT_BYTES[dtype]
+    total_bytes = total_parameters * _WRITTEN_BYTES[dtype]
     files = [folder / name for name in names]
     if len(shards) > 1:
         index = {
@@ -154,7 +158,10 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def hidden_folder(final: Path) -> Iterator[Path]:
-    """An empty `.partial-NAME` beside `final`, removed if the block fails; a crash leaves it to the next attempt."""
+    """An empty `.partial-NAME` beside `final`, removed if the block fails; a crash leaves it to the next attempt.
+
+    For who holds a lock on `final`: two at once would write into one folder.
+    """
     partial = final.with_name(f".partial-{final.name}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -182,7 +189,7 @@ def _fill_shards(
     shards: list[dict[str, ParameterLayout]] = [{}]
     filled_bytes = 0
     for name, parameter in parameters.items():
-        size_bytes = parameter.numel * _ELEMENT_BYTES[dtype]
+        size_bytes = parameter.numel * _WRITTEN_BYTES[dtype]
         if shards[-1] and filled_bytes + size_bytes > max_shard_bytes:
             shards.append({})
             filled_bytes = 0
@@ -211,7 +218,7 @@ def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, parameter in shard.items():
-        end = offset + parameter.numel * _ELEMENT_BYTES[dtype]
+        end = offset + parameter.numel * _WRITTEN_BYTES[dtype]
         entries[name] = {
             "dtype": _FORMAT_NAMES[dtype],
             "shape": list(parameter.shape),
@@ -237,12 +244,13 @@ def _place_pieces(parameters: Iterable[ParameterLayout], *, first_byte: int, dty
         for piece in parameter.slices:
             for begin in range(0, piece.numel, BUFFER_ELEMENTS):
                 numel = min(BUFFER_ELEMENTS, piece.numel - begin)
-                yield _Piece(Slice(piece.path, piece.offset_bytes + begin * FLOAT32_BYTES, numel), offset_bytes)
-                offset_bytes += numel * _ELEMENT_BYTES[dtype]
+                begin_bytes = piece.offset_bytes + begin * ELEMENT_BYTES[piece.element_type]
+                yield _Piece(Slice(piece.path, begin_bytes, numel, piece.element_type), offset_bytes)
+                offset_bytes += numel * _WRITTEN_BYTES[dtype]
 
 
 class _Copier:
-    """Copies pieces into one open file, converted to its dtype; each thread has its own two buffers."""
+    """Copies pieces into one open file, converted to its dtype; each thread has its own buffer of each dtype."""
 
     def __init__(self, sources: Mapping[Path, int], output: int, *, dtype: Dtype) -> None:
         self._sources, self._output, self._dtype = sources, output, getattr(torch, dtype)
@@ -250,17 +258,22 @@ class _Copier:
 
     def copy(self, piece: _Piece) -> None:
         """Raises CheckpointError if the source ends early, OSError."""
-        own = self._buffers
-        if not hasattr(own, "source"):
-            own.source = torch.empty(BUFFER_ELEMENTS, dtype=torch.float32)
-            own.target = own.source if self._dtype is torch.float32 else torch.empty(BUFFER_ELEMENTS, dtype=self._dtype)
-        source, target = own.source[: piece.source.numel], own.target[: piece.source.numel]
+        dtype = _TORCH_DTYPES[piece.source.element_type]
+        target = source = self._buffer(dtype)[: piece.source.numel]
         self._read(piece.source, source)
-        if target is not source:
-            target.copy_(source)
+        if dtype is not self._dtype:
+            target = self._buffer(self._dtype)[: piece.source.numel].copy_(source)
         view, written = _bytes(target), 0
         while written < len(view):
             written += os.pwrite(self._output, view[written:], piece.offset_bytes + written)
+
+    def _buffer(self, dtype: torch.dtype) -> torch.Tensor:
+        if not hasattr(self._buffers, "by_dtype"):
+            self._buffers.by_dtype = {}
+        own: dict[torch.dtype, torch.Tensor] = self._buffers.by_dtype
+        if dtype not in own:
+            own[dtype] = torch.empty(BUFFER_ELEMENTS, dtype=dtype)
+        return own[dtype]
 
     def _read(self, piece: Slice, buffer: torch.Tensor) -> None:
         view, filled = _bytes(buffer), 0

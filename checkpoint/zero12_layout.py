@@ -3,8 +3,9 @@
 DeepSpeed lays the parameters of a group end to end, in the order of `param_shapes`, each followed by
 `param_alignment_paddings` where the file has them, pads the end to a multiple of two elements a rank, and cuts the row
 in equal parts, one a rank: a parameter may begin in one rank's part and end in another's. The last part may be saved
-without its padding. Stage 1 in bfloat16 is DeepSpeed's BF16_Optimizer, whose files have no `zero_stage` and the same
-layout (deepspeed/runtime/zero/stage_1_and_2.py, bf16_optimizer.py).
+without its padding. A frozen parameter lies whole in the model file. Stage 1 in bfloat16 is DeepSpeed's
+BF16_Optimizer, whose files have no `zero_stage` and the same layout (deepspeed/runtime/zero/stage_1_and_2.py,
+bf16_optimizer.py).
 
 Reads as `zero3_layout.py` does: nothing in a rank file is executed.
 """
@@ -26,6 +27,7 @@ from checkpoint.zero3_layout import (
     cut,
     moments_of,
     place,
+    place_whole,
     rank_files,
 )
 
@@ -42,12 +44,11 @@ def read_zero12_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3
     model_states = read_rank_file(model_file)
     if not isinstance(model_states.get("param_shapes"), list):
         raise CheckpointError(f"{model_file} has no param_shapes; wanted a model file of ZeRO stage 1 or 2")
-    for key, what in (("frozen_param_shapes", "frozen parameters"), ("buffer_names", "persistent buffers")):
-        if model_states.get(key):
-            names = ", ".join(list(model_states[key])[:3])
-            raise CheckpointError(
-                f"{model_file} holds {what} ({names}); SmolLM2 has none and they are not consolidated"
-            )
+    if names := list(model_states.get("buffer_names") or ()):
+        raise CheckpointError(
+            f"{model_file} holds persistent buffers ({', '.join(names[:3])}); SmolLM2 has none and they are not "
+            "consolidated"
+        )
     shapes_of_groups = model_states["param_shapes"]
     states = [_optimizer_state(path, world_size=len(optimizer_files)) for path in optimizer_files]
     parts_of_ranks = [_parts(state, path, part=part) for state, path in zip(states, optimizer_files, strict=True)]
@@ -56,6 +57,12 @@ def read_zero12_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3
     parameters: dict[str, ParameterLayout] = {}
     for shapes, parts, paddings in zip(shapes_of_groups, parts_of_groups, paddings_of_groups, strict=True):
         parameters |= _locate(shapes, parts, paddings, zero_directory)
+    frozen = dict(model_states.get("frozen_param_shapes") or {})
+    for name, shape in frozen.items() if part == "weights" else ():
+        whole = place_whole(model_states["frozen_param_fragments"].get(name), model_file, name=name)
+        if whole.numel != math.prod(shape):
+            raise CheckpointError(f"{model_file}: {name} has {whole.numel:,} elements, not {math.prod(shape):,}")
+        parameters[name] = ParameterLayout(name, tuple(shape), (whole,))
     return Zero3Layout(world_size=len(optimizer_files), parameters=parameters)
 
 

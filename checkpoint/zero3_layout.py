@@ -2,7 +2,8 @@
 
 DeepSpeed splits a parameter of n elements over W ranks in slices of ceil(n / W), the last ones padded, and appends each
 rank's slices, in the order of `param_shapes`, to that rank's flat fp32 groups. The optimizer's state lies as the
-weights do: `zero3_state.py`. No torch, no deepspeed, no process group.
+weights do: `zero3_state.py`. A frozen parameter has no fp32 weights; each rank's model file holds its slice, in the
+dtype of training. No torch, no deepspeed, no process group.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from checkpoint.rank_file import StoredTensor, read_rank_file
+from checkpoint.rank_file import read_rank_file
 from checkpoint.records import CheckpointError
-
 from checkpoint.stored_tensor import StoredTensor
+
 FLOAT32_BYTES = 4
 Part = Literal["weights", "exp_avg", "exp_avg_sq"]
+FLOAT_TYPES = ("FloatStorage", "BFloat16Storage", "HalfStorage")
 MOMENTS: tuple[Part, ...] = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Consecutive fp32 elements in one file."""
+    """Consecutive elements in one file; all but those of frozen parameters are of fp32."""
 
     path: Path
     offset_bytes: int
     numel: int
+    element_type: str = "FloatStorage"
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ def read_layout(zero_directory: Path, *, part: Part = "weights") -> Zero3Layout:
     """The layout of the checkpoint whose `*_model_states.pt` and `*_optim_states.pt` lie in a folder: where each
     parameter's weights lie, or its moments, which lie as the weights do.
 
-    Raises CheckpointError for a missing or malformed file, a pickle that refers to anything but tensors, another ZeRO
-    stage, frozen parameters, buffers, flat groups that do not hold exactly the parameters, and another optimizer than
-    AdamW where a moment is asked for.
+    A frozen parameter has weights and no moments. Raises CheckpointError for a missing or malformed file, a pickle that
+    refers to anything but tensors, another ZeRO stage, buffers, flat groups that do not hold exactly the parameters,
+    and another optimizer than AdamW where a moment is asked for.
     """
     optimizer_files = rank_files(zero_directory)
     model_file = zero_directory / model_file_name(0)
@@ -126,10 +129,6 @@ def sub_group_shapes(model_states: Mapping[str, Any], path: Path) -> list[dict[s
     """Shapes by name, in the order of the flat groups, one mapping a group. Raises CheckpointError."""
     if not isinstance(model_states.get("param_shapes"), list):
         raise CheckpointError(f"{path} has no param_shapes; wanted a model file of ZeRO stage 3")
-    if names := list(model_states.get("frozen_param_shapes") or ()):
-        raise CheckpointError(
-            f"{path} holds frozen parameters ({', '.join(names[:3])}); SmolLM2 has none and they are not consolidated"
-        )
     return [{name: tuple(shape) for name, shape in group.items()} for group in model_states["param_shapes"]]
 
 
@@ -170,6 +169,41 @@ def place(tensor: Any, path: Path) -> Slice:
         raise CheckpointError(f"{path}: a flat group is not a row of float32; this DeepSpeed is not known here")
     [extent] = tensor.storage.extents
     return Slice(path, extent.offset_bytes + tensor.offset * FLOAT32_BYTES, tensor.numel)
+
+
+def place_whole(tensor: Any, path: Path, *, name: str) -> Slice:
+    """Where a tensor of any shape, or a slice of one, lies in one piece. Raises CheckpointError for any other."""
+    if not isinstance(tensor, StoredTensor) or tensor.storage.element_type not in FLOAT_TYPES or not _is_row(tensor):
+        raise CheckpointError(f"{path}: {name} is not a tensor in one piece; this DeepSpeed is not known here")
+    [extent], size = tensor.storage.extents, tensor.storage.element_bytes
+    return Slice(path, extent.offset_bytes + tensor.offset * size, tensor.numel, tensor.storage.element_type)
+
+
+def _is_row(tensor: StoredTensor) -> bool:
+    expected = 1
+    for size, stride in zip(reversed(tensor.shape), reversed(tensor.stride), strict=True):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _locate_frozen(
+    shapes: Mapping[str, Sequence[int]], zero_directory: Path, *, world_size: int
+) -> dict[str, ParameterLayout]:
+    """Each rank's model file holds its slice of every one, the last ones padded."""
+    files = [zero_directory / model_file_name(rank) for rank in range(world_size)]
+    fragments = [read_rank_file(file).get("frozen_param_fragments") or {} for file in files]
+    parameters: dict[str, ParameterLayout] = {}
+    for name, shape in shapes.items():
+        slices = []
+        for file, own, share in zip(files, fragments, split_shares(math.prod(shape), world_size), strict=True):
+            piece = place_whole(own.get(name), file, name=name)
+            if piece.numel < share:
+                raise CheckpointError(f"{file}: {name} has {piece.numel:,} of {share:,} elements; take another step")
+            slices.append(replace(piece, numel=share))
+        parameters[name] = ParameterLayout(name, tuple(shape), tuple(slices))
+    return parameters
 
 
 def _locate(

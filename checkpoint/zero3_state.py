@@ -69,8 +69,8 @@ class Zero3State:
 def read_state(zero_directory: Path) -> Zero3State:
     """The state of the checkpoint whose rank files lie in a folder.
 
-    Raises CheckpointError for what `zero3_layout.read_layout` refuses but buffers, which every rank has whole, and for
-    ranks that do not fit together.
+    Raises CheckpointError for what `zero3_layout.read_layout` refuses but buffers, which every rank has whole, for
+    frozen parameters, and for ranks that do not fit together.
     """
     with refuse_malformed(zero_directory):
         return _read_state(zero_directory)
@@ -81,6 +81,8 @@ def _read_state(zero_directory: Path) -> Zero3State:
     model_file = zero_directory / model_file_name(0)
     model_states = read_rank_file(model_file)
     sub_groups = sub_group_shapes(model_states, model_file)
+    if names := list(model_states.get("frozen_param_shapes") or ()):
+        raise CheckpointError(f"{model_file} holds frozen parameters ({', '.join(names[:3])}); they are not resharded")
     ranks = [_RankState(path, sub_groups, world_size=len(files)) for path in files]
     optimizer_file = read_rank_file(files[0])
     settings = optimizer_file.get("ds_config", {}).get("zero_optimization", {})

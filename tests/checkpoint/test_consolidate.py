@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from checkpoint import consolidate
 from checkpoint.consolidate import (
+    DTYPES,
     DamagedCheckpointError,
     as_dtype,
     consolidate_checkpoint,
@@ -23,6 +24,7 @@ from checkpoint.consolidate import (
     publish_folder,
     write_weights,
 )
+from checkpoint.lock import claim_output
 from checkpoint.manifest import CheckpointError, checkpoint_directory, read_manifest
 from checkpoint.zero3_layout import MOMENTS, read_layout
 from checkpoint.zero_layout import read_any_layout
@@ -33,7 +35,8 @@ VARIANTS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+# slices of unequal lengths and ranks of nothing but padding show with 2 and 3 already
+@pytest.mark.parametrize("world_size", [2, 3, *(pytest.param(number, marks=pytest.mark.campaign) for number in (1, 4))])
 def test_weights_equal_those_of_zero_to_fp32(
     zero3_folder: Callable[[int], Path], tmp_path: Path, world_size: int
 ) -> None:
@@ -66,6 +69,25 @@ def test_moments_equal_those_that_deepspeed_gathers(
             assert got.keys() == expected[part].keys()
             assert all(torch.equal(got[name], expected[part][name]) for name in got), (variant, part)
             assert any(got[name].any() for name in got)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_frozen_parameters_equal_those_of_zero_to_fp32(
+    zero3_folder: Callable[[int], Path], tmp_path: Path, stage: int
+) -> None:
+    source = zero3_folder(3) / f"frozen-stage{stage}"
+    expected = torch.load(source / "expected.pt", weights_only=True)
+    assert expected["up.weight"].dtype is torch.bfloat16
+    del expected["lm_head.weight"]
+    for dtype in DTYPES:
+        folder = tmp_path / dtype
+        folder.mkdir()
+        write_weights(folder, read_any_layout(source / "zero").parameters, dtype=dtype)
+        got = load_file(folder / "model.safetensors")
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name].to(getattr(torch, dtype))) for name in expected)
+    moments = read_any_layout(source / "zero", part="exp_avg").parameters
+    assert moments.keys() == expected.keys() - {"up.weight", "scale"}
 
 
 @pytest.fixture
@@ -158,6 +180,15 @@ def test_existing_output_is_left_alone(make_run: Callable[[str], Path], tmp_path
     (tmp_path / "weights").mkdir()
     with pytest.raises(CheckpointError, match="weights exists already; remove it or name another folder"):
         consolidate_checkpoint(make_run("float32"), 4, tmp_path / "weights", dtype="float32")
+
+
+def test_second_consolidation_at_the_same_time_is_refused(make_run: Callable[[str], Path], tmp_path: Path) -> None:
+    with (
+        claim_output(tmp_path / "weights", busy=""),
+        pytest.raises(CheckpointError, match=r"another consolidation is at work on .*weights; wait for it"),
+    ):
+        consolidate_checkpoint(make_run("float32"), 4, tmp_path / "weights", dtype="float32")
+    assert not (tmp_path / ".partial-weights").exists()
 
 
 def flip_a_byte(path: Path) -> None:

@@ -106,10 +106,12 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     torch.save(contents, path)
 
 
-def test_frozen_parameters_are_refused(zero: Path) -> None:
+def test_a_frozen_parameter_that_a_rank_lacks_is_named(zero: Path) -> None:
     rewrite(zero / MODEL_0, lambda states: states["frozen_param_shapes"].update({"adapter": torch.Size([2])}))
-    with pytest.raises(CheckpointError, match=r"holds frozen parameters \(adapter\)"):
+    with pytest.raises(CheckpointError, match=rf"{MODEL_0}: adapter is not a tensor in one piece"):
         read_layout(zero)
+    with pytest.raises(CheckpointError, match=r"holds frozen parameters \(adapter\); they are not resharded"):
+        read_state(zero)
 
 
 def test_buffers_are_refused(zero: Path) -> None:

@@ -85,9 +85,10 @@ def deepspeed_config(dtype: str, *, sub_group_size: int, stage: int) -> dict[str
 
 
 def start_engine(model: nn.Module, dtype: str, *, sub_group_size: int = 1_000_000_000, stage: int = 3) -> Any:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in model.parameters() if parameter.ndim >= 2], "weight_decay": 0.1},
-        {"params": [parameter for parameter in model.parameters() if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if parameter.ndim >= 2], "weight_decay": 0.1},
+        {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     config = deepspeed_config(dtype, sub_group_size=sub_group_size, stage=stage)
     return deepspeed.initialize(model=model, model_parameters=groups, config=config)[0]
@@ -123,6 +124,19 @@ def write_consolidation_variants(output: Path) -> None:
             expected = weights or get_fp32_state_dict_from_zero_checkpoint(str(output / name), tag="zero")
             torch.save(expected, output / name / "expected.pt")
         torch.distributed.barrier()
+
+
+def write_frozen(output: Path, *, stage: int) -> None:
+    """Two parameters that the optimizer does not own, one of them with less elements than there are ranks."""
+    torch.manual_seed(0)
+    model = Uneven(tied=True).bfloat16()
+    model.up.weight.requires_grad = model.scale.requires_grad = False
+    engine = start_engine(model, "bfloat16", stage=stage)
+    train(engine, torch.randint(0, 13, (2, 2, 8)))
+    engine.save_checkpoint(str(output), tag="zero")
+    if torch.distributed.get_rank() == 0:
+        torch.save(get_fp32_state_dict_from_zero_checkpoint(str(output), tag="zero"), output / "expected.pt")
+    torch.distributed.barrier()
 
 
 def muon_engine(*, sub_group_size: int = 40) -> Any:
@@ -227,6 +241,9 @@ def main() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo")
     write_consolidation_variants(output)
+    if torch.distributed.get_world_size() == 3:
+        for stage in (2, 3):
+            write_frozen(output / f"frozen-stage{stage}", stage=stage)
     if torch.distributed.get_world_size() == 2:
         write_muon(output / "muon-float32")
         write_run(output / "run-float32", tied=False, dtype="float32")
