@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoint.lock import exclusive_lock
+from checkpoint.lock import claim_output
 from checkpoint.manifest import (
     MANIFEST_FILE,
     ZERO_TAG,
@@ -69,11 +69,15 @@ def resharded_directory(run: Path, step: int, *, world_size: int) -> Path:
 def reshard_checkpoint(run: Path, step: int, output: Path, *, world_size: int) -> Resharded:
     """Write the checkpoint of a step for `world_size` ranks to the new folder `output`, which appears by one rename.
 
-    Raises CheckpointError for a damaged checkpoint, an output that exists, the same world size, and a disk without room
-    for it.
+    Raises CheckpointError for a damaged checkpoint, one of another stage than 3, an output that exists, the same world
+    size, and a disk without room for it.
     """
     checkpoint = checkpoint_directory(run, step)
     manifest = read_manifest(checkpoint)
+    if manifest.zero_stage != 3:
+        raise CheckpointError(
+            f"{checkpoint} is of ZeRO stage {manifest.zero_stage}; only those of stage 3 are resharded"
+        )
     if manifest.world_size == world_size:
         raise CheckpointError(f"{checkpoint} is of {world_size} ranks already: nothing to do")
     _refuse_existing(output)
@@ -133,7 +137,7 @@ def _partial_folder(output: Path, source: ReshardedFrom, *, world_size: int) -> 
     """The folder of this conversion for this process alone, with what an earlier attempt at the same one left."""
     partial = output.with_name(f".partial-{output.name}")
     busy = f"another reshard is at work on {output}; wait for it, or name another folder"
-    with exclusive_lock(output.with_name(f".lock-{output.name}"), busy=busy):
+    with claim_output(output, busy=busy):
         _refuse_existing(output)  # by now
         wanted = f"{source.model_dump_json()} {world_size}\n".encode()
         marker = partial / SOURCE_FILE
@@ -150,7 +154,6 @@ def _partial_folder(output: Path, source: ReshardedFrom, *, world_size: int) -> 
                 f"no space left on the disk of {output}; free some and run the same command: it goes on with what is "
                 "written"
             ) from None
-    output.with_name(f".lock-{output.name}").unlink(missing_ok=True)
 
 
 def _write_ranks(state: Zero3State, folder: Path, *, world_size: int, size_bytes: int) -> int:
@@ -192,10 +195,12 @@ def _check_space(folder: Path, needed_bytes: int) -> None:
 def _publish(
     partial: Path, output: Path, manifest: CheckpointManifest, source: ReshardedFrom, *, world_size: int, kept: int
 ) -> Resharded:
-    (partial / SOURCE_FILE).unlink()
-    records = describe_files(partial, (path for path in partial.rglob("*") if path.is_file()))
+    own = {partial / SOURCE_FILE, partial / MANIFEST_FILE}
+    records = describe_files(partial, (path for path in partial.rglob("*") if path.is_file() and path not in own))
     changed = {"world_size": world_size, "files": tuple(records), "resharded_from": source}
     write_durably(partial / MANIFEST_FILE, encode_manifest(manifest.model_copy(update=changed)))
+    # last, for what is hashed without it would be made again
+    (partial / SOURCE_FILE).unlink()
     partial.rename(output)
     sync_directory(output.parent)
     return Resharded(output, len(records), sum(record.size_bytes for record in records), kept)

@@ -20,10 +20,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoint import reshard
 from checkpoint.cli import main
 from checkpoint.consolidate import consolidate_checkpoint
 from checkpoint.lock import exclusive_lock
-from checkpoint.manifest import CheckpointError, checkpoint_directory, read_manifest, verify_checkpoint
+from checkpoint.manifest import (
+    CheckpointError,
+    checkpoint_directory,
+    read_manifest,
+    verify_checkpoint,
+    write_durably,
+)
 from checkpoint.rank_file import read_rank_file
 from checkpoint.reshard import _write_ranks, reshard_checkpoint, resharded_directory
 from checkpoint.zero3_state import read_state, split_sub_groups
@@ -329,6 +336,39 @@ def test_killed_conversion_is_invisible_and_the_next_one_goes_on(
     assert again.kept == 0
     for record in read_manifest(output).files:
         assert (output / record.path).read_bytes() == (tmp_path / "again" / record.path).read_bytes()
+
+
+def test_kill_at_the_very_end_costs_the_hashing_only(
+    make_run: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def die(path: Path, content: bytes) -> None:
+        if path.name == "manifest.json":
+            path.write_bytes(content)
+            raise KilledError
+        write_durably(path, content)
+
+    run, output = make_run("float32"), tmp_path / "made"
+    monkeypatch.setattr(reshard, "write_durably", die)
+    with pytest.raises(KilledError):
+        reshard_checkpoint(run, 4, output, world_size=3)
+    monkeypatch.undo()
+    assert reshard_checkpoint(run, 4, output, world_size=3).kept == 6
+    assert verify_checkpoint(output) == []
+    assert "manifest.json" not in {record.path for record in read_manifest(output).files}
+
+
+def test_another_stage_is_refused_by_its_number(
+    make_run: Callable[[str], Path], edit_manifest: Callable[..., None], tmp_path: Path
+) -> None:
+    run = make_run("float32")
+    edit_manifest(run, 4, zero_stage=2)
+    with pytest.raises(
+        CheckpointError, match=r"step-00000004 is of ZeRO stage 2; only those of stage 3 are resharded$"
+    ):
+        reshard_checkpoint(run, 4, tmp_path / "made", world_size=3)
 
 
 def test_what_another_conversion_left_is_not_gone_on_with(make_run: Callable[[str], Path], tmp_path: Path) -> None:
