@@ -6,21 +6,29 @@ checked by digest against the proof when it has arrived; `latest` moves last, an
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from checkpoint.export_folder import CARD_FILE, PROOF_FILE, digest_export, digest_file, find_export
+from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, export_directory, step_name
 from checkpoint.publication import Destination, Publication, PublicationError, note_published
-from checkpoint.run_record import read_run
+from checkpoint.run_record import RUN_FILE, read_run
 
 
 def publish_export(run: Path, step: int, url: str) -> Publication:
     """Publish the export of a step at `url`: /a/folder, s3://BUCKET/PREFIX or hf://OWNER/NAME.
 
     Raises PublicationError for an export that is not proven or is not what was proven, and for a destination that
-    holds something else in its place; UnreachableError for one that does not answer.
+    holds something else in its place; UnreachableError for one that does not answer; LockBusyError if another process
+    publishes the run.
     """
-    destination = open_destination(url, run_name=read_run(run).name)
+    destination = open_destination(url, run_name=_folder_name(run))
+    busy = f"another publication of {run} is under way; wait for its end"
+    with exclusive_lock(run / "service" / ".publication.lock", busy=busy):
+        return _publish(run, step, url, destination)
+
+
+def _publish(run: Path, step: int, url: str, destination: Destination) -> Publication:
     folder, digests = proven_files(run, step)
     missing = {}
     for name, wanted in digests.items():
@@ -80,6 +88,15 @@ def open_destination(url: str, *, run_name: str) -> Destination:
     from checkpoint.destinations.directory import DirectoryDestination
 
     return DirectoryDestination(Path(url), run_name=run_name)
+
+
+def _folder_name(run: Path) -> str:
+    """The run's name, unless it leads out of the destination: a run folder may come from anywhere."""
+    name = read_run(run).name
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        raise PublicationError(f"the run's name {name!r} leads out of the destination; change it in {run / RUN_FILE}")
+    return name
 
 
 def _compare(location: str, name: str, *, got: str, wanted: str, why: str) -> None:

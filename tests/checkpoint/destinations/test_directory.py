@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint.lock import LockBusyError, exclusive_lock
 from checkpoint.manifest import CheckpointError
 from checkpoint.publication import PublicationError, read_published
 from checkpoint.publish import publish_export
+from checkpoint.run_record import read_run, write_run
 
 AddExport = Callable[..., Path]
 
@@ -130,3 +132,29 @@ def test_another_kind_of_destination_is_refused(run: Path, url: str) -> None:
         CheckpointError, match="no such kind of destination; wanted /a/folder, s3://BUCKET/PREFIX or hf://"
     ):
         publish_export(run, 4, url)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/proc/elsewhere", "a/../../elsewhere", ".", "a\0b"])
+def test_a_name_that_leads_out_of_the_destination_is_refused(run: Path, tmp_path: Path, name: str) -> None:
+    write_run(run, read_run(run).model_copy(update={"name": name}))
+    with pytest.raises(
+        PublicationError, match=r"the run's name .* leads out of the destination; change it in .*run.json"
+    ):
+        publish_export(run, 4, str(tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_name_may_have_folders(run: Path, tmp_path: Path) -> None:
+    write_run(run, read_run(run).model_copy(update={"name": "team/small"}))
+    publish_export(run, 4, str(tmp_path / "models"))
+    assert (tmp_path / "models" / "team" / "small" / "latest").is_file()
+
+
+def test_two_publications_of_a_run_are_one_too_many(run: Path, tmp_path: Path) -> None:
+    with (
+        exclusive_lock(run / "service" / ".publication.lock", busy=""),
+        pytest.raises(LockBusyError, match=r"another publication of .* is under way; wait for its end"),
+    ):
+        publish_export(run, 4, str(tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
