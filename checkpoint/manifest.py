@@ -53,7 +53,7 @@ TOKENIZER_FILE = "tokenizer.json"
 MODEL_CONFIG_FILE = "config.json"  # what every export holds
 ZERO_TAG = "zero"
 MIN_PROBE_TOKENS = 1024
-_REPLACED = ".replaced-"
+REPLACED = ".replaced-"
 
 
 class Probe(Record):
@@ -150,7 +150,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
         raise CheckpointError(f"{path} is that of {step_name(manifest.step)}; take another step")
     for record in manifest.files:
         pure = PurePosixPath(record.path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in record.path:
+        if pure.is_absolute() or ".." in pure.parts or "\\" in record.path or "\0" in record.path:
             raise CheckpointError(f"{path}: file path {record.path!r} leads out of the checkpoint; do not trust it")
     if manifest.seal != _seal(manifest):
         raise CheckpointError(f"{path} was changed after it was written (its seal does not fit); take another step")
@@ -183,7 +183,7 @@ def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
     """
     partial, final = partial_directory(run, manifest.step), checkpoint_directory(run, manifest.step)
     write_durably(partial / MANIFEST_FILE, encode_manifest(manifest))
-    replaced = final.with_name(f"{_REPLACED}{final.name}")
+    replaced = final.with_name(f"{REPLACED}{final.name}")
     shutil.rmtree(replaced, ignore_errors=True)
     if final.exists():
         final.rename(replaced)
@@ -196,8 +196,8 @@ def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
 
 def recover_interrupted_replacement(run: Path) -> None:
     """Give a step that a crash left without a checkpoint the new one, else the old. For who holds the run's lock."""
-    for replaced in checkpoints_directory(run).glob(f"{_REPLACED}step-*"):
-        final = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+    for replaced in checkpoints_directory(run).glob(f"{REPLACED}step-*"):
+        final = replaced.with_name(replaced.name.removeprefix(REPLACED))
         new = final.with_name(f".partial-{final.name}")
         if not final.exists():
             (new if (new / MANIFEST_FILE).is_file() else replaced).rename(final)
@@ -218,7 +218,10 @@ def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
     """The newest step whose checkpoint is whole, or None, and what was wrong with those passed over."""
     passed_over: list[Problem] = []
     for step in reversed(list_steps(run)):
-        problems = verify_checkpoint(checkpoint_directory(run, step))
+        try:
+            problems = verify_checkpoint(checkpoint_directory(run, step))
+        except OSError as error:
+            problems = [Problem(MANIFEST_FILE, f"cannot be read: {error.strerror or error}")]
         if not problems:
             return step, passed_over
         passed_over.extend(Problem(f"{step_name(step)}/{problem.path}", problem.reason) for problem in problems)

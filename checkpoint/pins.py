@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoint.manifest import CheckpointError, checkpoint_directory, step_name, sync_directory
+from checkpoint.manifest import CheckpointError, checkpoint_directory, hold_checkpoint, step_name, sync_directory
 
 
 def pins_directory(run: Path) -> Path:
@@ -25,9 +25,11 @@ def pin(run: Path, step: int) -> None:
     """Raises CheckpointError if there is no checkpoint of the step."""
     if not checkpoint_directory(run, step).is_dir():
         raise CheckpointError(f"{run} has no checkpoint of step {step}; `smollm2 checkpoint list {run}` shows them")
-    pins_directory(run).mkdir(exist_ok=True)
-    (pins_directory(run) / step_name(step)).touch()
-    sync_directory(pins_directory(run))
+    # held, so that no pruning is between its look at the pins and its rename
+    with hold_checkpoint(checkpoint_directory(run, step)):
+        pins_directory(run).mkdir(exist_ok=True)
+        (pins_directory(run) / step_name(step)).touch()
+        sync_directory(pins_directory(run))
 
 
 def unpin(run: Path, step: int) -> None:

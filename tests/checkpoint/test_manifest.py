@@ -88,11 +88,30 @@ def test_newest_that_is_whole_is_taken_and_the_others_are_named(tmp_path: Path) 
     ]
 
 
+def test_unreadable_manifest_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, 1)
+    bad, read_text = save(tmp_path, 2) / "manifest.json", Path.read_text
+
+    def fail(path: Path, encoding: str) -> str:
+        if path == bad:
+            raise OSError(5, "Input/output error", str(path))
+        return read_text(path, encoding=encoding)
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    step, problems = newest_verified(tmp_path)
+    assert (step, [str(problem) for problem in problems]) == (
+        1,
+        ["step-00000002/manifest.json: cannot be read: Input/output error"],
+    )
+
+
 def test_run_with_nothing_whole_has_no_newest(tmp_path: Path) -> None:
     assert newest_verified(tmp_path) == (None, [])
 
 
-@pytest.mark.parametrize("path", ["../weights", "/etc/passwd", "zero/../../weights", "zero\\\\..\\\\weights"])
+@pytest.mark.parametrize(
+    "path", ["../weights", "/etc/passwd", "zero/../../weights", "zero\\\\..\\\\weights", "zero/\\u0000"]
+)
 def test_path_that_leads_out_is_refused(tmp_path: Path, path: str) -> None:
     manifest_file = save(tmp_path, 1) / "manifest.json"
     manifest_file.write_text(manifest_file.read_text().replace("zero/rank_0.pt", path))

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -17,10 +19,11 @@ import pytest
 from checkpoint import prune as pruning
 from checkpoint.cli import main
 from checkpoint.config import ServiceConfig
+from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, checkpoint_directory, encode_manifest, list_steps, read_manifest
 from checkpoint.pins import list_pins, pin, unpin
 from checkpoint.prune import delete_checkpoint, prune
-from checkpoint.reading import hold_checkpoint
+from checkpoint.reading import claim_checkpoint, hold_checkpoint
 from checkpoint.sweep import sweep
 from checkpoint.verdicts import read_verdicts
 
@@ -275,3 +278,36 @@ def test_the_sweeper_leaves_what_somebody_may_still_want(exported_run: Path) -> 
     assert sweep(exported_run) == [old, unproven]
     assert young.is_dir()
     assert only_copy.is_dir()
+
+
+def test_the_sweeper_leaves_the_trash_of_a_pruning_that_is_at_work(exported_run: Path) -> None:
+    checkpoints = exported_run / "checkpoints"
+    trash = checkpoints / ".trash-step-00000002"
+    (checkpoints / "step-00000002").rename(trash)
+    with exclusive_lock(checkpoints / ".lock", busy=""):
+        assert sweep(exported_run) == []
+        assert trash.is_dir()
+    assert sweep(exported_run) == [trash]
+
+
+def test_the_sweeper_removes_the_old_one_of_a_replacement_that_was_done(exported_run: Path) -> None:
+    checkpoints = exported_run / "checkpoints"
+    done, interrupted = checkpoints / ".replaced-step-00000004", checkpoints / ".replaced-step-00000002"
+    shutil.copytree(checkpoints / "step-00000004", done)
+    (checkpoints / "step-00000002").rename(interrupted)  # the only copy of its step
+    assert sweep(exported_run, min_age_s=0.0) == [done]
+    assert interrupted.is_dir()
+
+
+def test_a_pin_that_comes_while_its_checkpoint_is_deleted_is_refused(exported_run: Path) -> None:
+    checkpoint = checkpoint_directory(exported_run, 2)
+    with ThreadPoolExecutor(1) as threads:
+        with claim_checkpoint(checkpoint) as is_free:
+            assert is_free
+            pinning = threads.submit(pin, exported_run, 2)
+            time.sleep(0.2)
+            assert list_pins(exported_run) == frozenset()
+            checkpoint.rename(checkpoint.with_name(".trash-step-00000002"))
+        with pytest.raises(CheckpointError, match="does not exist"):
+            pinning.result(timeout=60)
+    assert list_pins(exported_run) == frozenset()
