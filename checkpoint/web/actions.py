@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoint.jobs import Job
-from checkpoint.manifest import CheckpointError, list_steps
+from checkpoint.manifest import CheckpointError, export_directory, list_steps
 from checkpoint.pins import pin, unpin
 from checkpoint.service import Service
 
@@ -22,7 +22,7 @@ class Action(BaseModel):
 
     action: ActionName
     run: str = Field(min_length=1, max_length=255)
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, lt=10**12)
 
 
 class UnknownTargetError(LookupError):
@@ -42,6 +42,8 @@ def carry_out(service: Service, action: Action) -> str:
         return f"step {action.step} of {action.run} is pinned no longer"
     if action.action == "evaluate" and service.config.evaluation is None:
         raise CheckpointError("the service's config says nothing of evaluation; give it `evaluation:`")
+    if action.action == "export" and export_directory(run, action.step).exists():
+        raise CheckpointError(f"step {action.step} of {action.run} is exported already; remove its export first")
     service.request(Job(kind=action.action, run=run, step=action.step))
     return f"{action.action} of step {action.step} of {action.run} is in the queue"
 

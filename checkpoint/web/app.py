@@ -59,6 +59,11 @@ def _add_errors(app: FastAPI) -> None:
     def refused(_: Request, error: CheckpointError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=409)
 
+    @app.exception_handler(OSError)
+    def failed(_: Request, error: OSError) -> JSONResponse:
+        # the disk's trouble, such as a full one; it is ours to mend and not the asker's
+        return JSONResponse({"detail": error.strerror or "the disk failed"}, status_code=503)
+
     @app.exception_handler(RequestValidationError)
     def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         # what was sent is not sent back

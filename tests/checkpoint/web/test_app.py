@@ -107,6 +107,35 @@ def test_verify_and_pin_by_hand(damaged_run: Path, open_page: OpenPage) -> None:
     assert page.act({"action": "pin", "run": "run-float32", "step": 3}, token=TOKEN).status == 404
 
 
+def test_what_is_exported_already_is_not_queued(damaged_run: Path, open_page: OpenPage) -> None:
+    answer = open_page().act({"action": "export", "run": "run-float32", "step": 2}, token=TOKEN)
+    assert (answer.status, answer.json()) == (
+        409,
+        {"detail": "step 2 of run-float32 is exported already; remove its export first"},
+    )
+
+
+def test_a_step_that_no_file_could_be_named_after_is_malformed(
+    new_run: Callable[..., Path], open_page: OpenPage
+) -> None:
+    new_run("small")
+    answer = open_page().act({"action": "unpin", "run": "small", "step": 10**300}, token=TOKEN)
+    assert answer.status == 422
+
+
+def test_a_disk_that_takes_no_pin_is_said(
+    damaged_run: Path, open_page: OpenPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = open_page()
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system", "/somewhere")
+
+    monkeypatch.setattr("checkpoint.web.actions.pin", fail)
+    answer = page.act({"action": "pin", "run": "run-float32", "step": 2}, token=TOKEN)
+    assert (answer.status, answer.json()) == (503, {"detail": "Read-only file system"})
+
+
 def test_names_and_reasons_are_text_and_never_markup(new_run: Callable[..., Path], open_page: OpenPage) -> None:
     name = NASTY.replace("/", "-")
     run = new_run(name)
