@@ -17,7 +17,9 @@ from collections import deque
 from pathlib import Path
 from typing import IO, Protocol
 
-from checkpoint.jobs import LIGHT_KINDS, Context, Job, Outcome
+from pydantic import BaseModel
+
+from checkpoint.jobs import HEAVY_KINDS, LIGHT_KINDS, Context, Job, Outcome
 from checkpoint.process_memory import private_bytes
 
 _MEASURE_S = 0.5
@@ -96,10 +98,12 @@ class _Lane:
             self.end_worker()
             self._words = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end_worker`
             self._worker = subprocess.Popen(
-                [sys.executable, "-m", "checkpoint.worker", self._context.model_dump_json()],
+                [sys.executable, "-m", "checkpoint.worker"],
                 stdin=subprocess.PIPE,
+        lines: tuple[BaseModel, ...] = (job,)
                 stdout=subprocess.PIPE,
                 stderr=self._words,
+            lines = (self._context, job)
                 start_new_session=True,
                 env=_environment(without=self._context.config.http.token_environment_variable),
             )
@@ -110,7 +114,7 @@ class _Lane:
         self._deadline_s = time.monotonic() + self._context.config.jobs.timeout_s
         assert self._worker.stdin is not None
         try:
-            self._worker.stdin.write(job.model_dump_json().encode() + b"\n")
+            self._worker.stdin.write(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
             self._worker.stdin.flush()
         except BrokenPipeError:
             pass  # it has died since, which `_outcome` finds

@@ -1,6 +1,6 @@
 """A process that performs jobs for the service, one JSON line in, one JSON line out.
 
-    python -m checkpoint.worker CONTEXT      the context as JSON
+The first line is the context, which may hold a database's password: a command line would show it to everybody.
 
 It leads a process group of its own, so that a job and all that it started end together. When the service goes, by
 whatever signal, its end of the pipe closes, and the group ends itself: no job outlives its service.
@@ -25,9 +25,9 @@ def main() -> None:
     # libraries print: what they print must not be taken for an answer
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    performer = Performer(Context.model_validate_json(sys.argv[1]))
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(lines,), daemon=True).start()
+    performer = Performer(Context.model_validate_json(lines.get()))
     while True:
         outcome = performer.perform(Job.model_validate_json(lines.get()))
         answers.write(outcome.model_dump_json() + "\n")

@@ -101,6 +101,20 @@ def test_a_worker_that_is_killed_is_told_and_replaced(new_run: RunMaker, open_po
     assert end_of(pool, job)["curve"].blame == "nobody"
 
 
+def test_the_command_line_of_a_worker_tells_no_password(new_run: RunMaker) -> None:
+    uri = "postgresql://service:secret@127.0.0.1/mlflow"
+    pool = JobPool(Context(config=ServiceConfig(tracking_uri=uri), tracking_uri=uri))
+    try:
+        pool.submit(Job(kind="curve", run=new_run()))
+        pool.poll()
+        worker = pool._lanes[0]._worker
+        assert worker is not None
+        assert b"checkpoint.worker" in (command := Path(f"/proc/{worker.pid}/cmdline").read_bytes())
+        assert b"secret" not in command
+    finally:
+        pool.close()
+
+
 def test_a_defect_of_ours_is_the_jobs_last_words(tmp_path: Path, open_pool: Callable[..., JobPool]) -> None:
     outcome = end_of(open_pool(), Job(kind="verify", run=tmp_path))["verify"]
     assert outcome.blame == "job"
