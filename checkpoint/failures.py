@@ -99,7 +99,7 @@ class Failures:
     def _read(self) -> list[Failure]:
         try:
             return _FAILURES.validate_json(self._file.read_bytes())
-        except (FileNotFoundError, NotADirectoryError, ValidationError):
+        except (OSError, ValidationError):
             return []
 
     def _write(self) -> None:

@@ -19,7 +19,7 @@ class StatusReader:
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self._manifests: dict[tuple[int, int], CheckpointManifest | None] = {}
+        self._manifests: dict[int, tuple[int, CheckpointManifest | None]] = {}
         self._journal: tuple[int, Journal | None] = (0, None)
 
     def read(
@@ -28,6 +28,7 @@ class StatusReader:
         """`facts` None: the folder could not be read yet."""
         record = facts.record if facts else None
         shown = self._shown_steps(facts) if facts else []
+        self._manifests = {step: self._manifests[step] for step in shown if step in self._manifests}
         return RunStatus(
             name=self._run.name,
             title=record.name if record else self._run.name,
@@ -40,11 +41,6 @@ class StatusReader:
             jobs=tuple(str(job) for job in jobs),
             troubles=troubles,
         )
-
-    def size_bytes(self, step: int) -> int:
-        """Of a checkpoint's files; 0 if its manifest cannot be read."""
-        manifest = self._manifest(step)
-        return 0 if manifest is None else sum(record.size_bytes for record in manifest.files)
 
     def _shown_steps(self, facts: RunFacts) -> list[int]:
         remarkable = {step for step, verdict in facts.verdicts.items() if verdict.problems}
@@ -68,7 +64,7 @@ class StatusReader:
             reasons += export.proof.reasons
         return CheckpointStatus(
             step=step,
-            size_bytes=self.size_bytes(step) if manifest else None,
+            size_bytes=sum(record.size_bytes for record in manifest.files) if manifest else None,
             tokens_consumed=manifest.tokens_consumed if manifest else None,
             validation_loss=manifest.validation_loss if manifest else None,
             verification=verification,
@@ -81,15 +77,18 @@ class StatusReader:
         )
 
     def _manifest(self, step: int) -> CheckpointManifest | None:
-        key = step, manifest_mtime_ns(self._run, step)
-        if key not in self._manifests:
+        mtime_ns = manifest_mtime_ns(self._run, step)
+        if step not in self._manifests or self._manifests[step][0] != mtime_ns:
             try:
                 manifest = read_manifest(checkpoint_directory(self._run, step))
+            except CheckpointError:
+                self._manifests[step] = mtime_ns, None
+            except OSError:
+                return None  # it may be read another time
+            else:
                 # the probe's tokens are most of it
-                self._manifests[key] = manifest.model_copy(update={"probe": None})
-            except (CheckpointError, OSError):
-                self._manifests[key] = None
-        return self._manifests[key]
+                self._manifests[step] = mtime_ns, manifest.model_copy(update={"probe": None})
+        return self._manifests[step][1]
 
     def _state(self, facts: RunFacts | None) -> str:
         if facts is None:
@@ -98,9 +97,9 @@ class StatusReader:
             return "running"
         try:
             changed_ns = journal_file(self._run).stat().st_mtime_ns
+            if changed_ns != self._journal[0]:
+                self._journal = changed_ns, read_journal(self._run)
         except OSError:
             return "unknown"
-        if changed_ns != self._journal[0]:
-            self._journal = changed_ns, read_journal(self._run)
         journal = self._journal[1]
         return journal.status.lower() if journal is not None else "unknown"

@@ -123,8 +123,14 @@ class RunWatch:
         return not is_known
 
     def _changed_exports(self) -> frozenset[int]:
-        """The newest export if a file of it is younger than its proof, and all that have no readable proof."""
+        """The newest export if a file of it is younger than its proof, and all that have no readable proof, or one that
+        does not fit where they lie: whoever proved them was killed before the rename."""
         changed = {step for step in self._unreadable if export_directory(self._run, step).is_dir()}
+        changed |= {
+            step
+            for step, export in self._exports.items()
+            if export.passed != (export.directory == export_directory(self._run, step))
+        }
         passed = [step for step, export in self._exports.items() if export.passed]
         if passed and is_younger_than_proof(self._exports[passed[-1]].directory):
             changed.add(passed[-1])

@@ -14,7 +14,7 @@ import queue
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from checkpoint.config import ServiceConfig
@@ -79,9 +79,9 @@ class Service:
         next_look_s = 0.0
         try:
             while True:
-                has_news = self._go_on()
+                has_news = self._unless_away(self._go_on)
                 if self._take_requests() or time.monotonic() >= next_look_s:
-                    has_news = self._look_again()
+                    has_news = self._unless_away(self._look_again)
                     next_look_s = time.monotonic() + self.config.poll_seconds
                 if has_news:
                     problems = self.status.problems
@@ -102,7 +102,6 @@ class Service:
             reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
             logger.warning("%s", reason)
             return False
-        return True
 
     def request(self, job: Job) -> None:
         """Do a job soon, although it failed before or would not be due. May be called from any thread."""
@@ -174,7 +173,7 @@ class Service:
 
     def _take_requests(self) -> bool:
         had_any = False
-        while not self._requests.empty():
+        while not self._requests.empty() and len(self._runner.unfinished()) < _QUEUE_LENGTH:
             had_any = True
             job = self._requests.get()
             run = self._runs.get(job.run)
@@ -215,9 +214,19 @@ class Service:
 
 
 def find_runs(directory: Path) -> list[Path]:
-    """The folder itself if it is a run's, else the run folders directly below it, by name."""
+    """The folder itself if it is a run's, else the run folders directly below it, by name.
+
+    One that this user may not enter (somebody else's, or a disk's `lost+found`) is none of his runs.
+    """
     if (directory / RUN_FILE).is_file():
         return [directory]
     if not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist; name the folder that holds the run folders")
-    return sorted(entry for entry in directory.iterdir() if (entry / RUN_FILE).is_file())
+    return sorted(entry for entry in directory.iterdir() if _is_run(entry))
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / RUN_FILE).is_file()
+    except PermissionError:
+        return False

@@ -17,6 +17,7 @@ import pytest
 from checkpoint import export, failures
 from checkpoint import service as service_module
 from checkpoint.events import EventWriter, events_file
+from checkpoint.jobs import Job, Outcome
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
 from checkpoint.prove import ProofError
@@ -190,6 +191,30 @@ def test_export_that_is_changed_after_its_proof_is_proven_again(make_run: RunMak
     assert not (run / "exports" / "step-00000004").exists()
 
 
+def test_failed_proof_whose_prover_was_killed_before_the_rename_is_not_left_in_sight(
+    exported_run: Path, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_folder = exported_run / "exports" / "step-00000004"
+    config = export_folder / "config.json"
+    config.write_text(config.read_text().replace("10000.0", "100000.0"))
+
+    class KilledError(BaseException):
+        pass
+
+    def die(*_: Path) -> None:
+        raise KilledError
+
+    service = make_service(exported_run.parent)
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "publish_folder", die)
+        with pytest.raises(KilledError):
+            export.prove_export(exported_run, 4)
+    assert '"failed"' in (export_folder / "proof.json").read_text()
+    told, _ = look(service)
+    assert told.checkpoints[0].export == "quarantined"
+    assert not export_folder.exists()
+
+
 class Clock:
     """Stands in for `time` where the service decides when to try again."""
 
@@ -342,6 +367,28 @@ def test_one_bad_run_does_not_keep_the_others_waiting(
     assert (good / "loss_curve.png").is_file()
 
 
+def test_a_run_of_which_nothing_can_be_read_hides_no_other(
+    make_run: RunMaker, new_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good, stat = make_run("float32").rename(new_run("good").parent / "bad"), "good", Path.stat
+    service = make_service(bad.parent)
+    look_at_all = service.run_until_done
+    assert {run.name: run.checkpoint_count for run in look_at_all().runs} == {"bad": 2, good: 0}
+
+    def fail(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.is_relative_to(bad):
+            raise OSError(116, "Stale file handle", str(path))
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    (bad_run, good_run) = [managed for _, managed in sorted(service._runs.items())]
+    for managed in (bad_run, good_run):
+        managed.look(percent_above_mark=0, sweeping=False)
+    assert [trouble.reason for trouble in bad_run.status.troubles if trouble.what == "the run"] == [
+        f"{bad / 'run.json'}: Stale file handle; the service tries again"
+    ]
+
+
 def test_more_jobs_than_the_queue_holds_are_all_done(
     new_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +397,20 @@ def test_more_jobs_than_the_queue_holds_are_all_done(
         run = new_run(f"run-{number}", run_key=str(number) * 32)
     status = make_service(run.parent).run_until_done()
     assert [told.is_shipped for told in status.runs] == [True] * 7
+
+
+def test_what_is_asked_for_while_the_queue_is_full_is_done_later(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("float32")
+    service = make_service(run.parent)
+    look(service)
+    monkeypatch.setattr(service_module, "_QUEUE_LENGTH", 0)
+    service.request(Job(kind="verify", run=run, step=2))
+    assert not service._take_requests()
+    monkeypatch.setattr(service_module, "_QUEUE_LENGTH", 100)
+    look(service)
+    assert performed(service)[-1] == "verify step-00000002"
 
 
 def test_run_folder_that_vanishes_is_forgotten(
@@ -440,10 +501,33 @@ def test_a_file_server_that_is_away_does_not_end_the_service(
     run = new_run()
     service = make_service(run.parent)
     run.parent.rename(run.parent.with_name("away"))
-    assert not service._look_again()
+    assert not service._unless_away(service._look_again)
     assert "does not exist" in caplog.text
     run.parent.with_name("away").rename(run.parent)
-    assert service._look_again()
+    assert service._unless_away(service._look_again)
+
+
+def test_a_job_that_ends_while_the_file_server_is_away_does_not_end_the_service(
+    new_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    service, away = make_service(new_run().parent), service_module.shutil.disk_usage
+    service.look()  # a job waits
+
+    def be_away(path: Path) -> Any:
+        monkeypatch.setattr(service_module.shutil, "disk_usage", away)
+        raise OSError(116, "Stale file handle", str(path))
+
+    class StopError(BaseException):
+        pass
+
+    def stop_when_it_is_back(_: float) -> None:
+        if "Stale file handle" in caplog.text:
+            raise StopError
+
+    monkeypatch.setattr(service_module.shutil, "disk_usage", be_away)
+    monkeypatch.setattr(service_module.time, "sleep", stop_when_it_is_back)
+    with pytest.raises(StopError):
+        service.run_forever()
 
 
 def test_old_checkpoints_are_scrubbed_one_after_the_other(make_run: RunMaker, make_service: ServiceMaker) -> None:
@@ -489,6 +573,19 @@ def test_service_watches_until_sigterm_and_keeps_others_out(new_run: RunMaker, w
         finally:
             first.send_signal(signal.SIGTERM)
         assert first.stderr is not None
+def test_a_folder_that_may_not_be_entered_hides_no_run(new_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, is_file = new_run(), Path.is_file
+    (run.parent / "lost+found").mkdir()
+
+    def refuse(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert find_runs(run.parent) == [run]
+
+
         told = first.stderr.read().splitlines()
     assert (first.returncode, told[-1]) == (0, "stopped")
     assert second.returncode == 2
