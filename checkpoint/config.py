@@ -88,7 +88,7 @@ class ServiceConfig(_Config):
     """Of the exported weights, for their model cards, as the hub spells it: apache-2.0."""
     publish_to: tuple[str, ...] = ()
     scrub_bytes_per_second: float | None = Field(default=None, gt=0)
-    """Hash old checkpoints again and again, at most this much on average; None: each newest one once."""
+    """Hash old checkpoints again and again, reading at most this much; None: each newest one once."""
     jobs: JobLimits = JobLimits()
     http: HttpConfig = HttpConfig()
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,14 +74,36 @@ def digest_ranges(path: Path) -> Iterator[str]:
         yield digest
 
 
-def digest_ranges_of(ranges: Iterable[tuple[Path, int]]) -> Iterator[str | OSError]:
-    """The digests of numbered ranges of several files, in the order given; of one that cannot be read, why."""
+def digest_ranges_of(
+    ranges: Iterable[tuple[Path, int]], *, bytes_per_second: float = math.inf
+) -> Iterator[str | OSError]:
+    """The digests of numbered ranges of several files, in the order given; of one that cannot be read, why.
+
+    No more than `bytes_per_second` are read in any time longer than a piece takes.
+    """
+    pace = _Pace(bytes_per_second)
     # threads: the hash and the read let go of the interpreter's lock
     with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
-        yield from threads.map(_digest_range, ranges)
+        yield from threads.map(lambda place: _digest_range(place, pace), ranges)
 
 
-def _digest_range(place: tuple[Path, int]) -> str | OSError:
+class _Pace:
+    """Gives each piece that a thread is to read the moment when it may."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        self._bytes_per_second, self._free_s = bytes_per_second, 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, size_bytes: int) -> None:
+        with self._lock:
+            now_s = time.monotonic()
+            begin_s = max(now_s, self._free_s)
+            self._free_s = begin_s + size_bytes / self._bytes_per_second
+        if begin_s > now_s:
+            time.sleep(begin_s - now_s)
+
+
+def _digest_range(place: tuple[Path, int], pace: _Pace) -> str | OSError:
     path, index = place
     digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(_PIECE_BYTES))
     try:
@@ -89,6 +113,7 @@ def _digest_range(place: tuple[Path, int]) -> str | OSError:
             while left and (count := file.readinto(buffer[:left])):
                 digest.update(buffer[:count])
                 left -= count
+                pace.wait(count)
     except OSError as error:
         return error
     return digest.hexdigest()

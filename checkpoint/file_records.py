@@ -5,6 +5,7 @@ Behind the door `manifest.py`. Imports the standard library, pydantic and xxhash
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,15 +44,17 @@ def file_record(checkpoint: Path, path: Path, size_bytes: int, range_digests: tu
     return FileRecord(path=relative, size_bytes=size_bytes, digest=combine(range_digests), range_digests=range_digests)
 
 
-def find_problems(checkpoint: Path, records: Sequence[FileRecord], *, owned: Iterable[Path]) -> list[Problem]:
+def find_problems(
+    checkpoint: Path, records: Sequence[FileRecord], *, owned: Iterable[Path], bytes_per_second: float = math.inf
+) -> list[Problem]:
     """Read and hash files again, in parallel, and name those that differ, each with its first range that does.
 
-    `owned` are paths that may hold nothing but the records' files.
+    `owned` are paths that may hold nothing but the records' files; `bytes_per_second` bounds the reading.
     """
     problems = {record.path: _find_problem(checkpoint, record) for record in records}
     readable = [record for record in records if problems[record.path] is None]
     ranges = [(checkpoint / record.path, index) for record in readable for index in range(len(record.range_digests))]
-    got = digest_ranges_of(ranges)
+    got = digest_ranges_of(ranges, bytes_per_second=bytes_per_second)
     for record in readable:
         ours = [next(got) for _ in record.range_digests]
         differing = [index for index, wanted in enumerate(record.range_digests) if ours[index] != wanted]

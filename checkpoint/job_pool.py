@@ -1,12 +1,14 @@
-"""Runs jobs in worker processes, one at a time in each of two lanes, within a time and a memory limit.
+"""Runs jobs in worker processes, one at a time in each of three lanes, within a time and a memory limit.
 
 The light lane ships and draws, in a process that stays; the heavy lane verifies, exports, prunes and publishes, in a
-process a job, so that what a job took is given back. Nothing here blocks: `poll` is called again and again.
+process a job, so that what a job took is given back; the scrub's reads slowly, for as long as that
+takes. Nothing here blocks: `poll` is called again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -45,10 +47,13 @@ class JobPool:
     """`JobRunner` in processes of their own."""
 
     def __init__(self, context: Context) -> None:
-        self._lanes = (_Lane(context, stays=True), _Lane(context, stays=False))
+        light, heavy = _Lane(context, stays=True), _Lane(context, stays=False)
+        scrub = _Lane(context, stays=False, timeout_s=math.inf)
+        self._lanes = (light, heavy, scrub)
+        self._lane_of = dict.fromkeys(LIGHT_KINDS, light) | dict.fromkeys(HEAVY_KINDS, heavy) | {"scrub": scrub}
 
     def submit(self, job: Job) -> None:
-        self._lanes[job.kind not in LIGHT_KINDS].waiting.append(job)
+        self._lane_of[job.kind].waiting.append(job)
 
     def poll(self) -> list[tuple[Job, Outcome]]:
         return [ended for lane in self._lanes for ended in lane.poll()]
@@ -67,10 +72,11 @@ class JobPool:
 class _Lane:
     """One worker at most, and the jobs that wait for it."""
 
-    def __init__(self, context: Context, *, stays: bool) -> None:
+    def __init__(self, context: Context, *, stays: bool, timeout_s: float | None = None) -> None:
         self.waiting: deque[Job] = deque()
         self.running: Job | None = None
         self._context, self._stays = context, stays
+        self._timeout_s = context.config.jobs.timeout_s if timeout_s is None else timeout_s
         self._worker: subprocess.Popen[bytes] | None = None
         self._words: IO[bytes] | None = None
         self._answer = b""
@@ -94,16 +100,16 @@ class _Lane:
                 self.end_worker()
 
     def _start(self, job: Job) -> None:
+        lines: tuple[BaseModel, ...] = (job,)
         if self._worker is None or self._worker.poll() is not None:
             self.end_worker()
+            lines = (self._context, job)
             self._words = tempfile.TemporaryFile()  # noqa: SIM115, closed by `end_worker`
             self._worker = subprocess.Popen(
                 [sys.executable, "-m", "checkpoint.worker"],
                 stdin=subprocess.PIPE,
-        lines: tuple[BaseModel, ...] = (job,)
                 stdout=subprocess.PIPE,
                 stderr=self._words,
-            lines = (self._context, job)
                 start_new_session=True,
                 env=_environment(without=self._context.config.http.token_environment_variable),
             )
@@ -111,7 +117,7 @@ class _Lane:
             os.set_blocking(self._worker.stdout.fileno(), False)
         self.running = job
         self._answer = b""
-        self._deadline_s = time.monotonic() + self._context.config.jobs.timeout_s
+        self._deadline_s = time.monotonic() + self._timeout_s
         assert self._worker.stdin is not None
         try:
             self._worker.stdin.write(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
@@ -132,7 +138,7 @@ class _Lane:
             outcome = Outcome(blame="job", reason=f"its process ended ({_how(exit_code)}): {self._last_words()}")
         elif time.monotonic() > self._deadline_s:
             outcome = Outcome(
-                blame="job", reason=f"it took more than {limits.timeout_s:g} s and was ended; see jobs.timeout_s"
+                blame="job", reason=f"it took more than {self._timeout_s:g} s and was ended; see jobs.timeout_s"
             )
         elif (taken := self._taken_bytes()) > limits.memory_limit_bytes:
             outcome = Outcome(

@@ -7,6 +7,7 @@ service who is to blame, which decides when the job is tried again.
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from checkpoint.manifest import CheckpointError, checkpoint_directory, step_name
 from checkpoint.reading import hold_checkpoint
 from checkpoint.verdicts import Verdict, check, manifest_mtime_ns, remember
 
-JobKind = Literal["ship", "curve", "verify", "export", "prove", "evaluate", "prune", "publish"]
+JobKind = Literal["ship", "curve", "verify", "export", "prove", "evaluate", "prune", "publish", "scrub"]
 LIGHT_KINDS: tuple[JobKind, ...] = ("ship", "curve")  # seconds, in a process that stays: mlflow takes long to import
+# one at a time in a run
+HEAVY_KINDS: tuple[JobKind, ...] = ("verify", "export", "prove", "evaluate", "prune", "publish")
 Blame = Literal["nobody", "damage", "job", "machine"]
 
 
@@ -83,6 +86,7 @@ class Performer:
             "evaluate": self._evaluate,
             "prune": self._prune,
             "publish": _publish,
+            "scrub": self._scrub,
         }
 
     def perform(self, job: Job) -> Outcome:
@@ -132,6 +136,10 @@ class Performer:
             renew_model_card(job.run, job.step, license_name=config.license)
         return dict(evaluation.metrics)
 
+    def _scrub(self, job: Job) -> dict[str, Any]:
+        """An old checkpoint once more, at a rate that leaves the disk to those who wait for it."""
+        return _verify(job, bytes_per_second=self._context.config.scrub_bytes_per_second or math.inf)
+
     def _prune(self, job: Job) -> dict[str, Any]:
         from checkpoint.prune import prune
 
@@ -148,11 +156,11 @@ def _curve(job: Job) -> dict[str, Any]:
     return {}
 
 
-def _verify(job: Job) -> dict[str, Any]:
+def _verify(job: Job, *, bytes_per_second: float = math.inf) -> dict[str, Any]:
     from checkpoint.consolidate import DamagedCheckpointError
 
     assert job.step is not None
-    verdict = check(job.run, job.step)
+    verdict = check(job.run, job.step, bytes_per_second=bytes_per_second)
     if verdict.problems:
         raise DamagedCheckpointError("\n".join(f"{step_name(job.step)}/{problem}" for problem in verdict.problems))
     return {}

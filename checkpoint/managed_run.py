@@ -11,7 +11,7 @@ from pathlib import Path
 from checkpoint.agenda import Memory, heavy_job, light_jobs
 from checkpoint.config import ServiceConfig
 from checkpoint.failures import Failures
-from checkpoint.jobs import LIGHT_KINDS, Job, Outcome, describe_os_error
+from checkpoint.jobs import HEAVY_KINDS, Job, Outcome, describe_os_error
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError
 from checkpoint.run_record import LOCK_FILE
@@ -59,7 +59,7 @@ class ManagedRun:
             facts = self._facts = self._watch.look()
             self.failures.forget_all_but({*facts.steps, *facts.exports, *facts.unreadable})
             due = [job for job in light_jobs(facts, self._memory, self._config) if self.failures.may_run(job)]
-            if all(job.kind in LIGHT_KINDS for job in self.jobs):
+            if not any(job.kind in HEAVY_KINDS for job in self.jobs):
                 heavy = heavy_job(
                     facts, self._memory, self.failures, self._config, percent_above_mark=percent_above_mark
                 )
@@ -113,14 +113,16 @@ class ManagedRun:
             self.status = self.reader.read(facts, jobs=jobs, troubles=troubles, is_shipped=is_shipped)
 
     def scrub_turns(self) -> list[ScrubTurn]:
-        """Every checkpoint that is not known to be damaged, with the time of its last hashing."""
+        """Every checkpoint that is not known to be damaged and may be tried, with the time of its last hashing."""
         if self._facts is None or self._facts.record.kind == "data":
             return []
         verdicts = self._facts.verdicts
+        scrubs = (failure.job for failure in self.failures.all() if failure.job.kind == "scrub")
+        waiting = {job.step for job in scrubs if not self.failures.may_run(job)}
         return [
             ScrubTurn(verdicts[step].checked_s if step in verdicts else 0.0, self.run, step)
             for step in self._facts.steps
-            if not (step in verdicts and verdicts[step].problems)
+            if step not in waiting and not (step in verdicts and verdicts[step].problems)
         ]
 
     def _state_of(self, job: Job) -> object:

@@ -20,6 +20,7 @@ nothing heavy. xxhash, because the digests of a save are computed while its byte
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -204,14 +205,15 @@ def recover_interrupted_replacement(run: Path) -> None:
             sync_directory(final.parent)
 
 
-def verify_checkpoint(checkpoint: Path) -> list[Problem]:
-    """Read and hash every file of the manifest again; an empty list means whole. DeepSpeed finds its files by their
-    names, so that one which the manifest does not name is a problem too."""
+def verify_checkpoint(checkpoint: Path, *, bytes_per_second: float = math.inf) -> list[Problem]:
+    """Read and hash every file of the manifest again, at most so fast; an empty list means whole. DeepSpeed finds its
+    files by their names, so that one which the manifest does not name is a problem too."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:
         return [Problem(MANIFEST_FILE, str(error))]
-    return find_problems(checkpoint, manifest.files, owned=(checkpoint / ZERO_TAG).glob("*"))
+    owned = (checkpoint / ZERO_TAG).glob("*")
+    return find_problems(checkpoint, manifest.files, owned=owned, bytes_per_second=bytes_per_second)
 
 
 def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:

@@ -53,7 +53,6 @@ class Service:
         self._requests: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._server_is_away_until_s = 0.0
         self._next_sweep_s = 0.0
-        self._next_scrub_s = 0.0
         self._was_full = False
         self._ended: Counter[tuple[JobKind, Blame]] = Counter()
         self.status = ServiceStatus(started_s=time.time(), looked_s=0.0, runs=(), queue=(), disk=self._disk())
@@ -94,10 +93,14 @@ class Service:
             self.close()
 
     def _look_again(self) -> bool:
-        """Whether the runs could be looked at: a file server that is away for a while does not end the service."""
+        self.look()
+        self.scrub_next()
+        return True
+
+    def _unless_away(self, act: Callable[[], bool]) -> bool:
+        """What `act` says, or False: a file server that is away for a while does not end the service."""
         try:
-            self.look()
-            self.scrub_next()
+            return act()
         except (CheckpointError, OSError) as error:
             reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
             logger.warning("%s", reason)
@@ -183,15 +186,13 @@ class Service:
         return had_any
 
     def scrub_next(self) -> None:
-        """Hash the checkpoint whose last hashing is longest ago, then wait as long as its size asks for."""
-        rate = self.config.scrub_bytes_per_second
-        if rate is None or time.monotonic() < self._next_scrub_s or self._runner.unfinished():
+        """Hash the checkpoint whose last hashing is longest ago, one at a time."""
+        is_busy = any(job.kind == "scrub" for job in self._runner.unfinished())
+        if self.config.scrub_bytes_per_second is None or is_busy:
             return
         oldest = min((turn for run in self._runs.values() for turn in run.scrub_turns()), default=None)
         if oldest is not None:
-            run = self._runs[oldest.run]
-            self._next_scrub_s = time.monotonic() + run.reader.size_bytes(oldest.step) / rate
-            self._submit(run, Job(kind="verify", run=oldest.run, step=oldest.step))
+            self._submit(self._runs[oldest.run], Job(kind="scrub", run=oldest.run, step=oldest.step))
 
     def _tell(self, disk: Disk) -> None:
         self.status = ServiceStatus(

@@ -7,13 +7,14 @@ its turn; it may be deleted at any time, and the checkpoints are then hashed aga
 from __future__ import annotations
 
 import logging
+import math
 import time
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, verify_checkpoint, write_durably
 from checkpoint.lock import wait_for_turn
+from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, verify_checkpoint, write_durably
 from checkpoint.reading import hold_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -61,12 +62,12 @@ def manifest_mtime_ns(run: Path, step: int) -> int:
         return 0
 
 
-def check(run: Path, step: int) -> Verdict:
-    """Hash a checkpoint and remember the verdict. Raises CheckpointError if it is not there."""
+def check(run: Path, step: int, *, bytes_per_second: float = math.inf) -> Verdict:
+    """Hash a checkpoint, at most so fast, and remember the verdict. Raises CheckpointError if it is not there."""
     checkpoint = checkpoint_directory(run, step)
     with hold_checkpoint(checkpoint):
         mtime_ns = manifest_mtime_ns(run, step)
-        problems = tuple(str(problem) for problem in verify_checkpoint(checkpoint))
+        problems = tuple(str(problem) for problem in verify_checkpoint(checkpoint, bytes_per_second=bytes_per_second))
     return remember(run, step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time(), problems=problems))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -113,8 +115,8 @@ def test_range_that_cannot_be_read_is_told_and_the_others_are_still_checked(
     assert isinstance(failed, OSError)
     assert digest == records[0].range_digests[0]
 
-    def read(place: tuple[Path, int]) -> str | OSError:
-        return real((Path("/proc/self/mem"), 0) if place == (tmp_path / "a.pt", 1) else place)
+    def read(place: tuple[Path, int], pace: Any) -> str | OSError:
+        return real((Path("/proc/self/mem"), 0) if place == (tmp_path / "a.pt", 1) else place, pace)
 
     monkeypatch.setattr(digests, "_digest_range", read)
     assert problems(tmp_path, records) == ["a.pt: bytes 1,000 to 1,999 cannot be read: Input/output error"]
@@ -123,3 +125,11 @@ def test_range_that_cannot_be_read_is_told_and_the_others_are_still_checked(
 def test_record_whose_ranges_are_not_those_of_its_file_is_told(tmp_path: Path, records: list[FileRecord]) -> None:
     wrong = [record.model_copy(update={"range_digests": record.range_digests[:2]}) for record in records[:1]]
     assert problems(tmp_path, [*wrong, *records[1:]]) == ["a.pt: the digests of its ranges are not those of the file"]
+
+
+def test_reading_is_bounded_over_all_files_and_threads(tmp_path: Path, records: list[FileRecord]) -> None:
+    begin_s = time.monotonic()
+    found = find_problems(tmp_path, records, owned=(), bytes_per_second=20_000)
+    assert found == []
+    # 5,000 bytes in pieces of 70: the last piece of each thread is not waited for
+    assert 0.2 < time.monotonic() - begin_s < 2

@@ -540,18 +540,49 @@ def test_old_checkpoints_are_scrubbed_one_after_the_other(make_run: RunMaker, ma
         service.scrub_next()
     told, problems = look(service)
     # the one that was never hashed comes first, and one that is damaged is not hashed again
-    assert [job for job in performed(service) if job.startswith("verify")] == [
-        "verify step-00000002",
-        "verify step-00000004",
-        "verify step-00000004",
+    assert [job for job in performed(service) if job.startswith("scrub")] == [
+        "scrub step-00000002",
+        "scrub step-00000004",
+        "scrub step-00000004",
     ]
-    assert any("verify step-00000002" in problem and "contents changed" in problem for problem in problems)
+    assert any("scrub step-00000002" in problem and "contents changed" in problem for problem in problems)
     assert told.checkpoints[1].verification == "damaged"
+
+
+def test_a_scrub_that_fails_keeps_no_other_checkpoint_waiting_and_no_export(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("float32")
+    service = make_service(run.parent, scrub_bytes_per_second=1e12)
+    service.look()
+    waiting = service._runner.waiting  # type: ignore[attr-defined]
+    del waiting[:]
+    service.scrub_next()
+    assert [job.what for job in waiting] == ["scrub step-00000002"]
+    (managed,) = service._runs.values()
+    managed.jobs = dict.fromkeys(waiting)
+    assert "export step-00000004" in {job.what for job in managed.look(percent_above_mark=0, sweeping=False)}
+    managed.end(waiting.pop(), Outcome(blame="job", reason="it is odd"))
+    service.scrub_next()
+    assert [job.what for job in waiting] == ["scrub step-00000004"]
 
 
 def test_a_run_folder_may_be_named_itself(new_run: RunMaker) -> None:
     run = new_run()
     assert find_runs(run) == [run]
+    assert find_runs(run.parent) == [run]
+
+
+def test_a_folder_that_may_not_be_entered_hides_no_run(new_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, is_file = new_run(), Path.is_file
+    (run.parent / "lost+found").mkdir()
+
+    def refuse(path: Path) -> bool:
+        if path.parent.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
     assert find_runs(run.parent) == [run]
 
 
@@ -573,19 +604,6 @@ def test_service_watches_until_sigterm_and_keeps_others_out(new_run: RunMaker, w
         finally:
             first.send_signal(signal.SIGTERM)
         assert first.stderr is not None
-def test_a_folder_that_may_not_be_entered_hides_no_run(new_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, is_file = new_run(), Path.is_file
-    (run.parent / "lost+found").mkdir()
-
-    def refuse(path: Path) -> bool:
-        if path.parent.name == "lost+found":
-            raise PermissionError(13, "Permission denied", str(path))
-        return is_file(path)
-
-    monkeypatch.setattr(Path, "is_file", refuse)
-    assert find_runs(run.parent) == [run]
-
-
         told = first.stderr.read().splitlines()
     assert (first.returncode, told[-1]) == (0, "stopped")
     assert second.returncode == 2
