@@ -9,13 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from checkpoint.config import ServiceConfig
 from checkpoint.events import events_file
 from checkpoint.job_pool import JobPool
-from checkpoint.jobs import Context, Job, Outcome
+from checkpoint.jobs import Context, Job, JobKind, Outcome, Performer
 from checkpoint.manifest import checkpoint_directory
 from checkpoint.process_memory import private_bytes
 from checkpoint.reading import claim_checkpoint
@@ -63,6 +64,11 @@ def test_a_job_and_one_that_finds_damage_and_one_of_each_lane(
     assert outcome.blame == "damage"
     assert "is not a checkpoint manifest" in outcome.reason
     assert pool.unfinished() == ()
+
+
+def test_every_kind_of_job_has_a_lane_and_somebody_who_performs_it(open_pool: Callable[..., JobPool]) -> None:
+    pool = open_pool()
+    assert set(pool._lane_of) == set(get_args(JobKind)) == set(Performer(pool._lanes[0]._context)._kinds)
 
 
 def test_a_job_that_hangs_is_ended_and_the_next_one_runs(make_run: RunMaker, open_pool: Callable[..., JobPool]) -> None:
