@@ -135,6 +135,4 @@ def _train(arguments: argparse.Namespace) -> int:
     start = partial(start_training, arguments.config, overrides, config.launcher, run_dir=config.run_dir)
     if not arguments.max_restarts:
         return start()
-    return supervise(
-        lambda on_signal: start(on_signal=on_signal), run_dir=config.run_dir, max_restarts=arguments.max_restarts
-    )
+    return supervise(lambda wish: start(wish=wish), run_dir=config.run_dir, max_restarts=arguments.max_restarts)

@@ -9,13 +9,13 @@
 # --module there and sets no master address.
 #
 # The job gets SIGUSR1 five minutes before its time is over (B: this script alone, which passes it on). Each rank then
-# finishes its step and saves, for which DeepSpeed's launcher gives it 30 seconds on several nodes, and the job is put
-# back into the queue, where it goes on from its newest checkpoint. A job that could not save is not put back: it would
-# run in circles; nor is one that scancel ends, by SIGTERM. A preempted one Slurm puts back itself. Crashes and hangs are
-# restarted inside of the allocation (--max-restarts).
+# finishes its step and saves, within those five minutes, and the job is put back into the queue, where it goes on from
+# its newest checkpoint. A job that could not save is not put back: it would run in circles; nor is one that scancel
+# ends, by SIGTERM, after which it has 30 seconds (docs/operations.md). A preempted one Slurm puts back itself. Crashes and
+# hangs are restarted inside of the allocation (--max-restarts).
 # The repository, its .venv, the datasets and the run folder must lie on a file system that all nodes share.
 #
-# Tried with stand-ins for sbatch, srun, scontrol and scancel, not yet on a real Slurm.
+# Tried with stand-ins for sbatch, srun and scontrol, not yet on a real Slurm.
 
 #SBATCH --job-name=smollm2
 #SBATCH --nodes=2
@@ -50,7 +50,7 @@ while kill -0 "$!" 2>/dev/null; do
   code=$?
 done
 
-# 138: stopped by SIGUSR1, and checkpoints/latest has moved since; where nothing was saved the code is another
+# 138: stopped by SIGUSR1, and has saved; where nothing was saved the code is another
 if [ "$code" -eq 138 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

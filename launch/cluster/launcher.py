@@ -59,7 +59,6 @@ class Slurm:
 
     hosts: tuple[Host, ...]
     hostfile: Path
-    job_id: str
     cpus_per_node: int | None = None
     master_port: int = DEFAULT_MASTER_PORT
 
@@ -85,7 +84,6 @@ def choose_placement(
         return Slurm(
             hosts=tuple(Host(name, slots) for name in names),
             hostfile=run_dir / "logs" / "hostfile",
-            job_id=environment["SLURM_JOB_ID"],
             cpus_per_node=_cpus_per_node(environment),
             master_port=settings.master_port or DEFAULT_MASTER_PORT,
         )
@@ -156,14 +154,6 @@ def child_environment(
     return child
 
 
-def stop_command(placement: Slurm) -> list[str]:
-    """What sends SIGTERM to the processes of an allocation's steps, not to the script that started them.
-
-    srun cannot: it answers SIGTERM by killing its tasks with SIGKILL ("forcing job termination").
-    """
-    return ["scancel", "--signal=TERM", placement.job_id]
-
-
 def free_port() -> int:
     """A port of this machine that is free now. Another process may take it first: the run then fails and says so."""
     with socket.socket() as listener:
@@ -198,8 +188,8 @@ def _srun(placement: Slurm) -> list[str]:
     nodes = len(placement.hosts)
     # since Slurm 22.05 srun does not take over the job's cores a task by itself
     cores = [f"--cpus-per-task={placement.cpus_per_node}"] if placement.cpus_per_node else []
-    # bash, because only the task itself knows its node's number. SIGTERM reaches every process of it: the watcher and
-    # the ranks take it, DeepSpeed's outer process must outlive them, or srun would kill what still saves
+    # bash, because only the task itself knows its node's number. The SIGTERM of scancel reaches every process of it:
+    # the watcher and the ranks take it; DeepSpeed's outer process must outlive them, or srun kills what still saves
     task = ["bash", "-c", 'trap "" TERM; exec deepspeed --no_ssh --node_rank="$SLURM_NODEID" "$@"', "deepspeed"]
     placed = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", *cores]
     return ["srun", *placed, "--kill-on-bad-exit=1", "--export=ALL", *task]

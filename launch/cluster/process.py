@@ -4,7 +4,7 @@ All output goes to RUN/logs/launcher.log. To the screen go the lines of the rank
 and what stands on stderr is held back until the end, where it is told once if the run failed.
 
 The child is a session of its own, so that a terminal's Ctrl-C reaches it only through `stopping.py`, which tells how a
-signal goes to the ranks. For a hostfile's hosts it goes to DeepSpeed's pdsh launcher, which then runs
+signal goes to the ranks. The second one goes to DeepSpeed's launcher, which for a hostfile's hosts then runs
 `pkill -f deepspeed.launcher.launch` on every host: that ends all DeepSpeed jobs of that user there.
 """
 
@@ -43,8 +43,9 @@ from launch.cluster.output import (
     show,
 )
 from launch.cluster.silence import POLL_INTERVAL_S, SILENCE_S, Silence
-from launch.cluster.stopping import ForwardedSignals
+from launch.cluster.stopping import ForwardedSignals, StopWish
 from launch.config import LauncherConfig
+from launch.trainer.stop_request import withdraw_stop
 from launch.trainer.watchdog import HANG_EXIT_CODE
 
 HELD_LINES = 1000
@@ -53,19 +54,17 @@ STRAGGLERS_GRACE_S = 15.0  # an orphaned rank notices within seconds and ends it
 USER_MISTAKE = 2
 
 
-OnSignal = Callable[[signal.Signals], None]
-
-
 def start_training(
     config: Path,
     overrides: Sequence[str],
     settings: LauncherConfig,
     *,
     run_dir: Path,
-    on_signal: OnSignal | None = None,
+    wish: StopWish | None = None,
 ) -> int:
     """Train until the end and return the exit code: the first failing rank's, 130, 138 or 143 if a signal ended the run
-    after it had saved, 1 if a signal ended it before that. `on_signal` is told the signal, as it comes.
+    after it had saved, 1 if a signal ended it before that, 0 if it came when all was done. `wish` is told the signal,
+    as it comes.
 
     Raises LauncherError, HostfileError or SlurmError before anything starts, OSError if the run folder takes no log.
     """
@@ -82,7 +81,7 @@ def start_training(
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     if isinstance(placement, Slurm):
         placement.hostfile.write_text(format_hostfile(placement.hosts))
-    return run_command(command, placement, environment=environment, run_dir=run_dir, on_signal=on_signal)
+    return run_command(command, placement, environment=environment, run_dir=run_dir, wish=wish)
 
 
 def usable_device_count(environment: Mapping[str, str]) -> int:
@@ -100,7 +99,7 @@ def run_command(
     *,
     environment: Mapping[str, str],
     run_dir: Path,
-    on_signal: OnSignal | None = None,
+    wish: StopWish | None = None,
 ) -> int:
     """Run a command of `build_command` in the foreground; see the module's docstring for what it does.
 
@@ -108,6 +107,7 @@ def run_command(
     the inner one, which watches the ranks, was killed (0.19).
     """
     log = run_dir / "logs" / "launcher.log"
+    withdraw_stop(run_dir)  # of a launcher that was killed
     with log.open("ab", buffering=0) as file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(command)}\n".encode())
         try:
@@ -121,7 +121,7 @@ def run_command(
             )
         except FileNotFoundError:
             raise LauncherError(f"{command[0]} is not in PATH; install it on this machine") from None
-        with ForwardedSignals(child, placement, run_dir=run_dir, on_signal=on_signal) as signals:
+        with ForwardedSignals(child, placement, run_dir=run_dir, wish=wish) as signals:
             relay = Relay(child, file)
             code = _wait(child, signals, Silence(run_dir))
             stragglers = not relay.wait(timeout_s=STRAGGLERS_GRACE_S)
@@ -129,17 +129,20 @@ def run_command(
                 signals.send_to_session(signal.SIGKILL)
                 relay.wait(timeout_s=STRAGGLERS_GRACE_S)
             if code and signals.received is not None:
-                if signals.have_saved(code):
+                state = signals.last_state(code)
+                if state == "killed":
                     return 128 + int(signals.received)
-                if signals.have_ended_it(code):
-                    ended = f"{ERROR_PREFIX}ended by {signals.received.name} without a new checkpoint; see {log}"
-                    print(ended, file=sys.stderr)
+                if state == "finished":
+                    _say(f"{signals.received.name} came when the run had finished; nothing is lost")
+                    return 0
+                if signals.have_ended_it(code, state):
+                    _say(f"ended by {signals.received.name} without a new checkpoint; see {log}")
                     return 1
     code = 128 - code if code < 0 else code
     # the MPI launchers start the ranks without the part of DeepSpeed that tells how each ended
     tells_success = not isinstance(placement, Hostfile) or placement.settings.remote_launcher == "pdsh"
     if code == 0 and (stragglers or (tells_success and not relay.saw_success)):
-        print(f"{ERROR_PREFIX}DeepSpeed's launcher ended before its ranks did; see {log}", file=sys.stderr)
+        _say(f"DeepSpeed's launcher ended before its ranks did; see {log}")
         return 1
     if code:
         _tell_failure(code, relay, log)
@@ -154,7 +157,7 @@ def _wait(child: subprocess.Popen[bytes], signals: ForwardedSignals, silence: Si
         except subprocess.TimeoutExpired:
             if not silence.is_long():
                 continue
-        print(f"{ERROR_PREFIX}no rank has given a sign of life for {SILENCE_S:.0f} s; ending it", file=sys.stderr)
+        _say(f"no rank has given a sign of life for {SILENCE_S:.0f} s; ending it")
         signals.send_to_session(signal.SIGTERM)
         try:
             child.wait(timeout=ENDING_GRACE_S)
@@ -216,7 +219,11 @@ def _tell_failure(code: int, relay: Relay, log: Path) -> None:
         return
     lines = error_lines(relay.held)
     said = ":" if lines else ""
-    print(f"{ERROR_PREFIX}failed with {describe_exit(code)}{said}", file=sys.stderr)
+    _say(f"failed with {describe_exit(code)}{said}")
     for line in lines:
-        print(f"    {line}", file=sys.stderr)
-    print(f"{ERROR_PREFIX}all output is in {log}", file=sys.stderr)
+        show(f"    {line}", sys.stderr)
+    _say(f"all output is in {log}")
+
+
+def _say(text: str) -> None:
+    show(f"{ERROR_PREFIX}{text}", sys.stderr)

@@ -1,9 +1,9 @@
 """SIGINT, SIGTERM and SIGUSR1 on their way to the ranks, and whether the ranks have saved before they ended.
 
 The first signal is for the ranks alone, which finish their step, save and end; the second ends everything. On this
-machine the ranks are reached by their process ids and say by their exit code that they have saved. In a Slurm
-allocation scancel reaches them; on a hostfile's hosts only DeepSpeed's launcher does, whose exit code says nothing
-of theirs. There `checkpoints/latest` tells: the signal was followed by a save if it has moved since.
+machine the ranks are reached by their process ids. Those on other machines are reached through the run's folder
+(`launch/trainer/stop_request.py`): a signal would come to DeepSpeed's launcher there, which lets them live for 30
+seconds. What became of it the event log tells, in the words of rank 0 (`state`: killed, finished or failed).
 """
 
 from __future__ import annotations
@@ -13,104 +13,121 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
-from checkpoint.manifest import checkpoints_directory
-from launch.cluster.launcher import Local, Placement, Slurm, stop_command
+from checkpoint.events import events_file, read_events
+from launch.cluster.launcher import Local, Placement
 from launch.cluster.output import ERROR_PREFIX, ending_signal, show
+from launch.signals import STOP_SIGNALS, SignalHandler
+from launch.trainer.stop_request import request_stop, withdraw_stop
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 DOUBLE_DELIVERY_S = 0.5  # one Ctrl-C may come twice: from the terminal, and from make, timeout or srun
-SAVING_GRACE_S = 30.0  # what DeepSpeed's launcher gives ranks on other machines, after its outer process has ended
-SCANCEL_TIMEOUT_S = 10.0  # a busy controller answers within seconds; one that is gone never does
+TOLD_WITHIN_S = 30.0  # how long what another node has written may stay unseen, and ranks there outlive the launcher
 
 
-class ForwardedSignals:
+class StopWish(SignalHandler):
+    """What asks the whole supervision of a run to end: as a context manager between attempts, and by `note`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: signal.Signals | None = None
+        self._came = threading.Event()
+
+    def note(self, number: signal.Signals) -> None:
+        self.received = self.received or number
+        self._came.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Whether one came meanwhile."""
+        return self._came.wait(seconds)
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.note(signal.Signals(number))
+
+
+class ForwardedSignals(SignalHandler):
     """A context manager: inside it, signals go to the child of a placement, a session of its own."""
 
     def __init__(
-        self,
-        child: subprocess.Popen[bytes],
-        placement: Placement,
-        *,
-        run_dir: Path,
-        on_signal: Callable[[signal.Signals], None] | None = None,
+        self, child: subprocess.Popen[bytes], placement: Placement, *, run_dir: Path, wish: StopWish | None = None
     ) -> None:
-        """`on_signal` is told the first signal, as it comes."""
+        """`wish` is told the first signal, as it comes; one that it has got already is forwarded at once."""
+        super().__init__()
         self.received: signal.Signals | None = None
         self._received_s = 0.0
-        self._child, self._placement = child, placement
-        self._latest = checkpoints_directory(run_dir) / "latest"
-        self._latest_before: tuple[int, int] | None = None
+        self._child, self._placement, self._run_dir, self._wish = child, placement, run_dir, wish
+        self._told_bytes = size_of(events_file(run_dir))
         self._count = 0
-        self._on_signal = on_signal
-        self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._forward)
+        super().__enter__()
+        if self._wish is not None and self._wish.received is not None:
+            self.handle(self._wish.received, None)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        super().__exit__(kind, error, trace)
+        withdraw_stop(self._run_dir)
 
     def send_to_session(self, number: signal.Signals) -> None:
         # the group outlives its first process while one of the ranks does
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, number)
 
-    def have_saved(self, returncode: int) -> bool:
-        """Whether the ranks stopped after saving, as the signal asks for."""
-        if isinstance(self._placement, Local):
-            # a second signal may have ended ranks that had saved already
-            return returncode in (128 + number for number in SIGNALS) or self._has_saved_since()
-        deadline_s = time.monotonic() + SAVING_GRACE_S
-        while not self._has_saved_since():
-            if self._count > 1 or time.monotonic() >= deadline_s:
-                return False
+    def last_state(self, returncode: int) -> str | None:
+        """How the run itself says that it ended, after a signal: `killed` when the ranks have saved, `finished`,
+        `failed`; None where a rank was ended before it could say it."""
+        if isinstance(self._placement, Local) and returncode in (128 + number for number in STOP_SIGNALS):
+            return "killed"
+        deadline_s = time.monotonic() + (0 if isinstance(self._placement, Local) else TOLD_WITHIN_S)
+        while (state := self._told_state()) is None and self._count < 2 and time.monotonic() < deadline_s:
             time.sleep(0.1)
-        return True
+        return state
 
-    def have_ended_it(self, returncode: int) -> bool:
-        """Whether a run that has not saved ended by the signal, and not by a failure of its own that the code names."""
-        return not isinstance(self._placement, Local) or returncode < 0 or ending_signal(returncode) in SIGNALS
+    def have_ended_it(self, returncode: int, state: str | None) -> bool:
+        """Whether a run that has neither saved nor finished ended by the signals, and not by a failure of its own."""
+        if isinstance(self._placement, Local):
+            return returncode < 0 or ending_signal(returncode) in STOP_SIGNALS
+        # the exit code of DeepSpeed's launcher says nothing of ranks on other machines
+        return self._count > 1 or state is None
 
-    def _has_saved_since(self) -> bool:
-        return _identity(self._latest) != self._latest_before
+    def _told_state(self) -> str | None:
+        states = [
+            str(event.fields["state"])
+            for event, _ in read_events(events_file(self._run_dir), offset=self._told_bytes)
+            if event.kind == "state"
+        ]
+        return states[-1] if states and states[-1] != "running" else None
 
-    def _forward(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
             self._received_s = time.monotonic()
-            self._latest_before = _identity(self._latest)
-            if self._on_signal is not None:
-                self._on_signal(self.received)
+            if self._wish is not None:
+                self._wish.note(self.received)
         elif time.monotonic() - self._received_s < DOUBLE_DELIVERY_S:
             return
         self._count += 1
-        if self._count == 1 and self._ask_ranks(number):
+        if self._count == 1 and self._ask_ranks(self.received):
             show(f"{ERROR_PREFIX}{self.received.name}: the ranks finish their step and save; again: now", sys.stderr)
         else:
             self.send_to_session(signal.SIGTERM if self._count <= 2 else signal.SIGKILL)
 
-    def _ask_ranks(self, number: int) -> bool:
-        """Send the signal to the ranks alone; False if they cannot be reached."""
-        if isinstance(self._placement, Slurm):
+    def _ask_ranks(self, number: signal.Signals) -> bool:
+        """Let the ranks alone know; False if they cannot be reached."""
+        if not isinstance(self._placement, Local):
             try:
-                stopped = subprocess.run(
-                    stop_command(self._placement), stdin=subprocess.DEVNULL, timeout=SCANCEL_TIMEOUT_S, check=False
-                )
-            except (FileNotFoundError, subprocess.TimeoutExpired):
+                request_stop(self._run_dir, number)
+            except OSError:
                 return False
-            return stopped.returncode == 0
-        ranks = rank_processes(self._child.pid) if isinstance(self._placement, Local) else []
+            return True
+        ranks = rank_processes(self._child.pid)
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -128,10 +145,6 @@ def rank_processes(runner_pid: int) -> list[int]:
     return [pid for pid, parent in parents.items() if parent in watchers]
 
 
-def _identity(file: Path) -> tuple[int, int] | None:
-    """Differs after each atomic replacement of a file; None while there is none."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
+def size_of(file: Path) -> int:
+    """In bytes; 0 where there is none."""
+    return file.stat().st_size if file.is_file() else 0

@@ -9,20 +9,17 @@ Every attempt is an event. That nothing of an attempt is left when it has ended 
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Self
 
 from checkpoint.events import TRAIN_LOSS, EventWriter, events_file, read_events
 from checkpoint.manifest import list_steps
 from launch.cluster.output import ERROR_PREFIX, describe_exit, show
-from launch.cluster.process import USER_MISTAKE, OnSignal
-from launch.cluster.stopping import SIGNALS
+from launch.cluster.process import USER_MISTAKE
+from launch.cluster.stopping import StopWish, size_of
+from launch.signals import STOP_SIGNALS
 
 MAX_STALLED = 3
 FIRST_DELAY_S = 10.0
@@ -40,17 +37,17 @@ class Attempt:
     last_step: int
 
 
-def supervise(start: Callable[[OnSignal], int], *, run_dir: Path, max_restarts: int) -> int:
-    """Returns the last attempt's exit code. `start` runs one attempt, tells the signals that it gets, and returns its
-    exit code; what it raises ends the supervision."""
+def supervise(start: Callable[[StopWish], int], *, run_dir: Path, max_restarts: int) -> int:
+    """Returns the last attempt's exit code. `start` runs one attempt, which heeds the wish to stop that it is given and
+    tells it of the signals that it gets, and returns its exit code; what it raises ends the supervision."""
     furthest_step, stalled = max(list_steps(run_dir), default=0), 0
-    with Signals() as signals:
+    with StopWish() as wish:
         for number in range(1, max_restarts + 2):
-            told_bytes = _size(events_file(run_dir))
-            code = start(signals.note)
+            told_bytes = size_of(events_file(run_dir))
+            code = start(wish)
             ended = _look_at(run_dir, number, code, offset=told_bytes)
             _tell(run_dir, ended)
-            if not may_restart(code) or signals.received is not None:
+            if not may_restart(code) or wish.received is not None:
                 return code
             stalled = 0 if ended.last_step > furthest_step else stalled + 1
             furthest_step = max(furthest_step, ended.last_step)
@@ -62,50 +59,19 @@ def supervise(start: Callable[[OnSignal], int], *, run_dir: Path, max_restarts: 
                 return code
             delay_s = delay_before_restart_s(stalled)
             _say(f"attempt {number} ended after step {ended.last_step} ({ended.reason}); the next in {delay_s:.0f} s")
-            if signals.wait(delay_s):
-                return 128 + int(signals.received or 0)
+            if wish.wait(delay_s):
+                return 128 + int(wish.received or 0)
     raise AssertionError("the last attempt returns")
 
 
 def may_restart(exit_code: int) -> bool:
     """Whether another attempt may end better."""
-    return exit_code not in (0, USER_MISTAKE, *(128 + number for number in SIGNALS))
+    return exit_code not in (0, USER_MISTAKE, *(128 + number for number in STOP_SIGNALS))
 
 
 def delay_before_restart_s(stalled: int) -> float:
     """Twice as long after each attempt in a row that made no progress: what is broken may need time."""
     return min(MAX_DELAY_S, FIRST_DELAY_S * float(2**stalled))
-
-
-class Signals:
-    """A context manager: what asks the whole supervision to end, between attempts or as an attempt tells it."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._came = threading.Event()
-        self._before: dict[signal.Signals, object] = {}
-
-    def __enter__(self) -> Self:
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def note(self, number: signal.Signals) -> None:
-        self.received = self.received or number
-        self._came.set()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether one came meanwhile."""
-        return self._came.wait(seconds)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.note(signal.Signals(number))
 
 
 def _look_at(run_dir: Path, number: int, code: int, *, offset: int) -> Attempt:
@@ -125,10 +91,6 @@ def _tell(run_dir: Path, attempt: Attempt) -> None:
     with EventWriter(events_file(run_dir)) as events:
         events.write("attempt", step=attempt.last_step, **asdict(attempt))
         events.sync()
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ import pytest
 from launch.cluster import process, silence
 from launch.cluster.launcher import Hostfile, LauncherError, Local
 from launch.cluster.process import run_command, usable_device_count
+from launch.cluster.stopping import StopWish
 from launch.config import LauncherConfig
 
 SUCCESS = "[2026-11-25 15:31:04,406] [INFO] [launch.py:367:main] Process 1 exits successfully."
@@ -283,8 +284,20 @@ def test_silence_before_the_first_sign_of_life_is_a_start(tmp_path, monkeypatch)
 
 def test_first_signal_is_told_as_it_comes(tmp_path):
     (tmp_path / "logs").mkdir()
-    told: list[signal.Signals] = []
+    wish = StopWish()
     text = "import os, signal, time; os.kill(os.getppid(), signal.SIGUSR1); time.sleep(60)"
     command = [sys.executable, "-c", text]
-    assert run_command(command, LOCAL, environment=os.environ, run_dir=tmp_path, on_signal=told.append) == 1
-    assert told == [signal.SIGUSR1]
+    assert run_command(command, LOCAL, environment=os.environ, run_dir=tmp_path, wish=wish) == 1
+    assert wish.received is signal.SIGUSR1
+
+
+def test_signal_that_came_before_the_child_ends_it(tmp_path, capsys):
+    """While torch is imported, say: nobody would come again to tell the run of it."""
+    (tmp_path / "logs").mkdir()
+    wish = StopWish()
+    wish.note(signal.SIGTERM)
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    began_s = time.monotonic()
+    assert run_command(command, LOCAL, environment=os.environ, run_dir=tmp_path, wish=wish) == 1
+    assert time.monotonic() - began_s < 30
+    assert "ended by SIGTERM without a new checkpoint" in capsys.readouterr().err

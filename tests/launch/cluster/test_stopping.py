@@ -1,11 +1,10 @@
-"""Signals on their way to ranks, and what the exit code then says, with stand-ins for DeepSpeed, srun and scancel.
+"""Signals on their way to ranks, and what then became of the run, with stand-ins for DeepSpeed and srun.
 
 Each start is a process of its own, so that a signal can be sent to it.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -21,18 +20,19 @@ ROOT = Path(__file__).resolve().parents[3]
 STARTER = """
 import os, sys
 from pathlib import Path
-from launch.cluster import stopping
+from launch.cluster import process, stopping
 from launch.cluster.hostfile import Host
 from launch.cluster.launcher import Hostfile, Local, Slurm
 from launch.cluster.process import run_command
 from launch.config import LauncherConfig
 kind, stand_in, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-stopping.SAVING_GRACE_S = stopping.SCANCEL_TIMEOUT_S = float(sys.argv[4])
+stopping.TOLD_WITHIN_S = float(sys.argv[4])
+process.STRAGGLERS_GRACE_S = 1.0
 hosts = (Host("a", 1), Host("b", 1))
 placement = {
     "local": Local(ranks=1, master_port=1),
     "hostfile": Hostfile(hosts, LauncherConfig()),
-    "slurm": Slurm(hosts, folder / "hostfile", job_id="77"),
+    "slurm": Slurm(hosts, folder / "hostfile"),
 }[kind]
 code = run_command([sys.executable, "-c", stand_in], placement, environment=os.environ, run_dir=folder)
 sys.stderr.flush()
@@ -64,13 +64,11 @@ def tree(deed: str) -> str:
 class Started:
     """A start whose rank runs. With `saves`, what is waited for comes, however late; without, it never does."""
 
-    def __init__(self, kind: str, stand_in: str, folder: Path, *, saves: bool = True, path: str | None = None) -> None:
+    def __init__(self, kind: str, stand_in: str, folder: Path, *, saves: bool = True) -> None:
         (folder / "logs").mkdir()
-        (folder / "checkpoints").mkdir()
         self._log = folder / "logs" / "launcher.log"
         command = [sys.executable, "-c", STARTER, kind, stand_in, str(folder), "60" if saves else "0.5"]
-        environment = {**os.environ, "PATH": f"{path}:{os.environ['PATH']}"} if path else None
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         self.wait_for("rank begins")
 
     def wait_for(self, line: str) -> None:
@@ -148,9 +146,17 @@ def test_signal_that_comes_twice_at_once_is_one(tmp_path):
     assert started.end() == (130, WAITING.format(name="SIGINT"))
 
 
+def telling(folder: Path, state: str) -> str:
+    """Python that writes what rank 0 does at the end of a run."""
+    return (
+        "from pathlib import Path; from checkpoint.events import EventWriter, events_file; "
+        f"events = EventWriter(events_file(Path({str(folder)!r}))); "
+        f"events.write('state', step=2, state={state!r}); events.sync()"
+    )
+
+
 def test_second_signal_after_the_save_is_still_a_save(tmp_path):
-    latest = tmp_path / "checkpoints" / "latest"
-    deed = f'open({str(latest)!r}, "w").close(); print("rank saved", flush=True)'
+    deed = f'{telling(tmp_path, "killed")}; print("rank saved", flush=True)'
     started = Started("local", tree(deed), tmp_path)
     started.send(signal.SIGINT)
     started.wait_for("rank saved")
@@ -159,59 +165,77 @@ def test_second_signal_after_the_save_is_still_a_save(tmp_path):
     assert started.end() == (130, WAITING.format(name="SIGINT"))
 
 
-def saving_launcher(folder: Path, *, saves: bool) -> str:
-    """DeepSpeed's launcher of other machines: it ends with 1 at once, whatever the ranks do a little later."""
-    deed = f"""
-    import subprocess
-    save = "import time; time.sleep(0.2); from pathlib import Path; " \\
-        "Path({str(folder)!r}, 'checkpoints', 'next').write_text('step-2'); " \\
-        "Path({str(folder)!r}, 'checkpoints', 'next').rename(Path({str(folder)!r}, 'checkpoints', 'latest'))"
-    null = subprocess.DEVNULL
-    if {saves}:
-        subprocess.Popen([sys.executable, "-c", save], stdout=null, stderr=null, start_new_session=True)
-    sys.exit(1)"""
-    return LISTENS.format(deed=deed.strip())
-
-
-@pytest.mark.parametrize(("saves", "code"), [(True, 143), (False, 1)])
-def test_hosts_have_saved_if_latest_has_moved(tmp_path, saves, code):
-    started = Started("hostfile", saving_launcher(tmp_path, saves=saves), tmp_path, saves=saves)
-    (tmp_path / "checkpoints" / "latest").write_text("step-1")
+def test_signal_to_a_run_that_has_finished_is_no_loss(tmp_path):
+    deed = f"{telling(tmp_path, 'finished')}; signal.signal(number, signal.SIG_DFL); signal.raise_signal(number)"
+    started = Started("local", tree(deed), tmp_path)
     started.send(signal.SIGTERM)
-    ended, shown = started.end()
-    assert ended == code
-    assert ("ended by SIGTERM without a new checkpoint" in shown) is not saves
+    told = "launch train: SIGTERM came when the run had finished; nothing is lost\n"
+    assert started.end() == (0, WAITING.format(name="SIGTERM") + told)
 
 
-def write_scancel(folder: Path, script: str) -> str:
-    (folder / "scancel").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "scancel").chmod(0o755)
-    return str(folder)
-
-
-def test_allocation_is_signalled_by_scancel_and_not_through_srun(tmp_path):
-    path = write_scancel(tmp_path, f'echo "$@" > {tmp_path}/called')
-    ends = f"""
-import sys, time
+def ranks_elsewhere(folder: Path, state: str | None) -> str:
+    """A launcher of ranks on other machines, which do what the run's folder asks for: it ends with 1 at once, and what
+    they say of themselves is seen a little later."""
+    late = f"import time; time.sleep(0.3); {telling(folder, state)}" if state else "pass"
+    return f"""
+import subprocess, sys, time
 from pathlib import Path
+request = Path({str(folder)!r}, "stop-requested")
 print("rank " + "begins", flush=True)
-while not Path({str(tmp_path)!r}, "called").exists():
+while not request.exists() or not request.read_text():
     time.sleep(0.05)
-Path({str(tmp_path)!r}, "checkpoints", "latest").write_text("step-2")
+print("rank is asked for " + request.read_text(), flush=True)
+null = subprocess.DEVNULL
+subprocess.Popen([sys.executable, "-c", {late!r}], stdout=null, stderr=null, start_new_session=True)
 sys.exit(1)
 """
-    started = Started("slurm", ends, tmp_path, path=path)
+
+
+@pytest.mark.parametrize("kind", ["hostfile", "slurm"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_ranks_on_other_machines_are_asked_through_the_runs_folder(tmp_path, kind, number):
+    started = Started(kind, ranks_elsewhere(tmp_path, "killed"), tmp_path)
+    started.send(number)
+    assert started.end() == (128 + number, WAITING.format(name=number.name))
+    assert f"\nrank is asked for {number.name}\n" in started.log
+    # or the next start would heed it
+    assert not (tmp_path / "stop-requested").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "told"),
+    [
+        ("finished", 0, "launch train: SIGTERM came when the run had finished; nothing is lost"),
+        ("failed", 1, "launch train: failed with exit code 1"),
+        (None, 1, "launch train: ended by SIGTERM without a new checkpoint; see"),
+    ],
+)
+def test_their_own_word_says_how_they_ended(tmp_path, state, code, told):
+    started = Started("hostfile", ranks_elsewhere(tmp_path, state), tmp_path, saves=state is not None)
+    started.send(signal.SIGTERM)
+    ended, shown = started.end()
+    assert (ended, told in shown) == (code, True)
+
+
+def test_save_of_before_the_signal_is_none_after_it(tmp_path):
+    """One that was under way may come to its end while the ranks are killed in the next."""
+    (tmp_path / "checkpoints").mkdir()
+    moved = f"Path({str(tmp_path)!r}, 'checkpoints', 'latest').write_text('step-1')"
+    stand_in = ranks_elsewhere(tmp_path, None).replace("null =", f"{moved}\nnull =")
+    started = Started("hostfile", stand_in, tmp_path, saves=False)
+    started.send(signal.SIGUSR1)
+    code, shown = started.end()
+    assert code == 1
+    assert "ended by SIGUSR1 without a new checkpoint" in shown
+
+
+@pytest.mark.parametrize("kind", ["hostfile", "slurm"])
+def test_second_signal_goes_to_the_launcher_of_other_machines(tmp_path, kind):
+    started = Started(kind, LISTENS.format(deed="sys.exit(1)"), tmp_path, saves=False)
     started.send(signal.SIGINT)
-    assert started.end() == (130, WAITING.format(name="SIGINT"))
-    assert (tmp_path / "called").read_text() == "--signal=TERM 77\n"
-
-
-@pytest.mark.parametrize("script", ["exit 1", "exec sleep 60"])
-def test_allocation_that_scancel_does_not_reach_is_ended(tmp_path, script):
-    path = write_scancel(tmp_path, script)
-    started = Started("slurm", LISTENS.format(deed="sys.exit(1)"), tmp_path, saves=False, path=path)
+    time.sleep(2 * DOUBLE_DELIVERY_S)
+    assert started.process.poll() is None
     started.send(signal.SIGINT)
     code, shown = started.end()
     assert code == 1
-    assert "the ranks finish their step" not in shown
     assert "launch train: ended by SIGINT without a new checkpoint; see" in shown

@@ -13,7 +13,7 @@ import pytest
 
 from checkpoint.events import EventWriter, events_file, read_events
 from launch.cluster import supervisor
-from launch.cluster.process import OnSignal
+from launch.cluster.stopping import StopWish
 from launch.cluster.supervisor import delay_before_restart_s, may_restart, supervise
 
 
@@ -22,11 +22,11 @@ def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 0.0)
 
 
-def attempts(run: Path, *told: tuple[int, range]) -> Callable[[OnSignal], int]:
+def attempts(run: Path, *told: tuple[int, range]) -> Callable[[StopWish], int]:
     """Each call is the next attempt: it tells its steps and ends with its exit code."""
     rest = list(told)
 
-    def start(on_signal: OnSignal) -> int:
+    def start(wish: StopWish) -> int:
         code, steps = rest.pop(0)
         with EventWriter(events_file(run)) as events:
             events.write("state", step=steps.start, state="running")
@@ -53,7 +53,7 @@ def test_failed_attempt_is_followed_by_another_and_both_are_told(tmp_path: Path,
 
 
 def test_reason_is_the_runs_own_where_it_gave_one(tmp_path: Path) -> None:
-    def start(on_signal: OnSignal) -> int:
+    def start(wish: StopWish) -> int:
         with EventWriter(events_file(tmp_path)) as events:
             events.write("state", step=3, state="failed", reason="hang at step 3: rank 1")
         return 72
@@ -94,8 +94,8 @@ def test_what_another_attempt_may_mend(code: int) -> None:
 
 
 def test_signal_during_an_attempt_ends_it_all_whatever_the_exit_code(tmp_path: Path) -> None:
-    def start(on_signal: OnSignal) -> int:
-        on_signal(signal.SIGTERM)
+    def start(wish: StopWish) -> int:
+        wish.note(signal.SIGTERM)
         return 1
 
     assert supervise(start, run_dir=tmp_path, max_restarts=9) == 1
@@ -108,7 +108,7 @@ def test_signal_between_attempts_ends_the_waiting(tmp_path: Path, monkeypatch: p
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
 
-    def start(on_signal: OnSignal) -> int:
+    def start(wish: StopWish) -> int:
         timer.start()
         return 1
 

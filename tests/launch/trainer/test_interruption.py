@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
+from launch.trainer import stop_request
 from launch.trainer.interruption import StopSignals, agreed_signal, exit_code
+from launch.trainer.stop_request import STOP_FILE, StopRequests, request_stop, withdraw_stop
 
 
 @pytest.mark.parametrize(
@@ -46,3 +49,34 @@ def test_exit_codes_are_the_shells() -> None:
     assert exit_code(signal.SIGTERM) == 143
     assert exit_code(signal.SIGINT) == 130
     assert exit_code(signal.SIGUSR1) == 138
+
+
+def test_request_in_the_runs_folder_is_a_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+    with StopSignals(StopRequests(tmp_path)) as signals:
+        assert signals.flags() == [0.0, 0.0, 0.0]
+        request_stop(tmp_path, signal.SIGUSR1)
+        assert signals.flags() == [0.0, 0.0, 1.0]
+        # it was noted, and is taken away by whoever wrote it
+        withdraw_stop(tmp_path)
+        assert signals.flags() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("content", ["", "SIGKILL\n", b"\xff"])
+def test_what_is_no_request_is_none(tmp_path: Path, content: str | bytes) -> None:
+    (tmp_path / STOP_FILE).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert StopRequests(tmp_path).look() is None
+
+
+def test_folder_is_looked_at_once_a_second(tmp_path: Path) -> None:
+    requests = StopRequests(tmp_path)
+    assert requests.look() is None
+    request_stop(tmp_path, signal.SIGTERM)
+    assert requests.look() is None
+    requests._looked_s -= stop_request.LOOK_INTERVAL_S
+    assert requests.look() is signal.SIGTERM
+
+
+def test_folder_that_is_gone_ends_no_run(tmp_path: Path) -> None:
+    assert StopRequests(tmp_path / "gone").look() is None
+    withdraw_stop(tmp_path / "gone")
