@@ -29,10 +29,11 @@ from launch.trainer.optimizer import set_learning_rate
 from launch.trainer.oversight import Oversight
 from launch.trainer.profiler import StepProfiler
 from launch.trainer.ranks import RankEnvironment
-from launch.trainer.rewinds import Rewind, batch_number, last_step_in_order
+from launch.trainer.rewinds import Rewind, batch_number, last_step_in_order, next_rewind
 from launch.trainer.saving import Saves
-from launch.trainer.schedules import SCHEDULES
+from launch.trainer.schedules import learning_rate_factor
 from launch.trainer.state import Checkpoints
+from launch.trainer.stop_request import StopRequests
 from launch.trainer.telling import StepResult, Teller
 from model.loss import LossTerms
 from pipeline.shards.format import TOKENIZER_FILE
@@ -86,6 +87,7 @@ class Trainer:
             heartbeat=self._heartbeat,
         )
         self._accumulation = config.accumulation_steps(world_size=ranks.world_size)
+        self._save_is_due = False
 
     def run(self) -> int:
         """Train from `step` complete steps to the end. Returns the exit code; raises TrainingError, of which
@@ -94,19 +96,28 @@ class Trainer:
             return self._run()
         except LocalError:
             raise
-        except TrainingError:
+        except TrainingError as error:
             # all ranks stop here alike, so that a save under way can still come to its end
-            self._saves.finish()
+            try:
+                self._saves.finish()
+            except TrainingError as failed:
+                raise TrainingError(f"{error}\n{failed}") from error
             raise
 
     def _run(self) -> int:
-        with StopSignals() as signals:
+        requests = StopRequests(self.config.run_dir) if self.ranks.is_first else None
+        with StopSignals(requests) as signals:
             if self.step == 0:
                 self._evaluate(0)
             while self.step < self.config.steps:
                 # anew after a rewind, and where an earlier one has left data out
-                with self._loader() as loader:
+                loader = self._loader()
+                try:
                     number = self._train(loader, signals)
+                finally:
+                    # which waits for copies from a store that it has begun
+                    with self._heartbeat.pause("data"):
+                        loader.close()
                 if number is not None and self.step < self.config.steps:
                     self._saves.finish()
                     self._teller.event("state", self.step, state="killed", reason=number.name)
@@ -124,15 +135,21 @@ class Trainer:
         config = self.config
         for step in range(self.step + 1, last_step_in_order(self.step, config.steps, self.rewinds) + 1):
             result = self._train_step(step, loader, signals)
+            if self._profiler.ends_with(step):
+                with self._heartbeat.pause("profile"):
+                    self._profiler.write()
             self.step = step
             self._teller.step(step, result, ledger=self._ledger_metrics(step))
             number = agreed_signal(result.reports.stop_flags)
-            if self._judge(step, result) and number is None:
-                self._rewind(step)
-                return None
-            # weights that cannot take a step may be bad already: the next save waits until they can
-            is_due = step % config.checkpoint.every_steps == 0 and result.left_out is None
-            self._evaluate_and_save(step, saving=is_due or number is not None)
+            rewind = self._judge(step, result)
+            if rewind is not None:
+                # who stops now leaves it to the next start, and saves nothing of the spike
+                self._go_back(rewind, loading=number is None)
+                return number
+            self._save_is_due |= step % config.checkpoint.every_steps == 0
+            # weights that cannot take a step may be bad already: the save waits until they can
+            saving = number is not None or (self._save_is_due and result.left_out is None)
+            self._evaluate_and_save(step, saving=saving)
             if number is not None:
                 return number
         return None
@@ -155,7 +172,7 @@ class Trainer:
         heartbeat.step(step, is_first=step == self._first_step + 1)
         self._profiler.before(step)
         started_s, waited_s = time.perf_counter(), loader.wait_time_s
-        factor = self._learning_rate_factor(step)
+        factor = learning_rate_factor(self.config.schedule, step=step, steps=self.config.steps)
         set_learning_rate(self.engine.optimizer, self.config.optimizer, factor=factor)
         sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)
         for micro_step in range(1, self._accumulation + 1):
@@ -173,7 +190,6 @@ class Trainer:
         reports = self._exchange(sums / self._accumulation, signals, data_wait_s)
         heartbeat.phase("optimizer")
         left_out = self._update(reports)
-        self._profiler.after(step)
         heartbeat.end_step()
         return StepResult(
             loss=reports.cross_entropy,
@@ -221,42 +237,33 @@ class Trainer:
         # DeepSpeed's own check, of what it makes of the gradient: with Muon an update
         return None if self.engine.deepspeed.was_step_applied() else NotFinite("the update is not finite", ())
 
-    def _judge(self, step: int, result: StepResult) -> bool:
-        """Whether the run has to go back: tells what was wrong with the step. Raises DivergedError, ReplicaError."""
+    def _judge(self, step: int, result: StepResult) -> Rewind | None:
+        """How the run has to go back, if it has to: tells what was wrong with the step. Raises DivergedError,
+        ReplicaError."""
         number = batch_number(step, self.rewinds)
         last_checkpoint = self.checkpoints.last_step
         if result.left_out is not None:
             self._oversight.left_out(result.left_out, step=step, batch_number=number, last_checkpoint=last_checkpoint)
-            return False
-        rewind = self.config.guards.rewind
-        spiked = self._oversight.took_step(step, result.reports, batch_number=number)
-        if not spiked or rewind is None or len(self.rewinds) >= rewind.max_rewinds:
-            return False
-        self._saves.finish()  # it is what the run would go back to
-        return self.checkpoints.last_step is not None
+            return None
+        settings = self.config.guards.rewind
+        if not self._oversight.took_step(step, result.reports, batch_number=number) or settings is None:
+            return None
+        if len(self.rewinds) < settings.max_rewinds:
+            self._saves.finish()  # it is what the run would go back to
+        rewind = next_rewind(self.config, step, last_checkpoint=self.checkpoints.last_step, rewinds=self.rewinds)
+        if isinstance(rewind, Rewind):
+            return rewind
+        self._teller.line(f"step {step}/{self.config.steps}  the run goes on through the spike: {rewind}")
+        return None
 
-    def _rewind(self, step: int) -> None:
-        """Back to the last checkpoint, to go on with data that no step has seen. All ranks, together."""
-        settings, last_checkpoint = self.config.guards.rewind, self.checkpoints.last_step
-        assert settings is not None
-        assert last_checkpoint is not None
-        rewind = Rewind(step, last_checkpoint, step - last_checkpoint + settings.margin_steps)
+    def _go_back(self, rewind: Rewind, *, loading: bool) -> None:
+        """To the last checkpoint, to go on with data that no step has seen. All ranks, together."""
         self.rewinds = (*self.rewinds, rewind)
         self._oversight.rewinding(rewind, self.rewinds)
-        with self._heartbeat.pause("rewind"):
-            self.checkpoints.load(self.engine, step=last_checkpoint)
-        self.step = last_checkpoint
-
-    def _learning_rate_factor(self, step: int) -> float:
-        """Of the update that makes `step` steps complete; schedules count updates from 0."""
-        schedule = self.config.schedule
-        return SCHEDULES[schedule.name](
-            step=step - 1,
-            total_steps=self.config.steps,
-            warmup_steps=schedule.warmup_steps,
-            decay_steps=schedule.decay_steps,
-            min_factor=schedule.min_factor,
-        )
+        if loading:
+            with self._heartbeat.pause("rewind"):
+                self.checkpoints.load(self.engine, step=rewind.checkpoint_step)
+        self.step, self._save_is_due = rewind.checkpoint_step, False
 
     def _ledger_metrics(self, step: int) -> dict[str, float]:
         """Where the run evaluates or saves: a metric a source is too much for every step."""
@@ -271,6 +278,7 @@ class Trainer:
         if is_last or step % config.validation.every_steps == 0:
             loss = self._evaluate(step)
         if saving or is_last:
+            self._save_is_due = False
             self._saves.begin(
                 step,
                 samples_consumed=batch_number(step, self.rewinds) * config.samples_per_step,

@@ -16,7 +16,7 @@ from launch.supervision_config import ProfileConfig
 
 
 class StepProfiler:
-    """`before` and `after` each step; nothing outside of the range, or without one."""
+    """`before` each step, and `write` after the last of the range; nothing outside of it, or without one."""
 
     def __init__(self, config: ProfileConfig, *, run_dir: Path, rank: int) -> None:
         self._range = config.first_and_last
@@ -33,10 +33,13 @@ class StepProfiler:
         self._profiler = torch.profiler.profile(activities=activities, record_shapes=True)
         self._profiler.start()
 
-    def after(self, step: int) -> Path | None:
-        """The folder of the traces, when this step was the last of the range."""
-        if self._range is None or self._profiler is None or step != self._range[1]:
-            return None
+    def ends_with(self, step: int) -> bool:
+        """Whether this step is the last that is recorded."""
+        return self._range is not None and self._profiler is not None and step == self._range[1]
+
+    def write(self) -> None:
+        """The traces of the steps that were recorded: slow, as they may have hundreds of megabytes."""
+        assert self._profiler is not None
         self._profiler.stop()
         self._stem.parent.mkdir(exist_ok=True)
         self._profiler.export_chrome_trace(f"{self._stem}.json.gz")
@@ -44,4 +47,3 @@ class StepProfiler:
             torch.cuda.memory._dump_snapshot(f"{self._stem}.pickle")  # type: ignore[no-untyped-call]
             torch.cuda.memory._record_memory_history(enabled=None)
         self._profiler = None
-        return self._stem.parent

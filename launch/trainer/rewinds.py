@@ -9,13 +9,13 @@ steps take later batches of that order than their own number's: `batch_number` i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from checkpoint.manifest import write_durably
-from launch.config import TrainingError
+from launch.config import TrainConfig, TrainingError
 
 REWINDS_FILE = "rewinds.json"
 
@@ -35,6 +35,30 @@ def batch_number(step: int, rewinds: Iterable[Rewind]) -> int:
     Batch b holds samples [(b-1)·G, b·G). After step `step`, b·G samples of the order are consumed or skipped.
     """
     return step + sum(rewind.skipped_steps for rewind in rewinds if rewind.checkpoint_step < step)
+
+
+def next_rewind(
+    config: TrainConfig, step: int, *, last_checkpoint: int | None, rewinds: Sequence[Rewind]
+) -> Rewind | str:
+    """What a spike at a step asks for by `guards.rewind`, or why it cannot be had."""
+    settings = config.guards.rewind
+    assert settings is not None
+    if len(rewinds) >= settings.max_rewinds:
+        return f"guards.rewind.max_rewinds={settings.max_rewinds} were made"
+    if last_checkpoint is None:
+        return "there is no checkpoint to go back to"
+    rewind = Rewind(step, last_checkpoint, step - last_checkpoint + settings.margin_steps)
+    if lacking := batches_lacking(config, (*rewinds, rewind)):
+        plural = "es" if lacking > 1 else ""
+        return f"data.stages would end {lacking} batch{plural} before the run; leave until_tokens out of the last one"
+    return rewind
+
+
+def batches_lacking(config: TrainConfig, rewinds: Iterable[Rewind]) -> int:
+    """How many global batches a run would read behind the end of its last stage, for what it has jumped over."""
+    end = config.data.stage_ends()[-1] if config.data.stages else None
+    last = batch_number(config.steps, rewinds)
+    return 0 if end is None else max(0, last - end // config.samples_per_step)
 
 
 def last_step_in_order(step: int, steps: int, rewinds: Iterable[Rewind]) -> int:

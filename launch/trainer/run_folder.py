@@ -50,7 +50,7 @@ from launch.trainer.console import unwritable
 from launch.trainer.data_history import Period, settle_history
 from launch.trainer.identity import change_remarks, config_digest, data_changes, differences, is_data
 from launch.trainer.inputs import Inputs, check_init_from
-from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, read_rewinds
+from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, batches_lacking, read_rewinds
 from launch.trainer.untold import tell_untold
 
 LOCK_PATIENCE_S = 15.0
@@ -218,6 +218,12 @@ def _check_resume(
         problems.append(
             f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "
             f"{consumed:,}; put that run's {REWINDS_FILE} back into {config.run_dir}: it says which data was skipped"
+        )
+    if lacking := batches_lacking(config, rewinds):
+        problems.append(
+            f"steps={config.steps} would read {lacking} batches behind the end of data.stages, since by {REWINDS_FILE} "
+            f"the run has left out {batch_number(config.steps, rewinds) - config.steps}; train at most "
+            f"{config.steps - lacking} steps, or leave until_tokens out of the last stage (--allow-change data)"
         )
     if manifest.zero_stage != config.zero.stage:
         problems.append(

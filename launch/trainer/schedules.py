@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
+from launch.config import ScheduleConfig
+
 
 class Schedule(Protocol):
     def __call__(
@@ -51,6 +53,17 @@ def linear(
 
 
 SCHEDULES: dict[str, Schedule] = {"wsd": wsd, "cosine": cosine, "linear": linear}
+
+
+def learning_rate_factor(config: ScheduleConfig, *, step: int, steps: int) -> float:
+    """Of the peak, for the update that makes `step` steps complete; schedules count updates from 0."""
+    return SCHEDULES[config.name](
+        step=step - 1,
+        total_steps=steps,
+        warmup_steps=config.warmup_steps,
+        decay_steps=config.decay_steps,
+        min_factor=config.min_factor,
+    )
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

@@ -1,6 +1,6 @@
 """Small datasets written straight from the contract, `pipeline/shards/format.py`, and nothing else of the pipeline.
 
-And the config file of a training on one.
+And the config of a training on one, as a file and as a value.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from launch.config import TrainConfig
 from pipeline.shards import format as contract
 
 EOS = 0
@@ -61,6 +62,37 @@ def config(tmp_path: Path, make_dataset: MakeDataset) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(CONFIG.format(folder=tmp_path))
     return file
+
+
+@pytest.fixture
+def train_config(tmp_path: Path) -> Callable[..., TrainConfig]:
+    """`train_config(batch_tokens=512, zero={"reduce_dtype": "bfloat16"}, …)`: changes to top-level settings."""
+
+    def build(**changes: Any) -> TrainConfig:
+        settings: dict[str, Any] = {
+            "run_dir": tmp_path / "run",
+            "name": "tiny",
+            "model": {
+                "vocab_size": 256,
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "max_position_embeddings": 64,
+            },
+            "data": {"sources": [{"name": "chain", "path": tmp_path / "data"}], "sequence_length": 64},
+            "batch_tokens": 1024,
+            "micro_batch_size": 4,
+            "steps": 100,
+            "optimizer": {"learning_rate": 1e-3},
+            "schedule": {"name": "wsd", "warmup_steps": 10, "decay_steps": 20},
+            "checkpoint": {"every_steps": 50},
+            "validation": {"every_steps": 50, "sequences": 8},
+        }
+        return TrainConfig.model_validate({**settings, **changes})
+
+    return build
 
 
 @pytest.fixture(scope="session")

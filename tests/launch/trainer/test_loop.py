@@ -4,139 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from checkpoint.manifest import checkpoint_directory
-from launch.config import CheckpointConfig, TrainConfig, TrainingError
-from launch.data.loader import PackedSamples, Source
-from launch.trainer import loop, saving
-from launch.trainer.engine import Engine
+from launch.config import CheckpointConfig, TrainingError
+from launch.data.loader import Loader
+from launch.supervision_config import ProfileConfig
+from launch.trainer import loop, stop_request
 from launch.trainer.evaluate import ValidationLosses
-from launch.trainer.exchange import RankReport, StepReports
-from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
-from launch.trainer.ranks import RankEnvironment
-from launch.trainer.state import Saved
-from model.loss import LossTerms
-
-LOSSES = ValidationLosses(loss=1.0, bits_per_byte=None, loss_by_source={}, bits_per_byte_by_source={})
-DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
+from launch.trainer.profiler import StepProfiler
+from launch.trainer.stop_request import StopRequests, request_stop
 
 
-class Told:
-    """Stands for the event log, the saves and the console: everything in the order in which it came."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.order: list[str] = []
-        self.fields: list[dict[str, Any]] = []
-        self.last_step = None
-        self.under_way: Saved | None = None
-        self.failure: Exception | None = None
-        self._run_dir = run_dir
-
-    def write(self, kind: str, *, step: int, **fields: Any) -> None:
-        self.order.append(f"{step} {fields.get('state', kind)}")
-        self.fields.append(fields)
-
-    def sync(self) -> None:
-        self.order.append("sync")
-
-    def save(self, engine: Engine, *, step: int, **what: Any) -> None:
-        self.order.append(f"{step} save")
-        self.under_way = Saved(step, checkpoint_directory(self._run_dir, step), 0.1, 0.5)
-
-    def check(self) -> Saved | None:
-        """Saves end when they are waited for."""
-        return None
-
-    def finish(self, *, say: Callable[[str], None] | None = None) -> Saved | None:
-        saved, self.under_way = self.under_way, None
-        if saved is not None and self.failure is not None:
-            raise self.failure
-        return saved
-
-    def before_update(self) -> None:
-        if self.under_way is not None:
-            self.order.append(f"copy of {self.under_way.step}")
-
-    def line(self, text: str) -> None:
-        pass
-
-
-class Model:
-    """Stands for DeepSpeed's engine: a cross-entropy of 1, log Z of 5 and nothing to learn."""
-
-    def __call__(self, input_ids: torch.Tensor, *, z_loss_coefficient: float, **batch: Any) -> LossTerms:
-        return LossTerms(torch.tensor(1.0 + z_loss_coefficient * 25), torch.ones(()))
-
-    def backward(self, loss: torch.Tensor) -> None: ...
-
-    def step(self) -> None: ...
-
-    def get_global_grad_norm(self) -> float:
-        return 1.0
-
-    def was_step_applied(self) -> bool:
-        return True
-
-
-def alone(losses: torch.Tensor, gradient_square: torch.Tensor, **word: Any) -> StepReports:
-    """The exchange of one rank with itself."""
-    total, cross_entropy = losses.tolist()
-    flags = tuple(word["stop_flags"])
-    return StepReports((RankReport(total, cross_entropy, gradient_square.item(), word["own_time_s"], flags),))
-
-
-@pytest.fixture
-def told(tmp_path: Path) -> Told:
-    return Told(tmp_path / "run")
-
-
-@pytest.fixture
-def trainer(
-    train_config: Callable[..., TrainConfig],
-    make_dataset: Callable[..., Path],
-    told: Told,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Trainer:
-    """Two steps, a checkpoint after each, validation before the first and after the last."""
-    config = train_config(
-        steps=2,
-        schedule={"warmup_steps": 0},
-        checkpoint={"every_steps": 1},
-        validation={"every_steps": 2, "sequences": 8},
-    )
-    source = config.data.sources[0]
-    make_dataset(source.path, DOCUMENTS, validation=DOCUMENTS)
-    samples = PackedSamples([Source(source.name, source.path, 1.0)], seed=0, sequence_length=64)
-    monkeypatch.setattr(loop, "exchange", alone)
-    monkeypatch.setattr(loop, "local_gradient_square", lambda engine: torch.ones(()))
-    monkeypatch.setattr(saving, "check_state", lambda *parts, **more: None)
-    monkeypatch.setattr(loop, "validation_losses", lambda *parts: LOSSES)
-    monkeypatch.setattr(saving, "measure_probe", lambda *parts: None)
-    engine: Any = Engine(Model(), SimpleNamespace(param_groups=[{}]), torch.device("cpu"), "cpu", 0)  # type: ignore[arg-type]
-    stand_in: Any = told
-    return Trainer(
-        config,
-        RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None),
-        engine=engine,
-        train=samples,
-        ledger=Ledger(config, samples),
-        validation=samples,
-        checkpoints=stand_in,
-        console=stand_in,
-        events=stand_in,
-        first_step=0,
-    )
-
-
-def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(trainer: Trainer, told: Told) -> None:
+def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(trainer: Trainer, told: Any) -> None:
     assert trainer.run() == 0
     assert told.order == [
         *("0 metrics", "1 metrics", "sync", "1 save", "copy of 1", "2 metrics", "2 metrics"),
@@ -149,7 +32,7 @@ def test_what_was_told_is_on_the_disk_before_the_checkpoint_that_makes_it_final(
     assert {"checkpoint/stall_time_s": 0.1, "checkpoint/save_time_s": 0.5} in told.fields
 
 
-def test_blocking_save_is_told_before_the_next_step(trainer: Trainer, told: Told) -> None:
+def test_blocking_save_is_told_before_the_next_step(trainer: Trainer, told: Any) -> None:
     blocking = CheckpointConfig(every_steps=1, asynchronous=False)
     trainer._saves._config = trainer.config.model_copy(update={"checkpoint": blocking})
     assert trainer.run() == 0
@@ -157,7 +40,7 @@ def test_blocking_save_is_told_before_the_next_step(trainer: Trainer, told: Told
     assert "copy of 1" not in told.order
 
 
-def test_failed_save_stops_the_run_and_is_not_told_as_a_checkpoint(trainer: Trainer, told: Told) -> None:
+def test_failed_save_stops_the_run_and_is_not_told_as_a_checkpoint(trainer: Trainer, told: Any) -> None:
     told.failure = TrainingError("rank 1: the checkpoint of step 1 could not be written")
     with pytest.raises(TrainingError, match="rank 1: the checkpoint of step 1 could not be written"):
         trainer.run()
@@ -166,7 +49,7 @@ def test_failed_save_stops_the_run_and_is_not_told_as_a_checkpoint(trainer: Trai
 
 
 def test_save_under_way_ends_before_a_diverged_run_stops(
-    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch
+    trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def diverge(engine: Any) -> torch.Tensor:
         if trainer.step == 1:
@@ -179,27 +62,28 @@ def test_save_under_way_ends_before_a_diverged_run_stops(
     assert told.order[-3:] == ["1 metrics", "1 checkpoint", "sync"]
 
 
-def test_the_reported_loss_is_the_cross_entropy_and_the_z_loss_a_metric_of_its_own(
-    trainer: Trainer, told: Told
-) -> None:
+def test_the_reported_loss_is_the_cross_entropy_and_the_z_loss_a_metric_of_its_own(trainer: Trainer, told: Any) -> None:
     trainer.config = trainer.config.model_copy(update={"z_loss_coefficient": 0.5})
     trainer.run()
     steps = [fields for fields in told.fields if "train/loss" in fields]
     assert [(fields["train/loss"], fields["train/z_loss"]) for fields in steps] == [(1.0, 12.5)] * 2
 
 
-def test_without_a_z_loss_there_is_no_metric_of_it(trainer: Trainer, told: Told) -> None:
+def test_without_a_z_loss_there_is_no_metric_of_it(trainer: Trainer, told: Any) -> None:
     trainer.run()
     assert not any("train/z_loss" in fields for fields in told.fields)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_signal_during_the_first_evaluation_stops_after_the_first_step(
-    trainer: Trainer, told: Told, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
+    usual: Any = loop.validation_losses
+
     def interrupted(*parts: Any) -> ValidationLosses:
         os.kill(os.getpid(), number)
-        return LOSSES
+        losses: ValidationLosses = usual()
+        return losses
 
     # without this a signal that nobody notes would end the tests
     before = signal.signal(number, lambda number, frame: None)
@@ -210,3 +94,45 @@ def test_signal_during_the_first_evaluation_stops_after_the_first_step(
         signal.signal(number, before)
     assert told.order[-3:] == ["sync", "1 killed", "sync"]
     assert "1 save" in told.order
+
+
+def test_request_in_the_runs_folder_stops_the_run_and_is_taken_away(
+    trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+    trainer.config.run_dir.mkdir(exist_ok=True)
+    request_stop(trainer.config.run_dir, signal.SIGUSR1)
+    assert trainer.run() == 138
+    assert told.order[-2:] == ["1 killed", "sync"]
+    assert StopRequests(trainer.config.run_dir).look() is None
+
+
+def test_traces_and_the_end_of_the_reading_are_given_the_time_of_a_pause(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both may take longer than the parts of a step, by which a hang is known."""
+    during: list[tuple[str, bool]] = []
+
+    def note(*parts: Any) -> None:
+        during.append((trainer._heartbeat.phase_name, trainer._heartbeat._is_pause))
+
+    trainer._profiler = StepProfiler(ProfileConfig(steps="1"), run_dir=trainer.config.run_dir, rank=0)
+    monkeypatch.setattr(StepProfiler, "before", lambda self, step: setattr(self, "_profiler", object()))
+    monkeypatch.setattr(StepProfiler, "write", note)
+    monkeypatch.setattr(Loader, "close", note)
+    assert trainer.run() == 0
+    assert during == [("profile", True), ("data", True)]
+
+
+def test_what_ended_the_run_is_told_beside_a_save_that_failed_too(
+    trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(engine: Any) -> torch.Tensor:
+        if trainer.step == 1:
+            raise TrainingError("diverged")
+        return torch.ones(())
+
+    monkeypatch.setattr(loop, "local_gradient_square", diverge)
+    told.failure = TrainingError("rank 0: no space left")
+    with pytest.raises(TrainingError, match=r"^diverged\nrank 0: no space left$"):
+        trainer.run()

@@ -22,6 +22,7 @@ from checkpoint.manifest import (
 )
 from checkpoint.run_record import RunRecord, read_run, write_run
 from launch.config import TrainConfig, TrainingError
+from launch.data_config import DataConfig
 from launch.trainer.data_history import Period
 from launch.trainer.identity import config_digest, differences
 from launch.trainer.inputs import Inputs, read_inputs
@@ -412,3 +413,19 @@ def test_data_that_rewinds_have_left_out_is_kept_and_must_be_known(config: Train
     later = Rewind(spike_step=53, checkpoint_step=50, skipped_steps=3)
     write_rewinds(config.run_dir, [later])
     assert start(config, inputs, previous=config).rewinds == (later,)
+
+
+def test_rewinds_must_leave_the_run_enough_of_its_stages(config: TrainConfig, inputs: Inputs) -> None:
+    stages = [{"until_tokens": config.steps * config.batch_tokens, "weights": {"chain": 1.0}}]
+    data = DataConfig.model_validate(config.data.model_dump() | {"stages": stages})
+    staged = config.model_copy(update={"data": data})
+    begin(staged)
+    add_checkpoint(staged, inputs, 50)
+    write_rewinds(config.run_dir, [Rewind(spike_step=53, checkpoint_step=50, skipped_steps=3)])
+    with pytest.raises(TrainingError) as caught:
+        start(staged, inputs, previous=staged)
+    assert str(caught.value) == (
+        f"steps={config.steps} would read 3 batches behind the end of data.stages, since by rewinds.json the run has "
+        f"left out 3; train at most {config.steps - 3} steps, or leave until_tokens out of the last stage "
+        "(--allow-change data)"
+    )
