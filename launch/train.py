@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from checkpoint.events import CONFIG_FILE
 from checkpoint.manifest import CheckpointError
 from configs.load import ConfigError, dump, load
-from launch.config import TrainConfig, TrainingError
+from launch.config import LocalError, TrainConfig, TrainingError
 from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.data_history import read_history
@@ -44,15 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one rank to its end and return its exit code."""
     parsed = _parser().parse_args(arguments)
     adopt_mpi_names(os.environ)
-    first = os.environ.get("RANK", "0") == "0"
     try:
         config = load(parsed.config, TrainConfig, parsed.overrides)
         ranks = read_environment(os.environ)
         config.accumulation_steps(world_size=ranks.world_size)
         console = open_console(config.run_dir, rank=ranks.rank)
     except (ConfigError, TrainingError) as error:
-        if first:
-            print(*(f"launch train: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        rank = int(os.environ.get("RANK", "0"))
+        if speaks(rank=rank, local_rank=int(os.environ.get("LOCAL_RANK", "0"))):
+            whose = f"rank {rank}: " if rank else ""
+            print(*(f"launch train: {whose}{line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return 2
     watch_parents(launcher_pid=ranks.launcher_pid)
     choose_build_directory()
@@ -65,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(config, ranks, console, watchdog.heartbeat)
 
 
+def speaks(*, rank: int, local_rank: int) -> bool:
+    """Whether a rank has to tell what it has found before it knows of the others: rank 0, and the first of another
+    node, after a while in which it would have been ended if rank 0 had found the same."""
+    if rank and not local_rank:
+        time.sleep(FIRST_TO_END_S)
+    return not rank or not local_rank
+
+
 def _record_collectives(config: TrainConfig) -> None:
     """NCCL's flight recorder, for the hang that it shows; torch reads these as it is imported, and no CPU run does."""
     os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")
@@ -74,7 +83,7 @@ def _record_collectives(config: TrainConfig) -> None:
 
 def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbeat: Heartbeat) -> int:
     try:
-        inputs = read_inputs(config)
+        inputs = _read_inputs(config, ranks)
         start = _start_point(config, inputs) if ranks.is_first else None
         from launch.trainer.attempt import run_attempt
 
@@ -94,6 +103,17 @@ def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbea
         code = 1
     # not sys.exit: threads and the process group of a run that failed may wait for ever
     os._exit(code)
+
+
+def _read_inputs(config: TrainConfig, ranks: RankEnvironment) -> Inputs:
+    """Raises DatasetError or TrainingError on rank 0; on another, which may be the only one that lacks a dataset, a
+    LocalError where it has to tell it."""
+    try:
+        return read_inputs(config)
+    except (DatasetError, TrainingError) as error:
+        if ranks.is_first or not speaks(rank=ranks.rank, local_rank=ranks.local_rank):
+            raise
+        raise LocalError("\n".join(f"rank {ranks.rank}: {line}" for line in str(error).splitlines())) from error
 
 
 def _start_point(config: TrainConfig, inputs: Inputs) -> StartPoint:

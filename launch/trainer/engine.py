@@ -25,7 +25,7 @@ from launch.trainer.own_time import LayerClock
 from launch.trainer.ranks import RankEnvironment
 from model.activation_checkpointing import ActivationCheckpointing
 from model.cost import count_parameters
-from model.hf import PretrainedWeights
+from model.hf import PretrainedWeights, WeightsError
 from model.init import fill_parameter_
 from model.transformer import DecoderLayer, SmolLM2
 
@@ -63,7 +63,7 @@ def build_engine(
     if config.compile != "none":
         # compares the signatures of torch's constructors as it is imported, and zero.Init replaces them
         importlib.import_module("torch._dynamo")
-    fill = _choose_fill(config, say) if fill_weights else None
+    fill = _fill_of_first(config, ranks, say) if fill_weights else None
     shards_weights = config.zero.stage == 3
     with deepspeed.zero.Init(config_dict_or_path=settings, enabled=shards_weights):
         model = SmolLM2(
@@ -79,10 +79,10 @@ def build_engine(
     elif config.compile != "deepcompile":  # which has no hooks to save, and gathers by its own schedule
         set_z3_leaf_modules(model, [DecoderLayer])
     device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    if fill is not None:
+    if fill_weights:
         for name, parameter in model.named_parameters():
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
-                if ranks.is_first:
+                if fill is not None:
                     fill(name, parameter)
     optimizer = build_optimizer(model, config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
@@ -106,6 +106,21 @@ def _prepare_checkpointing(settings: ActivationCheckpointing, *, device_type: st
         partition_activations=settings.partition_activations,
         checkpoint_in_cpu=settings.cpu_checkpointing,
     )
+
+
+def _fill_of_first(config: TrainConfig, ranks: RankEnvironment, say: Callable[[str], None]) -> Fill | None:
+    """Rank 0's, who alone writes weights and so alone opens them. Raises TrainingError on every rank alike."""
+    fill, problem = None, [""]
+    if ranks.is_first:
+        try:
+            fill = _choose_fill(config, say)
+        except (TrainingError, WeightsError) as error:
+            problem = [str(error)]
+    if config.init_from is not None:
+        torch.distributed.broadcast_object_list(problem, src=0)
+    if problem[0]:
+        raise TrainingError(problem[0])
+    return fill
 
 
 def _choose_fill(config: TrainConfig, say: Callable[[str], None]) -> Fill:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,12 +21,15 @@ from launch.trainer.ranks import RankEnvironment
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_rank(rank: int | None, *arguments: str | Path, world_size: int = 2) -> subprocess.CompletedProcess[str]:
+def run_rank(
+    rank: int | None, *arguments: str | Path, world_size: int = 2, local_rank: int | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
     if rank is not None:
-        environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        environment |= {"RANK": str(rank), "WORLD_SIZE": str(world_size)}
+        environment["LOCAL_RANK"] = str(rank if local_rank is None else local_rank)
     command = [sys.executable, "-m", "launch.train", f"--local_rank={rank or 0}", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
 
@@ -60,9 +64,28 @@ def test_batch_that_does_not_divide_over_the_ranks_is_one_line(config: Path) -> 
     assert line.endswith("or use batch_tokens=768 or 1536")
 
 
-def test_other_ranks_leave_the_word_to_rank_0(config: Path) -> None:
-    ended = run_rank(1, config, "model.vocab_size=100")
+@pytest.mark.parametrize("mistake", ["model.vocab_size=100", "stepps=1"])
+def test_other_ranks_of_the_node_leave_the_word_to_its_first(config: Path, mistake: str) -> None:
+    ended = run_rank(1, config, mistake)
     assert (ended.returncode, ended.stdout, ended.stderr) == (2, "", "")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("data.sources.0.path=nowhere", "dataset nowhere does not exist"),
+        ("stepps=1", "unknown key stepps; did you mean steps?"),
+    ],
+)
+def test_first_rank_of_another_node_tells_what_it_may_be_alone_in(config: Path, mistake: str, words: str) -> None:
+    """A dataset or a config that one node lacks; had rank 0 found the same, this one would have been ended by now."""
+    began_s = time.monotonic()
+    ended = run_rank(1, config, mistake, local_rank=0)
+    assert time.monotonic() - began_s > train.FIRST_TO_END_S
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert line.startswith("launch train: rank 1: ")
+    assert words in line
 
 
 @pytest.mark.parametrize(("words", "waits"), [("Connection closed by peer", True), ("shape mismatch", False)])
