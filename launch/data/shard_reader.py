@@ -124,6 +124,11 @@ class TokenStream:
         first, last = (bisect_right(self._starts, place) - 1 for place in (start, stop - 1))
         return range(first, last + 1)
 
+    def is_here(self, start: int, stop: int) -> bool:
+        """Whether ids [start, stop) can be read without a copy from an object store."""
+        numbers = self.shards(start, stop)
+        return self.remote is None or all((self.dataset / self._records[number].path).exists() for number in numbers)
+
     @property
     def shard_count(self) -> int:
         return len(self._records)

@@ -18,7 +18,8 @@ from pathlib import Path
 from launch.config import LocalError, TrainingError
 
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed")
+# of gloo; GLHF ("good luck, have fun") is all that it says of a connection which it has closed for another's failure
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "GLHF")
 
 
 class Console:

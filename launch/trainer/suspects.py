@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from launch.data.loader import PackedSamples
 from launch.data.packing import sample_span
 from launch.data.rank_order import rank_sample_indices
 from launch.data.trace import documents_in
+from pipeline.shards.format import DatasetError
 
 MAX_SAMPLES_READ = 64  # whose documents are looked up; a step of a big run has thousands
 _DOCUMENTS_TOLD = 5
@@ -19,7 +21,8 @@ _DOCUMENTS_TOLD = 5
 
 @dataclass(frozen=True)
 class Suspects:
-    """`samples` are indices of the run's order, `documents` are `source/document_id`, of the first samples at least."""
+    """`samples` are indices of the run's order, `documents` are `source/document_id`, of the first samples at least,
+    as far as their shards are on this machine."""
 
     samples: tuple[int, ...]
     documents: tuple[str, ...]
@@ -27,10 +30,15 @@ class Suspects:
     @property
     def text(self) -> str:
         """`documents web/12, web/99 and 3 more, in 4 samples from 320 on`"""
+        if not self.documents:
+            return f"documents of shards that are not here (`launch trace` names them), {self._where}"
         more = len(self.documents) - _DOCUMENTS_TOLD
         named = ", ".join(self.documents[:_DOCUMENTS_TOLD]) + (f" and {more} more" if more > 0 else "")
-        count = f"{len(self.samples)} sample{'s' if len(self.samples) > 1 else ''}"
-        return f"documents {named}, in {count} from {self.samples[0]} on"
+        return f"documents {named}, {self._where}"
+
+    @property
+    def _where(self) -> str:
+        return f"in {len(self.samples)} sample{'s' if len(self.samples) > 1 else ''} from {self.samples[0]} on"
 
 
 def suspects_of(
@@ -53,7 +61,13 @@ def suspects_of(
     sources, places = samples.locate(indices[:MAX_SAMPLES_READ])
     documents: dict[str, None] = {}
     for number, place in zip(sources.tolist(), places.tolist(), strict=True):
-        source = samples.sources[number]
-        for span in documents_in(samples.streams[number], *sample_span(place, samples.sequence_length)):
-            documents[f"{source.name}/{span.document_id}"] = None
+        source, stream = samples.sources[number], samples.streams[number]
+        span = sample_span(place, samples.sequence_length)
+        # the ranks wait: no time to copy shards from a store
+        if not stream.is_here(*span):
+            continue
+        # nor may what only tells of a fault be one: a shard that is removed at this moment
+        with suppress(DatasetError):
+            for document in documents_in(stream, *span):
+                documents[f"{source.name}/{document.document_id}"] = None
     return Suspects(tuple(indices.tolist()), tuple(documents))
