@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 from launch.config import TrainConfig
@@ -13,6 +14,8 @@ from launch.data.shard_cache import ShardCache
 from launch.data.shard_reader import Remote
 from launch.data_config import SourceConfig
 from pipeline.shards.format import Split
+
+_ASKED_AT_ONCE = 16
 
 
 def stages_of(config: TrainConfig, split: Split) -> list[Stage]:
@@ -26,6 +29,16 @@ def stages_of(config: TrainConfig, split: Split) -> list[Stage]:
     ]
 
 
+def dataset_directories(config: TrainConfig) -> dict[str, Path]:
+    """`dataset_directory` of all sources, by name; object stores are asked for several at once. Raises DatasetError."""
+    remote = dict.fromkeys(source.path for source in config.data.sources if isinstance(source.path, str))
+    if remote:
+        with ThreadPoolExecutor(min(_ASKED_AT_ONCE, len(remote)), thread_name_prefix="manifests") as pool:
+            # the first that fails is raised
+            list(pool.map(partial(_mirror, cache_dir=config.data.cache_dir), remote))
+    return {source.name: dataset_directory(source, config) for source in config.data.sources}
+
+
 def dataset_directory(source: SourceConfig, config: TrainConfig) -> Path:
     """Where the manifest of a source lies: its own folder, or the mirror of an object store's, made here if need be.
 
@@ -34,11 +47,11 @@ def dataset_directory(source: SourceConfig, config: TrainConfig) -> Path:
     if isinstance(source.path, Path):
         return source.path
     assert config.data.cache_dir is not None, "DataConfig wants one for a URL"
-    return _mirror(source.path, config.data.cache_dir)
+    return _mirror(source.path, cache_dir=config.data.cache_dir)
 
 
 @cache  # a process reads one version of a dataset, and asks the store once
-def _mirror(url: str, cache_dir: Path) -> Path:
+def _mirror(url: str, *, cache_dir: Path) -> Path:
     return mirror_dataset(url, cache_dir)
 
 

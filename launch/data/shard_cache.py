@@ -7,7 +7,8 @@
 
 A shard is copied by one process while the others wait for it, and is used once its size and digest are the manifest's.
 What is removed to make room is what is needed last: the order of samples is arithmetic, so `needs` can say it. A shard
-is never removed for one that is needed later. A reader that has mapped a shard keeps its map when the file is removed.
+is never removed for one that is needed later, and one of `kept`, which is read again and again, only for one that is
+read now and has no other room. A reader that has mapped a shard keeps its map when the file is removed.
 
 A cache that is smaller than the datasets fetches shards again and again, since samples come in random order: it is
 there to bound the disk, and to copy what comes next while the step before it is computed.
@@ -42,13 +43,15 @@ class RemoteShard:
 
 
 class ShardCache:
-    """`needs` gives the paths of the shards that this node reads next, the soonest first; by default none is known."""
+    """`needs` gives the paths of the shards that this node reads next, the soonest first, `kept` are those of the
+    validation set; by default none is known."""
 
     def __init__(self, directory: Path, *, capacity_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.capacity_bytes = capacity_bytes
         self.needs: Callable[[], Sequence[Path]] = tuple
+        self.kept: frozenset[Path] = frozenset()
 
     def ensure(self, shard: RemoteShard) -> None:
         """Have a shard that is read now. Raises DatasetError if the store does not give it as the manifest says."""
@@ -104,8 +107,11 @@ class ShardCache:
             finished = [path for path in files if not path.name.endswith(".partial")]
             free_bytes = self.capacity_bytes - sum(status.st_size for status in files.values())
             uses = {path: place for place, path in reversed(list(enumerate(self.needs())))}
+            uses |= dict.fromkeys(self.kept, 0)
             # first what is not known to be needed, the longest unread first; then what is needed last
-            finished.sort(key=lambda path: (path in uses, -uses.get(path, 0), files[path].st_atime_ns))
+            finished.sort(
+                key=lambda path: (path in uses, -uses.get(path, 0), path in self.kept, files[path].st_atime_ns)
+            )
             removed = []
             for path in finished:
                 if free_bytes >= shard.size_bytes or uses.get(path, len(uses)) <= next_use:
@@ -124,7 +130,14 @@ class ShardCache:
                 )
             for path in removed:
                 path.unlink(missing_ok=True)
-            os.truncate(file.fileno(), shard.size_bytes)
+            try:
+                # and of the disk, which may be fuller than this folder
+                os.posix_fallocate(file.fileno(), 0, shard.size_bytes)
+            except OSError as error:
+                raise DatasetError(
+                    f"data.cache_dir={self.directory} has no room for shard {shard.url} of {shard.size_bytes:,} bytes "
+                    f"({error.strerror}); free space there, or lower data.cache_bytes={self.capacity_bytes}"
+                ) from None
         return True
 
     def _files(self) -> dict[Path, os.stat_result]:

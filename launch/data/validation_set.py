@@ -8,11 +8,25 @@ returns add up to a sum for each source.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
 from launch.data.loader import PackedSamples
-from launch.data.packing import IGNORED_LABEL, Batch
+from launch.data.packing import IGNORED_LABEL, Batch, sample_span
+
+
+def validation_shards(samples: PackedSamples, *, sequences: int) -> frozenset[Path]:
+    """In the cache of an object store, the shards that the first sequences lie in."""
+    sources, places = samples.locate(np.arange(min(sequences, samples.samples_before_repeat), dtype=np.int64))
+    paths = set()
+    for source in np.unique(sources):
+        stream = samples.streams[source]
+        if stream.remote is not None:
+            first, behind = sample_span(places[sources == source], samples.sequence_length)
+            numbers = np.unique(stream.shard_numbers(np.concatenate([first, behind - 1])))
+            paths |= {stream.remote_shard(number).path for number in numbers.tolist()}
+    return frozenset(paths)
 
 
 def validation_batches(

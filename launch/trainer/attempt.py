@@ -18,12 +18,13 @@ from checkpoint.manifest import step_name
 from launch.config import LocalError, TrainConfig, TrainingError, flatten
 from launch.data.loader import PackedSamples
 from launch.data.run_samples import run_samples
+from launch.data.validation_set import validation_shards
 from launch.trainer.compilation import check_compile
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import DTYPES, Engine, build_engine
 from launch.trainer.heartbeat import Heartbeat
-from launch.trainer.inputs import Inputs
+from launch.trainer.inputs import Inputs, probe_rows
 from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.ranks import RankEnvironment
@@ -96,6 +97,9 @@ def _build(
     try:
         train = _samples(config, ranks, "train")
         validation = _samples(config, ranks, "validation")
+        if validation.cache is not None:
+            sequences = max(config.validation.sequences, probe_rows(config.data.sequence_length))
+            validation.cache.kept = validation_shards(validation, sequences=sequences)
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
         dtype, head_dim = DTYPES[config.precision], config.model.head_dim

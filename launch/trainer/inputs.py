@@ -11,7 +11,7 @@ from checkpoint.manifest import MIN_PROBE_TOKENS
 from launch.config import TrainConfig, TrainingError
 from launch.data.mixture import MAX_PERIOD
 from launch.data.packing import samples_in
-from launch.data.run_samples import dataset_directory, stages_of
+from launch.data.run_samples import dataset_directories, stages_of
 from launch.data.schedule import Schedule
 from launch.trainer.prompts import prompt_problems
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, Split, TokenizerRecord, digest_file, read_manifest
@@ -44,7 +44,7 @@ class Inputs:
 
 def read_inputs(config: TrainConfig) -> Inputs:
     """Raises DatasetError for a dataset that is missing, TrainingError, with all problems, for one unfit."""
-    folders = {source.name: dataset_directory(source, config) for source in config.data.sources}
+    folders = dataset_directories(config)
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
     first = config.data.sources[0]
     tokenizer_file = folders[first.name] / TOKENIZER_FILE

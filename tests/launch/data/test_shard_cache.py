@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -127,6 +128,45 @@ def test_a_store_without_credentials_is_one_line(bucket: Any, monkeypatch: pytes
 def test_a_dataset_that_is_not_there_is_one_line(counted: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"^dataset counted://other is not finished, or not there \(no manifest"):
         mirror_dataset("counted://other", tmp_path / "cache")
+
+
+def test_what_validation_reads_is_removed_only_for_what_is_read_now(counted: str, tmp_path: Path) -> None:
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=2)
+    cache.kept = frozenset([shards[0].path])
+    cache.needs = lambda: [shards[number].path for number in (1, 2, 3)]
+    cache.ensure(shards[0])
+    cache.ensure(shards[1])
+    # 1 is needed sooner, and 0 is kept
+    assert not cache.prefetch(shards[2], next_use=1)
+    assert names(cache) == [0, 1]
+    cache.ensure(shards[2])
+    assert names(cache) == [0, 2]
+    # the largest of them has all of the folder for itself
+    alone = cache_of(tmp_path, shards, room=1)
+    alone.kept = cache.kept
+    alone.ensure(shards[3])
+    assert names(alone) == [3]
+
+
+def test_full_disk_is_told_as_one_and_not_asked_of_the_store_again(
+    counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*parts: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=3)
+    Counted.opened.clear()
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        DatasetError,
+        match=r"^data.cache_dir=.* has no room for shard counted://data/.* of [\d,]+ bytes \(No space left on device\)"
+        r"; free space there, or lower data.cache_bytes=\d+$",
+    ):
+        cache.ensure(shards[0])
+    assert Counted.opened == []
+    assert list(cache.directory.glob("*/.*.partial")) == []
 
 
 def test_what_is_needed_last_is_removed_first(counted: str, tmp_path: Path) -> None:

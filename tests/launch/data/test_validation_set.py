@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from launch.data.loader import PackedSamples, Source
+from launch.data.object_store import mirror_dataset
 from launch.data.packing import IGNORED_LABEL
-from launch.data.validation_set import validation_batches
+from launch.data.shard_cache import ShardCache
+from launch.data.shard_reader import Remote
+from launch.data.validation_set import validation_batches, validation_shards
 
 SEQUENCE = 8
 
@@ -77,3 +80,20 @@ def test_the_set_ends_before_a_source_repeats(samples):
     assert chosen[-1] == 0
     read = [row for batches in dealt(samples, 10**6, 4, 2) for _, batch in batches for row in counted_rows(batch)]
     assert len(read) == samples.samples_before_repeat
+
+
+def test_shards_of_the_set_are_those_that_reading_it_copies(tmp_path, make_dataset, random_documents):
+    data = make_dataset(tmp_path / "data", [[1] * 20], validation=random_documents(60, seed=4), documents_per_shard=10)
+    cache = ShardCache(tmp_path / "cache", capacity_bytes=1 << 30)
+    source = Source("web", mirror_dataset(f"file://{data}", cache.directory), 1.0, Remote(f"file://{data}", cache))
+    remote = PackedSamples([source], seed=0, sequence_length=SEQUENCE, split="validation", shuffle=False)
+    assert remote.samples_before_repeat > 40
+    expected = validation_shards(remote, sequences=40)
+    assert not list(cache.directory.glob("*/**/*.arrow"))
+    list(validation_batches(remote, sequences=40, micro_batch_size=4, rank=0, world_size=1))
+    assert set(cache.directory.glob("*/**/*.arrow")) == expected
+    assert 1 < len(expected) < 6
+
+
+def test_shards_on_a_disk_are_in_no_cache(samples):
+    assert validation_shards(samples, sequences=4) == frozenset()
