@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from launch.cluster.devices import DEVICES, Device
-from launch.cluster.zero_states import DTYPE_BYTES, Zero, bucket_bytes, sent_bytes, zero_states
+from launch.cluster.zero_states import DTYPE_BYTES, Zero, bucket_bytes, save_copy_bytes, sent_bytes, zero_states
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.throughput import peak_flops
 from model.activation_checkpointing import ActivationCheckpointing
@@ -65,7 +65,8 @@ class MemoryBytes:
 
 @dataclass(frozen=True)
 class Row:
-    """`tokens_per_second` is of all ranks together; all times are None in float32, for which no peak is known."""
+    """`tokens_per_second` is of all ranks together; all times are None in float32, for which no peak is known.
+    `host_bytes` of a rank: the optimizer's states, if they are there, and the copy of an asynchronous save."""
 
     world_size: int
     zero: str
@@ -192,7 +193,8 @@ def _memory(
         activations=activations.kept,
         working=activations.peak - activations.kept,
     )
-    return memory, states.on_host
+    copied = save_copy_bytes(config, zero, world_size=world_size) if config.checkpoint.asynchronous else 0
+    return memory, states.on_host + copied
 
 
 def _attention(config: TrainConfig, device: Device) -> AttentionKind:

@@ -6,7 +6,7 @@ the tensors of real engines and with what they hand to torch.distributed, for st
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launch.config import TrainConfig
 from model.cost import count_parameters
@@ -78,6 +78,13 @@ def zero_states(config: TrainConfig, zero: Zero, *, world_size: int) -> ZeroStat
     if not zero.optimizer_on_host:
         return states
     return ZeroStates(states.parameters, 0, 0, 0, on_host=states.total - states.parameters)
+
+
+def save_copy_bytes(config: TrainConfig, zero: Zero, *, world_size: int) -> int:
+    """Of the state that rank 0 saves, copied into the host's memory by an asynchronous save
+    (`launch/trainer/host_copy.py`): up to stage 2 it saves the weights too."""
+    states = zero_states(config, replace(zero, optimizer_on_host=False), world_size=world_size)
+    return states.master + states.moments + (states.parameters if zero.stage < 3 else 0)
 
 
 def bucket_bytes(config: TrainConfig, zero: Zero) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,57 +55,53 @@ def preflight(
     say: Callable[[str], None],
 ) -> list[Finding]:
     """`kept` checkpoints must fit at once. Raises LauncherError or SlurmError where not even the nodes are known."""
-    folder = config.run_dir / PROBE_FOLDER
+    findings: list[Finding] = []
+    with _probe_folder(config.run_dir):
+        placement, hosts = _place(config, environment, findings, device_count=device_count)
+        if not hosts:
+            return findings
+        say(f"asking {len(hosts)} node{'s' * (len(hosts) != 1)}")
+        child = child_environment(
+            environment, placement, device_count=device_count, core_count=core_count, launcher_pid=0
+        )
+        child.pop("SMOLLM2_LAUNCHER_PID", None)
+        token = secrets.token_hex(8)
+        nodes = _ask_nodes(config, placement, hosts, token, child, findings)
+        if nodes:
+            # the launcher may stand on a machine without GPUs
+            has_gpus = device_count > 0 or any(node.seen.get("gpus") for node in nodes)
+            wants_gpus = has_gpus and environment.get("DS_ACCELERATOR") != "cpu"
+            # up to stage 2 the weights stand beside the optimizer's state, not in it
+            weight_bytes = DTYPE_BYTES[config.precision] if config.zero.stage < 3 else 0
+            per_parameter = CHECKPOINT_BYTES_PER_PARAMETER + weight_bytes
+            checkpoint_bytes = per_parameter * count_parameters(config.model).total
+            findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
+            findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
+        findings += _data(config)
+        ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
+        findings += _batch(config, ranks)
+        blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
+        if blocking:
+            why = f"a trial needs these mended first: {', '.join(blocking)}"
+            return [*findings, not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
+        say(f"a trial on {ranks} rank{'s' * (ranks != 1)}, at most {trial_timeout_s:g} s")
+        try:
+            findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s)
+        except (LauncherError, FileNotFoundError) as error:
+            findings.append(problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that"))
+    return findings
+
+
+@contextlib.contextmanager
+def _probe_folder(run_dir: Path) -> Iterator[None]:
+    folder = run_dir / PROBE_FOLDER
     # what cannot be made here is told of each node
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _check(config, environment, device_count, core_count, kept, trial_timeout_s, say)
+        yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check(
-    config: TrainConfig,
-    environment: Mapping[str, str],
-    device_count: int,
-    core_count: int,
-    kept: int,
-    trial_timeout_s: float,
-    say: Callable[[str], None],
-) -> list[Finding]:
-    findings: list[Finding] = []
-    placement, hosts = _place(config, environment, findings, device_count=device_count)
-    if not hosts:
-        return findings
-    say(f"asking {len(hosts)} node{'s' * (len(hosts) != 1)}")
-    child = child_environment(environment, placement, device_count=device_count, core_count=core_count, launcher_pid=0)
-    child.pop("SMOLLM2_LAUNCHER_PID", None)
-    token = secrets.token_hex(8)
-    nodes = _ask_nodes(config, placement, hosts, token, child, findings)
-    if nodes:
-        # the launcher may stand on a machine without GPUs
-        has_gpus = device_count > 0 or any(node.seen.get("gpus") for node in nodes)
-        wants_gpus = has_gpus and environment.get("DS_ACCELERATOR") != "cpu"
-        # up to stage 2 the weights stand beside the optimizer's state, not in it
-        weight_bytes = DTYPE_BYTES[config.precision] if config.zero.stage < 3 else 0
-        per_parameter = CHECKPOINT_BYTES_PER_PARAMETER + weight_bytes
-        checkpoint_bytes = per_parameter * count_parameters(config.model).total
-        findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
-        findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
-    findings += _data(config)
-    ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
-    findings += _batch(config, ranks)
-    blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
-    if blocking:
-        why = f"a trial needs these mended first: {', '.join(blocking)}"
-        return [*findings, not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
-    say(f"a trial on {ranks} rank{'s' * (ranks != 1)}, at most {trial_timeout_s:g} s")
-    try:
-        findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s)
-    except (LauncherError, FileNotFoundError) as error:
-        findings.append(problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that"))
-    return findings
 
 
 def _place(

@@ -26,6 +26,7 @@ from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
 
 TIMEOUT_EXIT_CODE = 72
+OVER_TIME = "did not end in"
 ROUNDS = 5
 
 
@@ -143,7 +144,7 @@ def _speaker(ranks: RankEnvironment) -> Any:
 
 
 def _give_up(say: Any, stage: dict[str, str], timeout_s: float) -> None:
-    say({"failed": stage["at"], "why": f"did not end in {timeout_s:g} s"})
+    say({"failed": stage["at"], "why": f"{OVER_TIME} {timeout_s:g} s"})
     os._exit(TIMEOUT_EXIT_CODE)
 
 

@@ -18,11 +18,15 @@ from launch.cluster.launcher import Placement, command_for
 from launch.config import TrainConfig
 from launch.preflight.findings import Finding, not_checked, ok, problem
 from launch.preflight.node_probe import PREFIX, encode
-from launch.preflight.rank_probe import RankJob
+from launch.preflight.rank_probe import OVER_TIME, RankJob
 
 RANK_MODULE = "launch.preflight.rank_probe"
 _GRACE_S = 30.0  # for the launcher to see that its ranks have ended
 _ALL_REDUCE, _STEP = "all-reduce", "step"
+_NETWORK_FIX = (
+    "see that the nodes reach each other on the master's address and port, and name the interface (NCCL_SOCKET_IFNAME "
+    "or GLOO_SOCKET_IFNAME in .deepspeed_env)"
+)
 
 
 def run_trial(
@@ -79,15 +83,11 @@ def _is_of_the_step(failure: Mapping[str, Any]) -> bool:
 
 def _failure(config: TrainConfig, failure: Mapping[str, Any]) -> Finding:
     what = f"rank {failure['rank']}: {failure['failed']}: {failure['why']}"
-    if _is_of_the_step(failure):
-        return problem(_STEP, failure["node"], what, _fix(config, failure))
-    return problem(
-        _ALL_REDUCE,
-        failure["node"],
-        what,
-        "see that the nodes reach each other on the master's address and port, and name the interface "
-        "(NCCL_SOCKET_IFNAME or GLOO_SOCKET_IFNAME in .deepspeed_env)",
-    )
+    check = _STEP if _is_of_the_step(failure) else _ALL_REDUCE
+    fix = _step_fix(config, failure) if check == _STEP else _NETWORK_FIX
+    if str(failure["why"]).startswith(OVER_TIME):
+        fix = f"raise --timeout; if it then does not end either, {fix}"
+    return problem(check, failure["node"], what, fix)
 
 
 def _summary(config: TrainConfig, check: str, figures: Sequence[Mapping[str, Any]]) -> Finding:
@@ -106,7 +106,9 @@ def _summary(config: TrainConfig, check: str, figures: Sequence[Mapping[str, Any
     return ok(check, "all", f"forward, backward and step of {size} in {slowest_s:.2f} s{memory}")
 
 
-def _fix(config: TrainConfig, failure: Mapping[str, Any]) -> str:
+def _step_fix(config: TrainConfig, failure: Mapping[str, Any]) -> str:
+    if str(failure["why"]).startswith(OVER_TIME):
+        return "start launch train, whose watchdog says where it hangs"
     if "out of memory" in failure["why"].lower():
         return (
             f"lower micro_batch_size={config.micro_batch_size}, or take activation_checkpointing=full; "

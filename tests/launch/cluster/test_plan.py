@@ -59,10 +59,19 @@ def test_each_stage_divides_one_thing_more() -> None:
 
 def test_offload_leaves_the_parameters_on_the_gpu_and_hpz_adds_a_copy_a_machine() -> None:
     offloaded = rows()["3 offload", "none"]
-    assert (states(offloaded), offloaded.host_bytes) == (2 * PARAMETERS // 8, 16 * PARAMETERS // 8)
+    # gradients, master copy and moments, and of the latter two the copy of a save
+    assert (states(offloaded), offloaded.host_bytes) == (2 * PARAMETERS // 8, (16 + 12) * PARAMETERS // 8)
     hpz = rows(world_size=64)["3 hpZ 8", "none"].memory
     assert hpz.parameters == PARAMETERS // 32 + PARAMETERS // 4
     assert ("3 hpZ 8", "none") not in rows(world_size=8)
+
+
+def test_asynchronous_save_copies_what_rank_0_saves_to_the_host() -> None:
+    planned = rows(world_size=8)
+    share = 12 * PARAMETERS // 8
+    host = {stage: planned[stage, "none"].host_bytes for stage in ("1", "2", "3")}
+    assert host == {"1": share + 2 * PARAMETERS, "2": share + 2 * PARAMETERS, "3": share}
+    assert own("checkpoint.asynchronous=false").host_bytes == 0
 
 
 def test_muon_has_one_moment_for_the_layers_matrices() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from configs.load import load
 from launch.config import TrainConfig
+from launch.preflight.rank_probe import OVER_TIME
 from launch.preflight.trial import judge
 
 
@@ -45,6 +46,21 @@ def test_rank_that_fails_in_the_all_reduce_leaves_the_step_unchecked(judged: Any
         ("all-reduce", "problem", "rank 1: the all-reduce: did not end in 5 s"),
         ("step", "not checked", "the ranks did not come that far"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("stage", "check", "then"),
+    [
+        ("starting", "all-reduce", "see that the nodes reach each other"),
+        ("building the model", "step", "start launch train, whose watchdog says where it hangs"),
+        ("a step of 4 x 64 tokens", "step", "start launch train, whose watchdog says where it hangs"),
+    ],
+)
+def test_time_that_is_over_is_given_more_first(config: Path, stage: str, check: str, then: str) -> None:
+    failed = {"rank": 0, "node": "a", "failed": stage, "why": f"{OVER_TIME} 5 s"}
+    first = next(iter(judge(load(config, TrainConfig), [failed], ranks=2)))
+    assert first.check == check
+    assert first.fix.startswith(f"raise --timeout; if it then does not end either, {then}")
 
 
 def test_memory_that_is_too_small_is_a_problem_of_the_step(judged: Any, config: Path) -> None:
