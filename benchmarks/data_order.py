@@ -24,12 +24,12 @@ import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch  # noqa: F401  (what a run has imported before it comes to its order)
+from megatron_dataset import open_gpt_dataset
 
 from launch.data.loader import Loader, PackedSamples, Source
 from launch.data.schedule import Stage
@@ -122,24 +122,7 @@ class MegatronOrder:
     """Megatron's GPTDataset over a .idx of documents; its .bin is a file of holes, and is not read here."""
 
     def __init__(self, prefix: Path, samples: int) -> None:
-        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-        from megatron.core.datasets.utils import Split
-
-        tokenizer: Any = SimpleNamespace(eod=0, unique_identifiers={"name": "-"}, pad=0, vocab_size=49_152)
-        config = GPTDatasetConfig(
-            random_seed=0,
-            sequence_length=SEQUENCE,
-            split="1,0,0",
-            blend=([str(prefix)], None),
-            tokenizer=tokenizer,
-            reset_position_ids=False,
-            reset_attention_mask=False,
-            eod_mask_loss=False,
-            create_attention_mask=False,
-        )
-        documents = GPTDataset.build_low_level_dataset(str(prefix), config)
-        every = np.arange(len(documents.document_indices) - 1, dtype=np.int32)
-        self.dataset = GPTDataset(documents, str(prefix), every, samples, Split.train, config)
+        self.dataset = open_gpt_dataset(prefix, samples, sequence_length=SEQUENCE)
 
     def seek(self, samples: np.ndarray) -> np.ndarray:
         chosen = self.dataset.shuffle_index[samples]

@@ -6,13 +6,14 @@ of them it is given in a call. It imports its package itself: one that is not in
 
 from __future__ import annotations
 
+import importlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from megatron_dataset import open_gpt_dataset
 
 SEQUENCE = 2048
 BATCH = 64
@@ -32,9 +33,7 @@ def datasets_rows(file: Path) -> dict[str, Reader]:
 
 def megatron(ids: np.ndarray, folder: Path) -> dict[str, Reader]:
     """Megatron's GPTDataset over the documents: its own samples, and the numpy query below them."""
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.utils import Split
-
+    importlib.import_module("megatron.core")  # one that is missing is noticed before gigabytes are written
     prefix, lengths = folder / "megatron", np.diff(np.flatnonzero(ids == 0), prepend=-1)
     ids.tofile(prefix.with_suffix(".bin"))
     starts = np.cumsum(lengths) - lengths
@@ -42,22 +41,7 @@ def megatron(ids: np.ndarray, folder: Path) -> dict[str, Reader]:
         file.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, len(lengths), len(lengths) + 1))
         for part in (lengths.astype("<i4"), (2 * starts).astype("<i8"), np.arange(len(lengths) + 1, dtype="<i8")):
             file.write(part.tobytes())
-    tokenizer: Any = SimpleNamespace(eod=0, unique_identifiers={"name": "-"}, pad=1, vocab_size=49_152)
-    config = GPTDatasetConfig(
-        random_seed=0,
-        sequence_length=SEQUENCE,
-        split="1,0,0",
-        blend=([str(prefix)], None),
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-    )
-    documents = GPTDataset.build_low_level_dataset(str(prefix), config)
-    samples = int(lengths.sum() - 1) // SEQUENCE
-    every = np.arange(len(lengths), dtype=np.int32)
-    dataset = GPTDataset(documents, str(prefix), every, samples, Split.train, config)
+    dataset = open_gpt_dataset(prefix, int(lengths.sum() - 1) // SEQUENCE, sequence_length=SEQUENCE)
     query = dataset._query_document_sample_shuffle_indices
     return {
         "Megatron GPTDataset, by index": (lambda at: dataset[int(at[0])], 1),

@@ -1,4 +1,4 @@
-"""A disk of a chosen size and an object store, for the tests of every room."""
+"""A disk of a chosen size, an object store and the config of a tiny run, for the tests of every room."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 SERVER = """
 import sys, time
@@ -20,6 +21,39 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+
+
+TINY = {
+    "name": "tiny",
+    "seed": 7,
+    "model": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.15,
+    },
+    "batch_tokens": 1024,
+    "micro_batch_size": 4,
+    "precision": "float32",
+    "optimizer": {"learning_rate": 1e-2},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., str]:
+    """`tiny_config(run, {"chain": dataset}, steps=12, …)`: a config file for a run of two layers, which trains in
+    seconds on sequences of 64 tokens."""
+
+    def text(run: Path, sources: Mapping[str, Path], **settings: Any) -> str:
+        named = [{"name": name, "path": str(path)} for name, path in sources.items()]
+        data = {"sources": named, "sequence_length": 64}
+        return str(yaml.safe_dump({"run_dir": str(run), "data": data, **TINY, **settings}, sort_keys=False))
+
+    return text
 
 
 @pytest.fixture

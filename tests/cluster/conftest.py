@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,23 +30,13 @@ NODES = ("nodea", "nodeb")
 ADDRESSES = {"nodea": "10.77.0.1", "nodeb": "10.77.0.2"}
 SSH_PORT = 2222
 STARTED_S = 30.0
-CONFIG = """
-run_dir: {folder}/run
-name: tiny
-seed: 7
-model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-  num_key_value_heads: 2, max_position_embeddings: 64, initializer_range: 0.15}}
-data: {{sources: [{{name: random, path: {data}}}], sequence_length: 64}}
-batch_tokens: 1024
-micro_batch_size: 4
-precision: float32
-steps: 12
-optimizer: {{learning_rate: 1e-2}}
-schedule: {{name: wsd, warmup_steps: 3, decay_steps: 4}}
-checkpoint: {{every_steps: 6}}
-validation: {{every_steps: 6, sequences: 21}}
-launcher: {{master_port: 29900}}
-"""
+SETTINGS = {
+    "steps": 12,
+    "schedule": {"name": "wsd", "warmup_steps": 3, "decay_steps": 4},
+    "checkpoint": {"every_steps": 6},
+    "validation": {"every_steps": 6, "sequences": 21},
+    "launcher": {"master_port": 29900},
+}
 
 
 @dataclass
@@ -138,13 +128,15 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, tiny_config: Callable[..., str]) -> Iterator[Cluster]:
     """Two nodes for one test; skips, with the reason, where they cannot be had."""
     _need_what_it_takes()
     cluster = Cluster(tmp_path, {node: f"smollm2-{os.getpid()}-{node}" for node in NODES})
     try:
         _connect(cluster)
         _write_configs(cluster)
+        config = tiny_config(tmp_path / "run", {"random": _write_dataset(tmp_path / "data")}, **SETTINGS)
+        (tmp_path / "tiny.yaml").write_text(config)
         for node in NODES:
             _start_node(cluster, node)
         yield cluster
@@ -211,7 +203,6 @@ def _write_configs(cluster: Cluster) -> None:
     (folder / ".deepspeed_env").write_text(
         f"PATH={path}\nOMP_NUM_THREADS=1\nDS_ACCELERATOR=cpu\nGLOO_SOCKET_IFNAME=eth0\n"
     )
-    (folder / "tiny.yaml").write_text(CONFIG.format(folder=folder, data=_write_dataset(folder / "data")))
 
 
 def _start_node(cluster: Cluster, node: str) -> None:

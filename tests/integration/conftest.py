@@ -23,24 +23,14 @@ from pipeline.shards import format as contract
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 30
-CONFIG = """
-run_dir: {run}
-name: tiny
-seed: 7
-model: {{vocab_size: 256, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4,
-  num_key_value_heads: 2, max_position_embeddings: 64, initializer_range: 0.15}}
-data: {{sources: [{{name: chain, path: {data}}}], sequence_length: 64}}
-batch_tokens: 1024
-micro_batch_size: 4
-precision: float32
-steps: {steps}
-optimizer: {{learning_rate: 1e-2}}
-schedule: {{name: wsd, warmup_steps: 3, decay_steps: 10}}
-checkpoint: {{every_steps: 10}}
-validation: {{every_steps: 15, sequences: 21}}
-logging: {{every_steps: 10}}
-launcher: {{ranks_per_node: 2}}
-"""
+SETTINGS = {
+    "steps": STEPS,
+    "schedule": {"name": "wsd", "warmup_steps": 3, "decay_steps": 10},
+    "checkpoint": {"every_steps": 10},
+    "validation": {"every_steps": 15, "sequences": 21},
+    "logging": {"every_steps": 10},
+    "launcher": {"ranks_per_node": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -158,12 +148,14 @@ def chain_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_config(tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path) -> Callable[[Path], Path]:
+def write_config(
+    tmp_path_factory: pytest.TempPathFactory, chain_dataset: Path, tiny_config: Callable[..., str]
+) -> Callable[[Path], Path]:
     """The config of the tiny run in a folder, as a file."""
 
     def write(run: Path) -> Path:
         config = tmp_path_factory.mktemp("config") / "tiny.yaml"
-        config.write_text(CONFIG.format(run=run, data=chain_dataset, steps=STEPS))
+        config.write_text(tiny_config(run, {"chain": chain_dataset}, **SETTINGS))
         return config
 
     return write
