@@ -46,6 +46,7 @@ class Cluster:
     folder: Path
     namespaces: dict[str, str]
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """`python -m launch ARGUMENTS` on nodea, in a PID namespace of its own."""
@@ -62,7 +63,7 @@ class Cluster:
         }
         inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts"]
         named = ["sh", "-c", f'hostname {node} && exec "$@"', "sh"]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["ip", "netns", "exec", self.namespaces[node], *inside, *named, *command],
             cwd=self.folder,
             env=environment,
@@ -71,6 +72,8 @@ class Cluster:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def train(self, *overrides: str) -> subprocess.Popen[str]:
         hostfile = f"launcher.hostfile={self.folder / 'hostfile'}"
@@ -118,7 +121,8 @@ class Cluster:
         subprocess.run(["nsenter", "-t", first, "-m", "-n", *command], check=True)
 
     def stop(self) -> None:
-        for process in self.nodes.values():
+        # a test that has failed leaves what it has started
+        for process in (*self.started, *self.nodes.values()):
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL)
             process.wait(timeout=30)
