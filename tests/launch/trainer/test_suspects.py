@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import pytest
 from launch.config import TrainConfig
 from launch.data.loader import PackedSamples, Source
 from launch.data.object_store import mirror_dataset
-from launch.data.packing import sample_span
 from launch.data.shard_cache import ShardCache
 from launch.data.shard_reader import Remote
 from launch.data.trace import documents_in
@@ -66,32 +64,39 @@ def test_stretch_holds_the_documents_that_it_touches(samples: PackedSamples) -> 
     assert documents_between(230, 232) == ["train-0-6", "train-1-0"]
 
 
-def remote_samples(config: TrainConfig, folder: Path) -> PackedSamples:
-    """The dataset in a store that is gone once its manifest has been read, behind an empty cache."""
-    data = config.data.sources[0].path
-    cache = ShardCache(folder / "cache", capacity_bytes=1 << 30)
-    source = Source("chain", mirror_dataset(f"file://{data}", cache.directory), 1.0, Remote("file:///nowhere", cache))
+@pytest.fixture
+def remote(config: TrainConfig, tmp_path: Path) -> PackedSamples:
+    """The dataset in a store, behind an empty cache."""
+    url = f"file://{config.data.sources[0].path}"
+    cache = ShardCache(tmp_path / "cache", capacity_bytes=1 << 30)
+    source = Source("chain", mirror_dataset(url, cache.directory), 1.0, Remote(url, cache))
     return PackedSamples([source], seed=config.seed, sequence_length=64)
 
 
-def test_documents_are_named_as_far_as_their_shards_are_here(config: TrainConfig, tmp_path: Path) -> None:
-    """The ranks wait meanwhile, and a store that fails now must not end the run."""
-    samples = remote_samples(config, tmp_path)
-    nothing = suspects_of(samples, config, batch_number=3, ranks=(0,), world_size=2)
-    assert nothing.documents == ()
-    assert nothing.text == (
-        "documents of shards that are not here (`launch trace` names them), in 8 samples from 32 on"
-    )
-    stream = samples.streams[0]
-    _, places = samples.locate(np.array(nothing.samples))
-    [first, *_] = stream.shards(*sample_span(int(places[0]), 64))
-    for number in stream.shards(*sample_span(int(places[0]), 64)):
-        shard = stream.remote_shard(number)
-        shard.path.parent.mkdir(exist_ok=True)
-        shutil.copy(config.data.sources[0].path / stream.record(number).path, shard.path)
-    some = suspects_of(samples, config, batch_number=3, ranks=(0,), world_size=2)
+def shards_here(samples: PackedSamples) -> list[Path]:
+    assert samples.cache is not None
+    return sorted(samples.cache.directory.glob("*/**/*.arrow"))
+
+
+def test_nothing_is_copied_from_a_store_to_name_documents(config: TrainConfig, remote: PackedSamples) -> None:
+    """The ranks wait meanwhile, and the watchdog would take it for a hang."""
+    found = suspects_of(remote, config, batch_number=3, ranks=(0,), world_size=2)
+    assert shards_here(remote) == []
+    assert found.text == "documents of shards that are not here (`launch trace` names them), in 8 samples from 32 on"
+    remote.read(np.array(found.samples[:1]))
+    read = shards_here(remote)
+    some = suspects_of(remote, config, batch_number=3, ranks=(0,), world_size=2)
     assert some.documents
-    assert some.documents[0].startswith(f"chain/train-{first}-")
+    assert shards_here(remote) == read
+
+
+def test_shard_that_cannot_be_read_leaves_its_documents_unnamed(config: TrainConfig, remote: PackedSamples) -> None:
+    """What only tells of a bad step must not end the run."""
+    found = suspects_of(remote, config, batch_number=3, ranks=(0,), world_size=2)
+    remote.read(np.array(found.samples))
+    for shard in shards_here(remote):
+        shard.write_bytes(b"damaged")
+    assert suspects_of(remote, config, batch_number=3, ranks=(0,), world_size=2).documents == ()
 
 
 def test_text_tells_the_first_and_counts_the_rest() -> None:
