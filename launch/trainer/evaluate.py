@@ -69,10 +69,11 @@ def validation_losses(
             labels = batch.labels.to(engine.device)
             loss = engine.deepspeed(batch.input_ids.to(engine.device), document_ids=document_ids, labels=labels)
             counted = batch.labels[batch.labels != IGNORED_LABEL]
-            text_bytes = 0 if lengths is None else int(lengths[counted].sum())
+            # a node without the tokenizer makes the sum none at all, instead of too small
+            text_bytes = math.nan if lengths is None else float(lengths[counted].sum())
             # the mean of no label at all is 0 by the model's contract, so a filling row adds nothing
             sums[source, 0] += loss.double() * len(counted)
-            sums[source, 1:] += torch.tensor([len(counted), text_bytes], device=engine.device)
+            sums[source, 1:] += torch.tensor([len(counted), text_bytes], dtype=sums.dtype, device=sums.device)
     torch.distributed.all_reduce(sums)
     return _means(sums.cpu(), [source.name for source in samples.sources])
 
@@ -82,10 +83,10 @@ def _means(sums: torch.Tensor, names: Sequence[str]) -> ValidationLosses:
     by_source = [(name, *row) for name, row in zip(names, sums.tolist(), strict=True)]
     return ValidationLosses(
         loss=total / tokens,
-        bits_per_byte=total / math.log(2) / text_bytes if text_bytes else None,
+        bits_per_byte=total / math.log(2) / text_bytes if text_bytes > 0 else None,
         # a share that is small may have no sequence in the set
         loss_by_source={name: loss / count for name, loss, count, _ in by_source if count},
-        bits_per_byte_by_source={name: loss / math.log(2) / size for name, loss, _, size in by_source if size},
+        bits_per_byte_by_source={name: loss / math.log(2) / size for name, loss, _, size in by_source if size > 0},
     )
 
 

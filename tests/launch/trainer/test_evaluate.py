@@ -13,6 +13,7 @@ import torch
 
 from launch.config import TrainConfig
 from launch.data.loader import PackedSamples, Source
+from launch.trainer import evaluate
 from launch.trainer.engine import Engine
 from launch.trainer.evaluate import measure_probe, validation_losses
 from launch.trainer.inputs import probe_rows
@@ -165,3 +166,21 @@ def test_losses_by_source_are_means_over_its_own_sequences(
 def test_without_bytes_there_are_nats_only(engine: Engine, samples: PackedSamples, config: TrainConfig) -> None:
     told = validation_losses(engine, samples, config, RankEnvironment(0, 1, 0, None)).metrics()
     assert list(told) == ["validation/loss", "validation_loss/chain"]
+
+
+def test_node_without_the_tokenizer_leaves_bits_untold_and_not_wrong(
+    engine: Engine,
+    two_sources: PackedSamples,
+    config: TrainConfig,
+    summed: list[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = validation_losses(engine, two_sources, config, RankEnvironment(0, 1, 0, None))
+    assert whole.bits_per_byte is not None
+    summed.clear()
+    validation_losses(engine, two_sources, config, RankEnvironment(0, 2, 0, None))
+    monkeypatch.setattr(evaluate, "read_token_bytes", lambda file: None)
+    validation_losses(engine, two_sources, config, RankEnvironment(1, 2, 0, None))
+    together = evaluate._means(torch.stack(summed).sum(dim=0), ["web", "code"])
+    assert together.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert (together.bits_per_byte, together.bits_per_byte_by_source) == (None, {})
