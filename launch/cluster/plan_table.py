@@ -45,6 +45,7 @@ def format_table(
         f"MFU {assumptions.mfu:.0%} of the computation, {assumptions.bandwidth_bytes_per_s / 1e9:g} GB/s sent by a GPU",
         f"* is this config, which may be trained with zero.stage {', '.join(map(str, trainable_stages(config)))}; the "
         "other stages, hpZ and offload are DeepSpeed's, and no settings here",
+        "host: GiB of a rank in the host's memory, of an offloaded optimizer and of the copy for an asynchronous save",
         "",
         f"{'GPUs':>5} {'ZeRO':<10}{'checkpointing':<16}"
         + "".join(f"{part:>9}" for part in _PARTS)
