@@ -97,9 +97,6 @@ def _build(
     try:
         train = _samples(config, ranks, "train")
         validation = _samples(config, ranks, "validation")
-        if validation.cache is not None:
-            sequences = max(config.validation.sequences, probe_rows(config.data.sequence_length))
-            validation.cache.kept = validation_shards(validation, sequences=sequences)
         device_type = get_accelerator().device_name()
         check_loss_implementation(config.loss_implementation, device_type=device_type)
         dtype, head_dim = DTYPES[config.precision], config.model.head_dim
@@ -171,6 +168,9 @@ def _samples(config: TrainConfig, ranks: RankEnvironment, split: Split) -> Packe
             samples.check_shards()
         except DatasetError as error:
             raise LocalError(f"rank {ranks.rank}: {error}") from None
+    if split == "validation" and samples.cache is not None:
+        sequences = max(config.validation.sequences, probe_rows(config.data.sequence_length))
+        samples.cache.kept = validation_shards(samples, sequences=sequences)
     return samples
 
 

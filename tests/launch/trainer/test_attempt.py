@@ -1,4 +1,4 @@
-"""How an attempt ends when a part of it fails, without a process group."""
+"""What an attempt makes of its data, and how it ends when a part of it fails; without a process group."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from checkpoint.events import events_file, read_events
 from launch.config import TrainConfig, TrainingError
+from launch.data.validation_set import validation_shards
 from launch.trainer import attempt
 from launch.trainer.console import Console
 from launch.trainer.heartbeat import Heartbeat
@@ -81,3 +82,19 @@ def test_attention_whose_package_does_not_load_is_the_users_to_mend(
     anything: Any = None
     with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
         attempt._build(train_config(), anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)
+
+
+def test_validation_shards_are_kept_in_the_cache(
+    train_config: Callable[..., TrainConfig], tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    documents = [[1 + number % 200] * 99 for number in range(40)]
+    folder = make_dataset(tmp_path / "data", documents, validation=documents, documents_per_shard=10)
+    sources = [{"name": "chain", "path": f"file://{folder}"}]
+    data = {"sources": sources, "sequence_length": 64, "cache_dir": tmp_path / "cache"}
+    config = train_config(data=data, validation={"every_steps": 50, "sequences": 4})
+    ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
+    train, validation = (attempt._samples(config, ranks, split) for split in ("train", "validation"))
+    assert train.cache is validation.cache is not None
+    # the probe of an export reads 16 sequences of 64 tokens, 11 documents
+    assert train.cache.kept == validation_shards(validation, sequences=16)
+    assert {path.name for path in train.cache.kept} == {"data-00000-000.arrow", "data-00001-000.arrow"}
