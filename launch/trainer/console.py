@@ -18,7 +18,7 @@ from pathlib import Path
 from launch.config import LocalError, TrainingError
 
 _USERS_TO_MEND = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-# of gloo; GLHF ("good luck, have fun") is all that it says of a connection which it has closed for another's failure
+# gloo's words; GLHF ("good luck, have fun") ends all that it says of a failed connection, also of a node that is gone
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "GLHF")
 
 
