@@ -42,6 +42,11 @@ def test_135m_trains_checkpoints_exports_and_proves_in_bfloat16(commands: Any) -
         "bfloat16",
         2,
     )
+    steps = [event.fields for event in events if "train/data_wait_s" in event.fields]
+    shares = [step["train/data_wait_s"] / step["train/step_time_s"] for step in steps]
+    print(f"of a step's time, waited for data: {', '.join(f'{share:.4%}' for share in shares)}")
+    assert len(shares) == 3
+    assert max(shares) < 0.01
     assert list_steps(run) == [3]
     proof = json.loads((run / "exports/step-00000003/proof.json").read_text())
     assert proof["verdict"] == "passed"
