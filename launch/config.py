@@ -119,9 +119,11 @@ class ValidationConfig(Settings):
 
 
 class LoggingConfig(Settings):
-    """A line on the screen every `every_steps`; the event log has every step whatever this says."""
+    """A line on the screen every `every_steps`; the event log has every step whatever this says, and at the end of a
+    step, `system_every_s` after the last time, how each node is doing."""
 
     every_steps: int = Field(default=10, ge=1)
+    system_every_s: float = Field(default=30.0, ge=0)
 
 
 class LauncherConfig(Settings):

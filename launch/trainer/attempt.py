@@ -27,6 +27,7 @@ from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, probe_rows
 from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
+from launch.trainer.node_metrics import NodeTeller
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
@@ -55,10 +56,14 @@ def run_attempt(
         console.line(finished_line(config, start.step))
         torch.distributed.destroy_process_group()
         return 0
-    with EventWriter(events_file(config.run_dir)) if ranks.is_first else nullcontext() as events:
+    # one rank a node tells how the node is doing
+    with EventWriter(events_file(config.run_dir, ranks.rank)) if ranks.local_rank == 0 else nullcontext() as own_events:
+        events = own_events if ranks.is_first else None
         trainer = None
         try:
             trainer = _build(config, ranks, console, inputs, start, events, heartbeat, started_s)
+            if own_events is not None:
+                trainer.node = NodeTeller(config, ranks, own_events)
             code = trainer.run()
         except Exception as error:
             if events is not None:

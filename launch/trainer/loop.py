@@ -25,6 +25,7 @@ from launch.trainer.guards import NotFinite, find_not_finite
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.interruption import StopSignals, agreed_signal, exit_code
 from launch.trainer.ledger import Ledger
+from launch.trainer.node_metrics import NodeTeller
 from launch.trainer.optimizer import set_learning_rate
 from launch.trainer.oversight import Oversight
 from launch.trainer.profiler import StepProfiler
@@ -59,14 +60,12 @@ class Trainer:
         heartbeat: Heartbeat | None = None,
         started_s: float | None = None,
     ) -> None:
-        """heartbeat: of the watchdog that looks on, if one does; started_s: time.perf_counter() when the attempt began,
-        None: now."""
+        """heartbeat: of the watchdog, if one looks on; started_s: perf_counter() at the attempt's begin (None: now)."""
         self.config, self.ranks, self.engine = config, ranks, engine
         self.train, self.ledger, self.validation, self.checkpoints = train, ledger, validation, checkpoints
-        self.step = first_step  # complete ones
-        self.rewinds = rewinds
-        self._first_step = first_step
-        self._heartbeat = heartbeat or Heartbeat()
+        self.step = self._first_step = first_step  # complete ones
+        self.rewinds, self._heartbeat = rewinds, heartbeat or Heartbeat()
+        self.node: NodeTeller | None = None  # of the rank that tells of its node
         self._oversight = Oversight(config, ranks, engine=engine, samples=train, console=console, events=events)
         self._profiler = StepProfiler(config.profile, run_dir=config.run_dir, rank=ranks.rank)
         self._teller = Teller(
@@ -140,6 +139,8 @@ class Trainer:
                     self._profiler.write()
             self.step = step
             self._teller.step(step, result, ledger=self._ledger_metrics(step))
+            if self.node is not None:
+                self.node.look(step)
             number = agreed_signal(result.reports.stop_flags)
             rewind = self._judge(step, result)
             if rewind is not None:

@@ -28,7 +28,7 @@ SETTINGS = {
     "schedule": {"name": "wsd", "warmup_steps": 3, "decay_steps": 10},
     "checkpoint": {"every_steps": 10},
     "validation": {"every_steps": 15, "sequences": 21},
-    "logging": {"every_steps": 10},
+    "logging": {"every_steps": 10, "system_every_s": 0},
     "launcher": {"ranks_per_node": 2},
 }
 

@@ -103,6 +103,13 @@ class TestWholeRun:
             assert "train/mfu" not in told
         assert whole.metric("train/tokens_consumed")[STEPS] == STEPS * 1024
 
+    def test_every_step_tells_how_the_node_is_doing(self, whole: Any) -> None:
+        busy = whole.metric("system/node-0/cpu_utilization_percentage")
+        assert sorted(busy) == list(range(1, STEPS + 1))
+        assert all(0 <= share <= 100 for share in busy.values())
+        # of the two ranks of the node one tells it
+        assert [path.name for path in (whole.run / "events").iterdir()] == ["rank-0.jsonl"]
+
     def test_learning_rate_is_the_schedules(self, whole: Any) -> None:
         rate = whole.metric("train/learning_rate")
         # warm up over 3 steps, the peak of 0.01 until step 20, then down by a tenth a step

@@ -109,3 +109,30 @@ def test_rank_that_lost_its_peer_lets_the_peer_end_first(
     with pytest.raises(SystemExit):
         train._run(load(config, TrainConfig), RankEnvironment(1, 2, 1, None), console, Heartbeat())
     assert events == (["wait True"] if waits else []) + ["exit 1"]
+
+
+def test_a_trainer_does_not_bring_mlflow_along() -> None:
+    """Of all libraries together, DeepSpeed's autotuner before all; that no file of ours does: tests/architecture."""
+    program = """
+import sys
+from launch.train import leave_out_mlflow
+leave_out_mlflow()
+import launch.trainer.attempt
+print([name for name in sys.modules if name.split(".")[0] == "mlflow" and sys.modules[name] is not None])
+print("deepspeed" in sys.modules)
+"""
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-2:] == ["[]", "True"], ended.stderr
+
+
+def test_a_rank_leaves_mlflow_out_before_deepspeed_is_imported(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(train, "leave_out_mlflow", lambda: done.append("left out"))
+    monkeypatch.setattr(train, "_run", lambda *parts: done.append("ran") or 0)
+    monkeypatch.setattr(train, "open_console", lambda *parts, **named: Console(rank=0, log=config, stdout=1, stderr=2))
+    monkeypatch.setattr(train, "watch_parents", lambda **named: None)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert train.main([str(config), "watchdog.enabled=false"]) == 0
+    assert done == ["left out", "ran"]

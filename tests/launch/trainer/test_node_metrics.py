@@ -1,0 +1,69 @@
+"""How a node is doing, from counters worked by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from checkpoint.events import EventWriter, events_file, read_events
+from launch.config import TrainConfig
+from launch.trainer.node_metrics import NodeTeller, disk, memory, rates, read_counters
+from launch.trainer.ranks import RankEnvironment
+
+NETWORK = """Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo: 9000000       1    0    0    0     0          0         0  9000000       1    0    0    0     0       0          0
+  eth0: {received}       1    0    0    0     0          0         0 {sent}       1    0    0    0     0       0          0
+"""  # noqa: E501
+
+
+def write_proc(folder: Path, *, busy: int, idle: int, received: int = 0, sent: int = 0) -> Path:
+    (folder / "net").mkdir(parents=True, exist_ok=True)
+    # user nice system idle iowait irq softirq steal guest guest_nice
+    (folder / "stat").write_text(f"cpu  {busy} 0 0 {idle} 0 0 0 0 7 0\ncpu0 1 2 3\n")
+    (folder / "net" / "dev").write_text(NETWORK.format(received=received, sent=sent))
+    (folder / "meminfo").write_text("MemTotal: 1000 kB\nMemFree: 100 kB\nMemAvailable: 250 kB\n")
+    return folder
+
+
+def test_shares_and_rates_are_means_since_the_last_time(tmp_path: Path) -> None:
+    before = read_counters(write_proc(tmp_path, busy=100, idle=300, received=1_000_000))
+    now = read_counters(write_proc(tmp_path, busy=130, idle=370, received=5_000_000, sent=2_000_000))
+    assert rates(before, now, elapsed_s=2) == {
+        "cpu_utilization_percentage": 30.0,
+        "network_receive_megabytes_per_second": 2.0,
+        "network_transmit_megabytes_per_second": 1.0,
+    }
+
+
+def test_memory_is_what_processes_hold(tmp_path: Path) -> None:
+    assert memory(write_proc(tmp_path, busy=1, idle=1)) == {
+        "system_memory_usage_megabytes": 0.768,
+        "system_memory_usage_percentage": 75.0,
+    }
+
+
+def test_machine_without_proc_tells_nothing_of_it(tmp_path: Path) -> None:
+    assert read_counters(tmp_path / "none") == rates({}, {}, elapsed_s=1) == memory(tmp_path / "none") == {}
+    assert 0 < disk(tmp_path)["disk_usage_percentage"] <= 100
+
+
+@pytest.mark.parametrize(("rank", "node"), [(0, 0), (8, 1), (16, 2)])
+def test_each_node_tells_under_its_own_name_when_its_time_has_come(
+    train_config: Callable[..., TrainConfig], tmp_path: Path, rank: int, node: int
+) -> None:
+    ranks = RankEnvironment(rank, 24, 0, None, local_size=8)
+    proc = write_proc(tmp_path / "proc", busy=100, idle=300)
+    log = events_file(tmp_path, rank)
+    (tmp_path / "run").mkdir()
+    with EventWriter(log) as events:
+        for every_s, step in ((3600, 1), (0, 2)):
+            teller = NodeTeller(train_config(logging={"system_every_s": every_s}), ranks, events, proc=proc)
+            write_proc(tmp_path / "proc", busy=110, idle=300)
+            teller.look(step)
+    [(event, _)] = read_events(log)
+    assert (event.kind, event.step) == ("metrics", 2)
+    assert {key.rpartition("/")[0] for key in event.fields} == {f"system/node-{node}"}
+    assert event.fields[f"system/node-{node}/system_memory_usage_percentage"] == 75.0
