@@ -21,6 +21,7 @@ from checkpoint.manifest import (
     checkpoints_directory,
     list_steps,
     read_manifest,
+    step_name,
     sync_directory,
 )
 from checkpoint.pins import list_pins
@@ -61,9 +62,16 @@ def plan(run: Path, config: ServiceConfig) -> tuple[Decision, ...]:
     assert config.retention is not None
     steps = list_steps(run)
     wholeness = _wholeness(run, steps)
-    pins, wanted = list_pins(run), unproven_exports(run, steps, wholeness, config)
+    pins, wanted, latest = list_pins(run), unproven_exports(run, steps, wholeness, config), _latest(run)
     candidates = [
-        _candidate(run, step, is_whole=wholeness.get(step), is_pinned=step in pins, is_wanted_unproven=step in wanted)
+        _candidate(
+            run,
+            step,
+            is_whole=wholeness.get(step),
+            is_pinned=step in pins,
+            is_wanted_unproven=step in wanted,
+            is_named_latest=step_name(step) == latest,
+        )
         for step in steps
     ]
     return decide(candidates, config.retention, bytes_to_free=_bytes_above_mark(run, config.retention))
@@ -115,7 +123,23 @@ def _wholeness(run: Path, steps: Sequence[int]) -> dict[int, bool]:
     return known
 
 
-def _candidate(run: Path, step: int, *, is_whole: bool | None, is_pinned: bool, is_wanted_unproven: bool) -> Candidate:
+def _latest(run: Path) -> str:
+    """The name in `latest`; "" where there is none."""
+    try:
+        return (checkpoints_directory(run) / "latest").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def _candidate(
+    run: Path,
+    step: int,
+    *,
+    is_whole: bool | None,
+    is_pinned: bool,
+    is_wanted_unproven: bool,
+    is_named_latest: bool,
+) -> Candidate:
     checkpoint = checkpoint_directory(run, step)
     with claim_checkpoint(checkpoint) as is_free:
         is_being_read = not is_free
@@ -123,7 +147,13 @@ def _candidate(run: Path, step: int, *, is_whole: bool | None, is_pinned: bool, 
         manifest = read_manifest(checkpoint)
     except CheckpointError:
         # a spoilt manifest: nothing is known of it but that it is not whole
-        return Candidate(step, is_whole=False, is_pinned=is_pinned, is_being_read=is_being_read)
+        return Candidate(
+            step,
+            is_whole=False,
+            is_pinned=is_pinned,
+            is_being_read=is_being_read,
+            is_named_latest=is_named_latest,
+        )
     return Candidate(
         step,
         size_bytes=sum(record.size_bytes for record in manifest.files),
@@ -132,6 +162,7 @@ def _candidate(run: Path, step: int, *, is_whole: bool | None, is_pinned: bool, 
         is_pinned=is_pinned,
         is_wanted_unproven=is_wanted_unproven,
         is_being_read=is_being_read,
+        is_named_latest=is_named_latest,
     )
 
 

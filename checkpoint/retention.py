@@ -2,7 +2,8 @@
 
 The rules that the user chooses (`RetentionConfig`): the last N, every K steps, the best M by validation loss. What no
 rule can override, in the words of `_promises`: a pinned one, the newest, the newest that verified, one whose export is
-wanted and not proven, and one that another process reads. A checkpoint that is known to be damaged counts for no rule,
+wanted and not proven, one that another process reads, and the one that `latest` names, which a trainer that was killed
+between its last two steps has left behind the newest. A checkpoint that is known to be damaged counts for no rule,
 so that damaged ones do not push whole ones out.
 
 Above the disk's high-water mark the rules give way, the promises do not.
@@ -31,6 +32,7 @@ class Candidate:
     is_pinned: bool = False
     is_wanted_unproven: bool = False
     is_being_read: bool = False
+    is_named_latest: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def _promises(ordered: Sequence[Candidate]) -> dict[int, list[str]]:
             "the newest that verified": one.step == verified,
             "its export is wanted and not proven": one.is_wanted_unproven,
             "another process reads it": one.is_being_read,
+            "`latest` still names it": one.is_named_latest and one.step != newest,
             "none of this run's checkpoints has verified": verified is None,
         }
         promises[one.step] = [reason for reason, is_held in held.items() if is_held]

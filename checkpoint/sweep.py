@@ -1,4 +1,5 @@
-"""Removes what dead processes left in a run: deletions cut short, and partial folders that nobody will finish.
+"""Removes what dead processes left in a run: deletions cut short, and partial folders and files that nobody will
+finish. A file that is being replaced (`write_durably`) is there for moments: one of an hour ago is nobody's.
 
 A partial or a replaced checkpoint is a trainer's: it goes only when no trainer is alive, nothing in it was written for
 an hour (the lock may not be seen from here), and it is not the only copy of its step, which a resume takes up again.
@@ -36,6 +37,16 @@ def sweep(run: Path, *, min_age_s: float = ORPHAN_AGE_S) -> list[Path]:
             for partial in partials:
                 shutil.rmtree(partial)
             removed += partials
+    return removed + _sweep_files(run, min_age_s)
+
+
+def _sweep_files(run: Path, min_age_s: float) -> list[Path]:
+    removed = []
+    for folder in (run, run / "service", checkpoints_directory(run), exports_directory(run)):
+        for path in sorted(folder.glob(".*.partial")):
+            if path.is_file() and time.time() - path.stat().st_mtime >= min_age_s:
+                path.unlink(missing_ok=True)
+                removed.append(path)
     return removed
 
 

@@ -79,6 +79,28 @@ def test_the_best_and_the_pinned_stay(run_of: Callable[..., Path]) -> None:
     assert list_steps(run) == [1, 4]
 
 
+def test_the_one_that_latest_names_stays(run_of: Callable[..., Path]) -> None:
+    """A trainer that is killed between its rename and `latest` leaves it on the one before."""
+    run = run_of(1, 2, 3)
+    (run / "checkpoints" / "latest").write_text("step-00000003\n")
+    decisions = {one.step: one for one in prune(run, config()).decisions}
+    assert decisions[3].reasons == ("`latest` still names it",)
+    assert list_steps(run) == [3, 4]
+
+
+def test_files_that_a_kill_left_half_replaced_are_swept_when_they_are_old(run_of: Callable[..., Path]) -> None:
+    run = run_of()
+    (run / "service").mkdir(exist_ok=True)
+    half = [run / "checkpoints" / ".latest.partial", run / "service" / ".journal.json.partial", run / ".x.partial"]
+    for path in half:
+        path.touch()
+    assert sweep(run) == []
+    for path in half:
+        os.utime(path, (0, 0))
+    assert sorted(sweep(run)) == sorted(half)
+    assert not any(path.exists() for path in half)
+
+
 def test_the_newest_whole_one_stays_when_newer_ones_are_damaged(run_of: Callable[..., Path]) -> None:
     run = run_of(1, 2, 3)
     for step in (3, 4):
@@ -102,6 +124,7 @@ def test_nothing_is_deleted_where_nothing_is_whole(run_of: Callable[..., Path]) 
 def test_one_whose_export_is_wanted_and_not_proven_stays(run_of: Callable[..., Path]) -> None:
     run = run_of(2, 3, 5, 6)
     every = ServiceConfig.model_validate({"exports": "every", "retention": {"keep_last": 1}})
+    (run / "checkpoints" / "latest").write_text("step-00000006\n")
     # 4 is exported: 5 and 6 are still to come
     assert prune(run, every).deleted == (2, 3, 4)
     assert list_steps(run) == [5, 6]
