@@ -5,7 +5,6 @@ A token is never part of a config: the config names the file or the environment 
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -105,8 +104,3 @@ class ServiceConfig(_Config):
         if self.jobs.longest_pause_s < self.jobs.first_pause_s:
             raise ValueError("jobs.longest_pause_s is below jobs.first_pause_s; raise it")
         return self
-
-
-def without_password(uri: str) -> str:
-    """A URI as it may be shown: `without_password("postgresql://me:secret@db/mlflow") == "postgresql://me:…@db/mlflow"`."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:…@", uri)

@@ -16,6 +16,9 @@ from checkpoint.jobs import Blame, Job, Outcome
 from checkpoint.manifest import write_durably
 from checkpoint.verdicts import manifest_mtime_ns
 
+# to ask a server that was away costs seconds, and when it is back nobody wants to wait for an hour
+_LONGEST_SHIP_PAUSE_S = 300.0
+
 
 class Failure(BaseModel):
     """Of one job. `retry_s` (Unix time) is None for one that is not tried again by itself: it is quarantined."""
@@ -66,7 +69,8 @@ class Failures:
             return None
         last = self.of(job)
         limits = self._limits
-        pause_s = limits.first_pause_s if last is None else min(2 * last.pause_s, limits.longest_pause_s)
+        longest_s = limits.longest_pause_s if job.kind != "ship" else min(limits.longest_pause_s, _LONGEST_SHIP_PAUSE_S)
+        pause_s = min(limits.first_pause_s if last is None else 2 * last.pause_s, longest_s)
         # a full disk or a server that is away says nothing of the job: it is not counted
         attempts = (last.attempts if last else 0) + (outcome.blame != "machine")
         given_up = outcome.blame == "damage" or attempts >= limits.attempts

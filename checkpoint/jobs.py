@@ -183,9 +183,9 @@ def _publish(job: Job) -> dict[str, Any]:
 
 def _blame(error: CheckpointError) -> Blame:
     from checkpoint.lock import LockBusyError
+    from checkpoint.mlflow_connection import TrackingError
     from checkpoint.prove import ProofError
     from checkpoint.publication import UnreachableError
-    from checkpoint.tracking import TrackingError
 
     if isinstance(error, ProofError | TrackingError | UnreachableError | LockBusyError):
         return "machine"

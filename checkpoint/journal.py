@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from checkpoint.events import Event, MetricsFilter, read_events
+from checkpoint.events import Event, MetricsFilter, events_file, read_events
 from checkpoint.manifest import write_durably
 from checkpoint.replay import ReplayFinder
 
@@ -28,23 +28,35 @@ MAX_PARAM_CHARACTERS = 6000  # MLflow cuts what is longer
 _MAX_NAME_CHARACTERS = 250
 
 
-class Journal(BaseModel):
-    """How far a log has been shipped, to which server, for which run."""
+class LogPosition(BaseModel):
+    """How far one log has been confirmed, and what it said up to there."""
 
     model_config = ConfigDict(extra="forbid")
 
-    tracking_uri: str
-    run_key: str
-    mlflow_run_id: str
     offset: int = Field(default=0, ge=0)
     last_steps: dict[str, int] = Field(default_factory=dict)
     replayed_from: int | None = None
     state: str = "running"
     timestamp_ms: int = 0
-    status: str = "RUNNING"
+
+
+class Journal(LogPosition):
+    """How far a run has been shipped, to which server (without its credentials), as which MLflow run.
+
+    The position is that of rank 0's log; `others` are those of the other ranks, by file name. `status` is what MLflow
+    was told last, "" nothing yet; `registered` are the digests of the proofs that the registered model tells, by step.
+    """
+
+    tracking_uri: str
+    run_key: str
+    mlflow_run_id: str
+    others: dict[str, LogPosition] = Field(default_factory=dict)
+    status: str = ""
+    dataset_digests: dict[str, str] = Field(default_factory=dict)
     files: dict[str, str] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     evaluations: dict[int, int] = Field(default_factory=dict)
+    registered: dict[str, str] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,26 @@ class Batch:
     state: str = "running"
     timestamp_ms: int = 0
 
+    def leave_at(self, position: LogPosition) -> None:
+        """Note that all up to here is confirmed."""
+        position.offset, position.last_steps = self.offset, self.last_steps
+        position.state, position.timestamp_ms = self.state, self.timestamp_ms
+        position.replayed_from = self.replayed_from
+
+
+def other_logs(run: Path) -> list[Path]:
+    """Those of the ranks beside the first, of which one a node tells how the node is doing."""
+    first = events_file(run)
+    return sorted(path for path in first.parent.glob("rank-*.jsonl") if path != first)
+
 
 def journal_file(run: Path) -> Path:
     return run / "service" / "journal.json"
 
 
-def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) -> Iterator[Batch]:
-    """What a log holds beyond the journal's offset, in pieces that are confirmed one by one.
+def read_batches(path: Path, journal: LogPosition, *, batch_rows: int = BATCH_ROWS) -> Iterator[Batch]:
+    """What a log holds beyond a position, in pieces that are confirmed one by one, of at most `batch_rows` rows unless
+    a single line has more.
 
     A metric that is not finite is sent as NaN, because MLflow would plot an infinity as 1.8e308, and a tag says what it
     was and at which step it came first. The tag `smollm2.replayed_from` is the lowest step that a resumed run repeated
@@ -89,10 +114,12 @@ def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) 
     state, timestamp_ms = journal.state, journal.timestamp_ms
     batch = Batch()
     for event, offset in read_events(path, offset=journal.offset):
-        timestamp_ms = event.timestamp_ms
-        if event.kind == "state":
-            state = str(event.fields.get("state"))
         new = metrics_filter.new_metrics(event)
+        if batch.rows and len(batch.rows) + len(new) > batch_rows:
+            yield batch
+            batch = Batch()
+        timestamp_ms = event.timestamp_ms
+        state = _state_after(event, before=state)
         _add(batch, event, new)
         replay.look(event, new, offset=offset)
         if replay.parted_at != journal.replayed_from:
@@ -100,11 +127,17 @@ def read_batches(path: Path, journal: Journal, *, batch_rows: int = BATCH_ROWS) 
         batch.replayed_from = replay.parted_at
         batch.offset, batch.last_steps = offset, dict(metrics_filter.last_steps)
         batch.state, batch.timestamp_ms = state, timestamp_ms
-        if len(batch.rows) >= batch_rows:
-            yield batch
-            batch = Batch()
     if batch.offset:
         yield batch
+
+
+def _state_after(event: Event, *, before: str) -> str:
+    """An attempt that its supervisor saw end, and that said nothing itself, was killed."""
+    if event.kind == "state":
+        return str(event.fields.get("state"))
+    if event.kind == "attempt" and before == "running" and event.fields.get("exit_code"):
+        return "killed"
+    return before
 
 
 def _add(batch: Batch, event: Event, new: Mapping[str, float]) -> None:
@@ -120,6 +153,8 @@ def _add(batch: Batch, event: Event, new: Mapping[str, float]) -> None:
         batch.tags["smollm2.checkpoint"] = str(event.fields.get("path"))
     elif event.kind == "state" and "reason" in event.fields:
         batch.tags["smollm2.last_failure"] = f"{event.fields.get('state')}: {event.fields['reason']}"
+    elif event.kind == "attempt" and event.fields.get("exit_code"):
+        batch.tags["smollm2.last_failure"] = f"attempt {event.fields.get('attempt')}: {event.fields.get('reason')}"
     elif event.kind == "incident":
         batch.tags["smollm2.last_incident"] = str(event.fields.get("text"))
     elif event.kind == "dataset":

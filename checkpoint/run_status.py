@@ -102,4 +102,4 @@ class StatusReader:
         except OSError:
             return "unknown"
         journal = self._journal[1]
-        return journal.status.lower() if journal is not None else "unknown"
+        return journal.status.lower() if journal is not None and journal.status else "unknown"

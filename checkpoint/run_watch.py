@@ -15,6 +15,7 @@ from pathlib import Path
 from checkpoint.evaluation import Evaluation, evaluations_directory, list_evaluations
 from checkpoint.events import events_file
 from checkpoint.export_folder import CARD_FILE, PROOF_FILE, Export, list_exports
+from checkpoint.journal import other_logs
 from checkpoint.lock import run_is_alive
 from checkpoint.loss_curve import CURVE_FILE
 from checkpoint.manifest import checkpoints_directory, export_directory, exports_directory, list_steps
@@ -44,6 +45,8 @@ class RunFacts:
     is_alive: bool = False
     log: tuple[int, int] = (0, 0)
     """Size and time of change (ns) of rank 0's log."""
+    other_log_bytes: tuple[int, ...] = ()
+    """Sizes of the other ranks' logs."""
     curve_ns: int = 0
     artifacts: tuple[tuple[str, int], ...] = ()
 
@@ -52,7 +55,7 @@ class RunFacts:
         """What a shipment depends on: equal means that there is nothing new to ship."""
         proofs = tuple((step, export.directory.name, export.proof) for step, export in self.exports.items())
         evaluated = tuple((step, one.timestamp_ms) for step, one in self.evaluations.items())
-        return self.log, self.is_alive, proofs, evaluated, self.curve_ns, self.artifacts
+        return self.log, self.other_log_bytes, self.is_alive, proofs, evaluated, self.curve_ns, self.artifacts
 
     @property
     def pruned_state(self) -> object:
@@ -68,6 +71,7 @@ class RunWatch:
         self._run = run
         self._seen: dict[Path, int] = {}
         self._record: RunRecord | None = None
+        self._other_logs: tuple[Path, ...] = ()
         self._steps: tuple[int, ...] = ()
         self._exports: Mapping[int, Export] = {}
         self._unreadable: Mapping[int, str] = {}
@@ -93,6 +97,8 @@ class RunWatch:
             self._evaluations = list_evaluations(run)
         if self._has_changed(publication_file(run)):
             self._published = read_published(run)
+        if self._has_changed(events_file(run).parent):
+            self._other_logs = tuple(other_logs(run))
         log = _stat(events_file(run))
         return RunFacts(
             run=run,
@@ -107,6 +113,7 @@ class RunWatch:
             published=self._published,
             is_alive=run_is_alive(run),
             log=(log.st_size, log.st_mtime_ns) if log else (0, 0),
+            other_log_bytes=tuple(found.st_size for path in self._other_logs if (found := _stat(path))),
             curve_ns=_mtime_ns(run / CURVE_FILE),
             artifacts=_artifacts(run) if self._record.kind == "data" else (),
         )

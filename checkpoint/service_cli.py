@@ -11,11 +11,12 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from checkpoint.config import ServiceConfig, without_password
+from checkpoint.config import ServiceConfig
 from checkpoint.export_folder import describe_proof, list_exports
 from checkpoint.lease import hold_lease
 from checkpoint.loss_curve import CURVE_FILE
 from checkpoint.manifest import CheckpointError, checkpoint_directory, list_steps
+from checkpoint.mlflow_connection import public_uri
 from checkpoint.pins import pin, unpin
 from checkpoint.run_record import read_run
 
@@ -203,7 +204,7 @@ def _watch(service: Service) -> int:
     from checkpoint.web.server import PageServer
 
     config = service.config
-    uri = without_password(service.tracking_uri)
+    uri = public_uri(service.tracking_uri)
     logger.info("watching %s, every %g s; MLflow: %s", service.runs_directory, config.poll_seconds, uri)
     with PageServer(service) as page:
         logger.info("status page: %s", page.url)
@@ -240,7 +241,7 @@ def _summarize(status: ServiceStatus, folder: Path, tracking_uri: str) -> int:
 
 
 def _mlflow_command(tracking_uri: str) -> str:
-    tracking_uri = without_password(tracking_uri)
+    tracking_uri = public_uri(tracking_uri)
     if tracking_uri.startswith(("http://", "https://")):
         return tracking_uri
     program = Path(sys.executable).with_name("mlflow")

@@ -1,13 +1,14 @@
-"""What a run sends to MLflow beside its log: proofs, evaluations, the loss curve, artefacts, and tags of the export."""
+"""What a run sends to MLflow beside its logs: proofs, evaluations, loss curve, artefacts, the registered model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from checkpoint.evaluation import list_evaluations
 from checkpoint.export_folder import PROOF_FILE, list_exports
 from checkpoint.loss_curve import CURVE_FILE
-from checkpoint.manifest import step_name
+from checkpoint.manifest import CheckpointError, checkpoint_directory, read_manifest, step_name
 from checkpoint.run_record import artifacts_directory
 from checkpoint.tracking import Tracker
 
@@ -15,7 +16,8 @@ from checkpoint.tracking import Tracker
 def ship_run(tracker: Tracker, run: Path) -> None:
     """Send all that is new. Raises TrackingError, with what was confirmed written down."""
     tracker.ship_events(run)
-    exports = list(list_exports(run)[0].values())
+    by_step = list_exports(run)[0]
+    exports = list(by_step.values())
     files = {
         f"exports/{step_name(export.proof.step)}/{PROOF_FILE}": export.directory / PROOF_FILE for export in exports
     }
@@ -32,3 +34,17 @@ def ship_run(tracker: Tracker, run: Path) -> None:
         }
     tracker.ship_files(run, files, tags=tags)
     tracker.ship_evaluations(run, list_evaluations(run).values())
+    tracker.ship_exports(run, by_step, validation_losses=_validation_losses(run, by_step))
+
+
+def _validation_losses(run: Path, steps: Iterable[int]) -> dict[int, float]:
+    """Of the checkpoints that were measured and are still there."""
+    losses = {}
+    for step in steps:
+        try:
+            loss = read_manifest(checkpoint_directory(run, step)).validation_loss
+        except CheckpointError:
+            continue
+        if loss is not None:
+            losses[step] = loss
+    return losses

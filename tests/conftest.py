@@ -1,10 +1,15 @@
-"""A disk of a chosen size, an object store and the config of a tiny run, for the tests of every room."""
+"""A disk of a chosen size, an object store, an MLflow server and a tiny run's config, for the tests of every room."""
 
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import sqlite3
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -124,3 +129,73 @@ def bucket(s3_client: Any) -> Iterator[Any]:
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     yield Bucket()
     fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+class MlflowServer:
+    """`mlflow server` over `FOLDER/server.db`, on a port of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            self.port = int(listener.getsockname()[1])
+        self.uri, self.database = f"http://127.0.0.1:{self.port}", folder / "server.db"
+        self._command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
+            "--backend-store-uri", f"sqlite:///{self.database}",
+            "--artifacts-destination", str(folder / "files"),
+        ]  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._process = subprocess.Popen(
+            self._command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        for _ in range(480):
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+                return
+            except (urllib.error.URLError, ConnectionError):
+                time.sleep(0.25)
+        raise AssertionError("mlflow server did not start")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+            self._process.wait()
+            self._process = None
+
+    def rows(self, run_key: str) -> list[tuple[str, int, int, float]]:
+        """(key, step, timestamp, value) of every row of the active runs of a key, in order, however often each."""
+        return self._ask(
+            "select m.key, m.step, m.timestamp, m.value from metrics m join tags t on t.run_uuid = m.run_uuid "
+            "join runs r on r.run_uuid = m.run_uuid where t.key = ? and t.value = ? and r.lifecycle_stage = 'active' "
+            "order by m.key, m.step, m.timestamp",
+            ("smollm2.run_key", run_key),
+        )
+
+    def runs(self, run_key: str) -> list[tuple[str, str]]:
+        """(lifecycle stage, status) of all runs of a key."""
+        return self._ask(
+            "select r.lifecycle_stage, r.status from runs r join tags t on t.run_uuid = r.run_uuid "
+            "where t.key = ? and t.value = ? order by r.lifecycle_stage",
+            ("smollm2.run_key", run_key),
+        )
+
+    def _ask(self, query: str, values: tuple[str, ...]) -> list[Any]:
+        with sqlite3.connect(self.database, timeout=30) as store:
+            return store.execute(query, values).fetchall()
+
+
+@pytest.fixture(scope="session")
+def make_mlflow_server() -> Iterator[Callable[[Path], MlflowServer]]:
+    """`make_mlflow_server(folder)`: one that is not started yet; all are stopped in the end."""
+    servers: list[MlflowServer] = []
+
+    def make(folder: Path) -> MlflowServer:
+        servers.append(MlflowServer(folder))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()

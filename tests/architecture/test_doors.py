@@ -115,3 +115,13 @@ def test_files_have_nouns_for_names(file: Path) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_files_stay_under_300_lines(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= 300
+
+
+def test_only_what_ships_knows_mlflow() -> None:
+    """Above all no trainer: a server that is away must not be able to stop it."""
+    knowing = {
+        str(file.relative_to(ROOT))
+        for file in FILES
+        if any(name.split(".")[0] == "mlflow" for name in imported_modules(file))
+    }
+    assert knowing == {f"checkpoint/{name}.py" for name in ("mlflow_connection", "mlflow_run", "registry", "tracking")}

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from checkpoint.cli import build_parser
-from checkpoint.config import ServiceConfig, without_password
+from checkpoint.config import ServiceConfig
 from configs.load import ConfigError, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,16 +89,3 @@ def test_kubernetes_takes_the_manifest() -> None:
     documents[0]["spec"]["replicas"] = "one"
     with pytest.raises(Exception, match="'one'"):
         validate(documents[0], "1.29", strict=True)
-
-
-@pytest.mark.parametrize(
-    ("uri", "shown"),
-    [
-        ("postgresql://me:secret@db:5432/mlflow", "postgresql://me:…@db:5432/mlflow"),
-        ("https://me:p@ss@host/path", "https://me:…@host/path"),
-        ("https://host/a:b@c", "https://host/a:b@c"),
-        ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
-    ],
-)
-def test_a_password_is_not_shown(uri: str, shown: str) -> None:
-    assert without_password(uri) == shown

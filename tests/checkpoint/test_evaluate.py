@@ -23,8 +23,9 @@ from checkpoint.evaluate import evaluate_export
 from checkpoint.evaluation import evaluation_file, list_evaluations, read_evaluation
 from checkpoint.export_folder import digest_file
 from checkpoint.manifest import CheckpointError, export_directory
+from checkpoint.mlflow_run import EXPERIMENT
 from checkpoint.service import DATABASE_FILE, Service
-from checkpoint.tracking import EXPERIMENT, Tracker
+from checkpoint.tracking import Tracker
 from model.hf import load_pretrained
 
 LONG = 1000  # ids; the model has 512 positions

@@ -124,7 +124,7 @@ def test_state_checkpoint_params_and_text_are_carried(tmp_path: Path) -> None:
         log.write("checkpoint", step=5, path="checkpoints/step-00000005")
         log.write("text", step=5, text="once upon a time")
         log.write("incident", step=6, what="spike", text="loss spike: 9.1")
-        log.write("attempt", step=9, attempt=1, exit_code=72)
+        log.write("attempt", step=9, attempt=1, exit_code=72, reason="a hang")
         log.write("state", step=10, state="failed")
     (batch,) = read_batches(tmp_path / "log", new_journal())
     assert batch.state == "failed"
@@ -132,6 +132,7 @@ def test_state_checkpoint_params_and_text_are_carried(tmp_path: Path) -> None:
     assert batch.tags == {
         "smollm2.checkpoint": "checkpoints/step-00000005",
         "smollm2.last_incident": "loss spike: 9.1",
+        "smollm2.last_failure": "attempt 1: a hang",
     }
     assert batch.texts == {5: "once upon a time"}
 

@@ -20,10 +20,11 @@ from checkpoint.events import EventWriter, events_file
 from checkpoint.jobs import Job, Outcome
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
+from checkpoint.mlflow_run import EXPERIMENT
 from checkpoint.prove import ProofError
 from checkpoint.service import DATABASE_FILE, Service, find_runs
 from checkpoint.status import RunStatus
-from checkpoint.tracking import EXPERIMENT, Tracker
+from checkpoint.tracking import Tracker
 
 RunMaker = Callable[..., Path]
 ManifestEditor = Callable[..., None]
@@ -96,6 +97,22 @@ def test_nothing_is_done_twice_while_nothing_changes(make_run: RunMaker, make_se
     done = performed(service)
     look(service)
     assert performed(service) == done
+
+
+def test_what_another_node_alone_tells_is_shipped(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
+    run = new_run()
+    write_log(run, steps=3)
+    service = make_service(run.parent, redraw_seconds=1000)
+    for value in (10.0, 20.0):
+        service.run_until_done()
+        shipments = performed(service).count("ship")
+        with EventWriter(events_file(run, 8)) as log:
+            log.write("metrics", step=int(value), **{"system/node-1/cpu_utilization_percentage": value})
+        service.run_until_done()
+        assert performed(service).count("ship") == shipments + 1
+    assert mlflow_run(run.parent).data.metrics["system/node-1/cpu_utilization_percentage"] == 20.0
 
 
 def test_a_deleted_journal_is_made_again(make_run: RunMaker, make_service: ServiceMaker) -> None:

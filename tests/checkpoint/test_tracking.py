@@ -1,27 +1,24 @@
-"""Shipping to MLflow: a database on disk for what is told, a real server for what fails on the way."""
+"""Shipping to MLflow: what is told, in a database on disk. What fails on the way is in `outages/`."""
 
 from __future__ import annotations
 
 import fcntl
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from checkpoint import tracking
 from checkpoint.events import EventWriter, events_file
 from checkpoint.journal import journal_file
 from checkpoint.manifest import write_durably
-from checkpoint.tracking import EXPERIMENT, KIND_TAG, Tracker, TrackingError
+from checkpoint.mlflow_connection import TrackingError
+from checkpoint.mlflow_run import EXPERIMENT, KIND_TAG
+from checkpoint.run_record import read_run, write_run
+from checkpoint.tracking import Tracker
 
 RunMaker = Callable[..., Path]
 LogWriter = Callable[..., None]
@@ -173,6 +170,94 @@ def test_crashed_run_is_killed_and_runs_again_when_resumed(
         assert tracker.client.get_run(tracker.ship_events(run)).info.status == "RUNNING"
 
 
+def test_process_that_died_without_a_last_word_is_the_reason(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=7, state="running")
+    data = tracker.client.get_run(tracker.ship_events(run)).data
+    assert data.tags["smollm2.last_failure"] == (
+        "killed: its process ended without a last word; the last step that it told is 7"
+    )
+    assert data.tags["smollm2.state"] == "killed"
+
+
+def test_attempt_that_its_supervisor_saw_end_is_the_reason_until_the_next_one_runs(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=7, state="running")
+    with EventWriter(events_file(run)) as log:
+        log.write("attempt", step=7, attempt=1, exit_code=247, reason="exit code 247 (SIGKILL)", first_step=1)
+    shipped = tracker.client.get_run(tracker.ship_events(run))
+    assert shipped.info.status == "KILLED"
+    assert shipped.data.tags["smollm2.last_failure"] == "attempt 1: exit code 247 (SIGKILL)"
+    with (run / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        write_log(run, steps=9, first_step=8, state="running")
+        shipped = tracker.client.get_run(tracker.ship_events(run))
+    assert (shipped.info.status, shipped.data.tags["smollm2.state"]) == ("RUNNING", "running")
+
+
+def test_last_word_that_comes_while_the_log_is_read_is_heard(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run()
+    write_log(run, steps=2, state="running")
+
+    def end(_: Path) -> bool:
+        if "finished" not in events_file(run).read_text():
+            write_log(run, steps=3, first_step=3)
+        return False
+
+    monkeypatch.setattr(tracking, "run_is_alive", end)
+    shipped = tracker.client.get_run(tracker.ship_events(run))
+    assert shipped.info.status == "FINISHED"
+    assert "smollm2.last_failure" not in shipped.data.tags
+
+
+def test_system_metrics_of_every_node_arrive_once(tracker: Tracker, new_run: RunMaker, write_log: LogWriter) -> None:
+    run = new_run()
+    write_log(run, steps=2)
+    for _ in range(2):
+        for rank in (8, 16):
+            with EventWriter(events_file(run, rank)) as log:
+                for step in (1, 2):
+                    log.write(
+                        "metrics", step=step, **{f"system/node-{rank // 8}/cpu_utilization_percentage": 10.0 * rank}
+                    )
+        run_id = tracker.ship_events(run)
+        journal_file(run).unlink()
+    for rank in (8, 16):
+        rows = tracker.client.get_metric_history(run_id, f"system/node-{rank // 8}/cpu_utilization_percentage")
+        assert [(row.step, row.value) for row in rows] == [(1, 10.0 * rank), (2, 10.0 * rank)]
+
+
+def test_datasets_that_a_training_run_reads_are_inputs_with_their_digests(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run()
+    for digests in ({"web": "sha256:" + "1" * 64}, {"web": "sha256:" + "1" * 64, "code": "sha256:" + "2" * 64}):
+        write_run(run, read_run(run).model_copy(update={"dataset_digests": digests}))
+        shipped = tracker.client.get_run(tracker.ship_events(run))
+        journal_file(run).unlink()
+    inputs = {one.dataset.name: one for one in shipped.inputs.dataset_inputs}
+    assert {name: one.dataset.digest for name, one in inputs.items()} == {"web": "1" * 36, "code": "2" * 36}
+    assert [(tag.key, tag.value) for tag in inputs["code"].tags] == [("mlflow.data.context", "training")]
+    assert shipped.data.tags["smollm2.dataset.code"] == "sha256:" + "2" * 64
+
+
+def test_two_runs_of_one_key_become_the_one_that_holds_more(
+    tracker: Tracker, new_run: RunMaker, write_log: LogWriter
+) -> None:
+    run = new_run()
+    write_log(run, steps=2)
+    kept = tracker.ship_events(run)
+    tags = {"smollm2.run_key": read_run(run).run_key}
+    other = tracker.client.create_run(tracker.client.get_run(kept).info.experiment_id, tags=tags).info.run_id
+    journal_file(run).unlink()
+    assert tracker.ship_events(run) == kept
+    assert tracker.client.get_run(other).info.lifecycle_stage == "deleted"
+
+
 def test_runs_are_tagged_with_their_kind(tracker: Tracker, new_run: RunMaker) -> None:
     training, data = new_run("training", run_key="1" * 32), new_run("data", run_key="2" * 32, kind="data")
     tags = [tracker.client.get_run(tracker.ship_events(run)).data.tags for run in (training, data)]
@@ -195,8 +280,8 @@ def test_dataset_that_a_data_run_made_is_logged_once(tracker: Tracker, new_run: 
         journal_file(run).unlink()
     shipped = tracker.client.get_run(run_id)
     assert shipped.data.tags["smollm2.dataset.web"] == digest
-    (made,) = shipped.inputs.dataset_inputs
-    assert (made.dataset.name, made.dataset.digest) == ("web", "5" * 36)
+    (made,) = [one for one in shipped.inputs.dataset_inputs if one.dataset.name == "web"]
+    assert made.dataset.digest == "5" * 36
     assert (made.dataset.source, made.dataset.profile) == ('{"uri": "/data/web"}', '{"documents": 3, "tokens": 40}')
     assert [(tag.key, tag.value) for tag in made.tags] == [("mlflow.data.context", "output")]
 
@@ -231,86 +316,3 @@ def test_database_that_is_none_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, but long enough to be taken for one" * 100)
     with pytest.raises(TrackingError, match=r"MLflow at sqlite:.* did not answer or refused: .*not a database"):
         Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}").client.search_experiments()
-
-
-class Server:
-    """A real `mlflow server` on a port of its own."""
-
-    def __init__(self, folder: Path, port: str) -> None:
-        self.uri = f"http://127.0.0.1:{port}"
-        self._command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{folder / 'server.db'}",
-            "--artifacts-destination", str(folder / "files"),
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        self._process = subprocess.Popen(
-            self._command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-                return
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.5)
-        raise AssertionError("mlflow server did not start")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait()
-
-
-@pytest.fixture
-def server(empty_database: Path, tmp_path: Path, free_port: Callable[[], str]) -> Iterator[Server]:
-    shutil.copy(empty_database, tmp_path / "server.db")
-    server = Server(tmp_path, free_port())
-    yield server
-    server.stop()
-
-
-# Ends itself with signal 9 after the server has confirmed a batch and before the journal knows.
-KILLED_SHIPPER = """
-import os, signal, sys
-from pathlib import Path
-from checkpoint import tracking
-send, calls = tracking.Tracker._send, []
-read = tracking.read_batches
-tracking.read_batches = lambda path, journal: read(path, journal, batch_rows=8)
-def send_and_die(self, run_id, batch):
-    send(self, run_id, batch)
-    calls.append(batch)
-    if len(calls) == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-tracking.Tracker._send = send_and_die
-tracking.Tracker(sys.argv[1]).ship_events(Path(sys.argv[2]))
-"""
-
-
-def test_server_down_then_up_and_a_shipper_killed_between_batches(
-    server: Server, new_run: RunMaker, write_log: LogWriter
-) -> None:
-    run = new_run()
-    write_log(run, steps=40, state="running")
-    begun_s = time.monotonic()
-    with pytest.raises(TrackingError, match=rf"MLflow at {server.uri} did not answer or refused"):
-        Tracker(server.uri).ship_events(run)
-    # MLflow's own default is 248 s; the bound leaves room for a busy machine
-    assert time.monotonic() - begun_s < 30
-
-    server.start()
-    killed = subprocess.run([sys.executable, "-c", KILLED_SHIPPER, server.uri, str(run)], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    tracker = Tracker(server.uri)
-    assert 0 < len(history(tracker, "train/loss")) < 40
-
-    write_log(run, steps=50, first_step=31)
-    tracker.ship_events(run)
-    assert history(tracker, "train/loss") == expected_losses(50)
-    journal_file(run).unlink()
-    tracker.ship_events(run)
-    assert history(tracker, "train/loss") == expected_losses(50)
-    assert runs_of(tracker)[0].info.status == "FINISHED"

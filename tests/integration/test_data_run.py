@@ -17,8 +17,9 @@ import pytest
 from checkpoint.config import ServiceConfig
 from checkpoint.events import events_file, read_events
 from checkpoint.jobs import Job, Performer
+from checkpoint.mlflow_run import EXPERIMENT
 from checkpoint.service import Service
-from checkpoint.tracking import EXPERIMENT, Tracker
+from checkpoint.tracking import Tracker
 from pipeline.shards.format import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
