@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-elastic test-exports test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
+.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-faults test-elastic test-exports test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -44,7 +44,7 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself
 	$(BIN)/python -m pytest -m campaign -s --ignore=tests/pipeline/test_fault_campaign.py \
 	  --ignore=tests/pipeline/tokenizer/test_campaign.py --ignore=tests/integration/test_elastic_campaign.py \
-	  --ignore=tests/checkpoint/test_other_loaders.py
+	  --ignore=tests/checkpoint/test_other_loaders.py --ignore=tests/faults
 
 test-elastic: $(READY)  ## 60 steps on two ranks, and the same killed and gone on with on one, three and two
 	$(BIN)/python -m pytest -m campaign -s tests/integration/test_elastic_campaign.py
@@ -61,6 +61,9 @@ test-encoding: $(READY)  ## all ids of 100 MB of mixed text against tokenizers, 
 
 test-data-faults: $(READY)  ## over 100 random kills of data runs, over all executors: equal bytes each time
 	$(BIN)/python -m pytest -m campaign -s tests/pipeline/test_fault_campaign.py
+
+test-faults: $(READY)  ## over 200 random kills of trainers, of the service at each of its jobs and of MLflow, some 6 minutes
+	$(BIN)/python -m pytest -m campaign -s tests/faults/test_kills.py
 
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
@@ -81,7 +84,7 @@ format: $(READY)  ## ruff, in place
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
 	@for name in encoding filtering deduplication lost_work data_order loader loss activation_checkpointing training supervision reshard \
-	  checkpoints checkpoint_saves; do \
+	  checkpoints checkpoint_saves shipping; do \
 	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed
