@@ -61,6 +61,14 @@ class EvaluationConfig(_Config):
         return self
 
 
+class BestConfig(_Config):
+    """By what MLflow's alias `best` goes: the trainer's validation loss, or a metric of the evaluation."""
+
+    metric: str = "validation_loss"
+    """Or `perplexity/NAME`, `lm_eval/TASK/METRIC`."""
+    order: Literal["lowest", "highest"] = "lowest"
+
+
 class HttpConfig(_Config):
     """Where the status page is. Port 0: a free one. Anywhere but on this machine itself it needs a token."""
 
@@ -83,6 +91,7 @@ class ServiceConfig(_Config):
     redraw_seconds: float = Field(default=300.0, ge=0)
     retention: RetentionConfig | None = None
     evaluation: EvaluationConfig | None = None
+    best: BestConfig = BestConfig()
     license: str | None = None
     """Of the exported weights, for their model cards, as the hub spells it: apache-2.0."""
     publish_to: tuple[str, ...] = ()

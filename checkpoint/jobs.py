@@ -104,7 +104,7 @@ class Performer:
 
         if self._tracker is None:
             self._tracker = Tracker(self._context.tracking_uri, artifact_location=self._context.artifact_location)
-        ship_run(self._tracker, job.run)
+        ship_run(self._tracker, job.run, best=self._context.config.best)
         return {}
 
     def _export(self, job: Job) -> dict[str, Any]:

@@ -44,7 +44,8 @@ class Journal(LogPosition):
     """How far a run has been shipped, to which server (without its credentials), as which MLflow run.
 
     The position is that of rank 0's log; `others` are those of the other ranks, by file name. `status` is what MLflow
-    was told last, "" nothing yet; `registered` are the digests of the proofs that the registered model tells, by step.
+    was told last, "" nothing yet; `registered` are by step the digest of the proof and the score that the registered
+    model tells.
     """
 
     tracking_uri: str

@@ -1,10 +1,10 @@
 """The registered model of a run's name: a version for each proven export, its proof as tags, and two aliases.
 
 `latest-verified` is the last step of the newest run that has a proven export; `best` the proven one with the lowest
-validation loss, of equal ones the newer. Both are worked out anew from what the registry holds, so that who registers
-last, or again, changes nothing. A version whose export has failed a later proof keeps its place, says so, and has no
-alias. The weights stay where they are: a version's source is the proof among the run's artefacts, its tag
-`smollm2.export` says where the directory lies.
+validation loss, or the best by the metric that the service is told, of equal ones the newer. Both are worked out anew
+from what the registry holds, so that who registers last, or again, changes nothing. A version whose export has failed a
+later proof keeps its place, says so, and has no alias. The weights stay where they are: a version's source is the proof
+among the run's artefacts, its tag `smollm2.export` says where the directory lies.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from checkpoint.config import BestConfig
 from checkpoint.export_folder import Export
+from checkpoint.journal import legal_name
 from checkpoint.manifest import step_name
 from checkpoint.run_record import RunRecord
 
 LATEST, BEST = "latest-verified", "best"
 _KEY, _STEP, _CREATED, _VERDICT = "smollm2.run_key", "smollm2.step", "smollm2.run_created_ms", "smollm2.proof"
-_LOSS = "smollm2.validation_loss"
 
 
 def register_exports(
@@ -29,13 +30,17 @@ def register_exports(
     record: RunRecord,
     exports: Mapping[int, Export],
     *,
-    validation_losses: Mapping[int, float],
+    scores: Mapping[int, float],
+    best: BestConfig,
 ) -> None:
-    """Make the versions that are missing, bring tags and aliases up to date. Raises what the client raises."""
+    """Make the versions that are missing, bring tags and aliases up to date. Raises what the client raises.
+
+    `scores` are the values of the metric that `best` goes by, as far as steps have one.
+    """
     name = model_name(record)
     versions = _versions(client, name)
     for step, export in exports.items():
-        tags = _tags(record, export) | ({_LOSS: repr(validation_losses[step])} if step in validation_losses else {})
+        tags = _tags(record, export) | ({_score_tag(best): repr(scores[step])} if step in scores else {})
         own = _of_step(versions, record, step)
         if own is None and export.passed:
             if not versions:
@@ -48,7 +53,7 @@ def register_exports(
             for key, value in tags.items():
                 if own.tags.get(key) != value:
                     client.set_model_version_tag(name, own.version, key, value)
-    _set_aliases(client, name)
+    _set_aliases(client, name, best)
 
 
 def model_name(record: RunRecord) -> str:
@@ -112,13 +117,15 @@ def _create_model(client: Any, name: str) -> None:
             raise
 
 
-def _set_aliases(client: Any, name: str) -> None:
+def _set_aliases(client: Any, name: str, best: BestConfig) -> None:
     passed = [one for one in _versions(client, name) if one.tags.get(_VERDICT) == "passed"]
-    measured = [one for one in passed if math.isfinite(_loss(one))]
+    sign = 1 if best.order == "lowest" else -1
+    scores = {one.version: sign * float(one.tags.get(_score_tag(best), "nan")) for one in passed}
+    measured = [one for one in passed if math.isfinite(scores[one.version])]
     wanted = {
         LATEST: max(passed, key=_age, default=None),
-        # of equal losses the newer one: it has seen more
-        BEST: min(measured, key=lambda one: (_loss(one), [-part for part in _age(one)]), default=None),
+        # of equal ones the newer: it has seen more
+        BEST: min(measured, key=lambda one: (scores[one.version], [-part for part in _age(one)]), default=None),
     }
     if not passed and not _versions(client, name):
         return
@@ -134,5 +141,5 @@ def _age(version: Any) -> tuple[int, int]:
     return int(version.tags[_CREATED]), int(version.tags[_STEP])
 
 
-def _loss(version: Any) -> float:
-    return float(version.tags.get(_LOSS, "nan"))
+def _score_tag(best: BestConfig) -> str:
+    return f"smollm2.{legal_name(best.metric)}"

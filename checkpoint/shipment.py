@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from checkpoint.config import BestConfig
 from checkpoint.evaluation import list_evaluations
 from checkpoint.export_folder import PROOF_FILE, list_exports
 from checkpoint.loss_curve import CURVE_FILE
@@ -13,7 +14,7 @@ from checkpoint.run_record import artifacts_directory
 from checkpoint.tracking import Tracker
 
 
-def ship_run(tracker: Tracker, run: Path) -> None:
+def ship_run(tracker: Tracker, run: Path, *, best: BestConfig) -> None:
     """Send all that is new. Raises TrackingError, with what was confirmed written down."""
     tracker.ship_events(run)
     by_step = list_exports(run)[0]
@@ -33,8 +34,13 @@ def ship_run(tracker: Tracker, run: Path) -> None:
             "smollm2.proof": f"{newest.proof.verdict} at step {newest.proof.step}",
         }
     tracker.ship_files(run, files, tags=tags)
-    tracker.ship_evaluations(run, list_evaluations(run).values())
-    tracker.ship_exports(run, by_step, validation_losses=_validation_losses(run, by_step))
+    evaluations = list_evaluations(run)
+    tracker.ship_evaluations(run, evaluations.values())
+    if best.metric == BestConfig().metric:
+        scores = _validation_losses(run, by_step)
+    else:
+        scores = {step: one.metrics[best.metric] for step, one in evaluations.items() if best.metric in one.metrics}
+    tracker.ship_exports(run, by_step, scores=scores, best=best)
 
 
 def _validation_losses(run: Path, steps: Iterable[int]) -> dict[int, float]:

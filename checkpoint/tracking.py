@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from checkpoint.config import BestConfig
 from checkpoint.evaluation import Evaluation
 from checkpoint.events import TRAIN_LOSS, events_file
 from checkpoint.export_folder import PROOF_FILE, Export
@@ -100,18 +101,21 @@ class Tracker:
                 journal.evaluations[one.step] = one.timestamp_ms
                 write_journal(run, journal)
 
-    def ship_exports(self, run: Path, exports: Mapping[int, Export], *, validation_losses: Mapping[int, float]) -> None:
-        """Bring the registered model up to date, if a proof is new; the proofs themselves are files of the run."""
+    def ship_exports(
+        self, run: Path, exports: Mapping[int, Export], *, scores: Mapping[int, float], best: BestConfig
+    ) -> None:
+        """Bring the registered model up to date, if a proof or a score is new; the proofs are files of the run."""
         record = read_run(run)
         proofs = {
-            str(step): hashlib.sha256((export.directory / PROOF_FILE).read_bytes()).hexdigest()
+            str(step): f"{hashlib.sha256((export.directory / PROOF_FILE).read_bytes()).hexdigest()} "
+            f"{best.order} {best.metric} {scores.get(step)}"
             for step, export in exports.items()
         }
         with self._errors_in_one_line():
             journal = self._open_journal(run, record)
             if proofs == journal.registered:
                 return
-            register_exports(self.client, journal.mlflow_run_id, record, exports, validation_losses=validation_losses)
+            register_exports(self.client, journal.mlflow_run_id, record, exports, scores=scores, best=best)
             journal.registered = proofs
             write_journal(run, journal)
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
+from checkpoint.config import BestConfig
 from checkpoint.export_folder import Export, ProofReport
 from checkpoint.journal import journal_file
 from checkpoint.registry import model_name
@@ -38,7 +39,7 @@ def prove(run: Path, step: int, verdict: Literal["passed", "failed"] = "passed")
 def register(tracker: Tracker, run: Path, losses: Mapping[int, float], **verdicts: Any) -> None:
     tracker.ship_events(run)
     exports = {step: prove(run, step, verdicts.get(f"step{step}", "passed")) for step in losses}
-    tracker.ship_exports(run, exports, validation_losses=losses)
+    tracker.ship_exports(run, exports, scores=losses, best=BestConfig())
 
 
 def aliases(tracker: Tracker, name: str = "small") -> dict[str, str]:
@@ -121,3 +122,19 @@ def test_a_version_whose_making_was_not_answered_is_one_version(
     monkeypatch.setattr(tracker.client, "create_model_version", create_twice)
     register(tracker, new_run("small"), {100: 3.5, 200: 3.2})
     assert versions(tracker) == [("100", "passed"), ("200", "passed")]
+
+
+def test_best_goes_by_the_metric_and_the_order_that_it_is_told(tracker: Tracker, new_run: RunMaker) -> None:
+    run = new_run("small")
+    register(tracker, run, {100: 3.5, 200: 3.2})
+    exports = {step: prove(run, step) for step in (100, 200)}
+    accuracy = BestConfig(metric="lm_eval/arc_easy/acc", order="highest")
+    tracker.ship_exports(run, exports, scores={}, best=accuracy)
+    assert "best" not in aliases(tracker)
+    tracker.ship_exports(run, exports, scores={100: 0.4, 200: 0.3}, best=accuracy)
+    assert aliases(tracker)["best"] == "100"
+    best = tracker.client.get_model_version_by_alias("small", "best")
+    assert best.tags["smollm2.lm_eval/arc_easy/acc"] == "0.4"
+    lowest = accuracy.model_copy(update={"order": "lowest"})
+    tracker.ship_exports(run, exports, scores={100: 0.4, 200: 0.3}, best=lowest)
+    assert aliases(tracker)["best"] == "200"
