@@ -8,6 +8,7 @@ is under way. All methods but `before_update` are called by all ranks together.
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -103,7 +104,7 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:
             if is_lost_peer(error):
                 raise  # the other rank says why it went
-            raise LocalError(self._not_written(step, self._ranks.rank, error)) from error
+            raise LocalError(self._not_written(step, error)) from error
         copy = None
         if self._config.checkpoint.asynchronous:
             copy, states = self._mirror(states, engine.device, step=step)
@@ -130,7 +131,7 @@ class Checkpoints:
             return copy, [(path, copy.mirror(state)) for path, state in states]
         except (RuntimeError, MemoryError) as error:
             raise LocalError(
-                f"rank {self._ranks.rank}: the host has no memory for a copy of this rank's state at step {step}: "
+                f"{self._who()}: the host has no memory for a copy of this rank's state at step {step}: "
                 f"{_first_line(error)}; set checkpoint.asynchronous=false, which needs none, and run again: "
                 f"{self._goes_on()}"
             ) from error
@@ -227,14 +228,18 @@ class Checkpoints:
     def _raise_failure(self, save: _Save) -> None:
         """On all ranks, with what each of them has met."""
         error = save.writer.error
-        mine = None if error is None else self._not_written(save.step, self._ranks.rank, error)
+        mine = None if error is None else self._not_written(save.step, error)
         reasons: list[str | None] = [None] * self._ranks.world_size
         dist.all_gather_object(reasons, mine)
         raise TrainingError("\n".join(reason for reason in reasons if reason is not None)) from error
 
-    def _not_written(self, step: int, rank: int, error: Exception) -> str:
+    def _who(self) -> str:
+        """Rank and machine: another one may tell it."""
+        return f"rank {self._ranks.rank} on {socket.gethostname()}"
+
+    def _not_written(self, step: int, error: Exception) -> str:
         return (
-            f"rank {rank}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
+            f"{self._who()}: the checkpoint of step {step} could not be written: {_first_line(error)}; "
             f"see that {self._config.run_dir} has space left and run again: {self._goes_on()}"
         )
 

@@ -98,7 +98,7 @@ def test_full_disk_of_one_node_ends_both_and_loses_nothing(cluster: Any) -> None
     cluster.inside("nodeb", "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(full))
     code, _, err = ended(process)
     assert code != 0
-    assert "nodeb: launch train: rank 1: the checkpoint of step 40 could not be written" in err
+    assert "launch train: rank 1 on nodeb: the checkpoint of step 40 could not be written" in err
     assert "Traceback" not in err
     cluster.assert_out(within_s=30)
     cluster.inside("nodeb", "umount", str(full))

@@ -206,7 +206,7 @@ def test_host_without_memory_for_the_copy_is_told_the_way_out(
     endless = torch.from_file(str(sparse), shared=True, size=1 << 43, dtype=torch.uint8)
     with pytest.raises(
         LocalError,
-        match=r"rank 0: the host has no memory for a copy .* at step 7: .*"
+        match=r"rank 0 on \S+: the host has no memory for a copy .* at step 7: .*"
         r"set checkpoint.asynchronous=false, which needs none, and run again: it goes on from the beg",
     ):
         begin(checkpoints(tmp_path / "run"), 7, engine(endless))
@@ -227,7 +227,7 @@ def test_disk_that_fills_while_writing_loses_nothing(checkpoints: Callable[..., 
     begin(saver, 8, engine(torch.zeros(2_000_000)))
     with pytest.raises(
         TrainingError,
-        match=r"rank 0: the checkpoint of step 8 could not be written: .*No space left.*"
+        match=r"rank 0 on \S+: the checkpoint of step 8 could not be written: .*No space left.*"
         r"has space left and run again: it goes on from the checkpoint of step 7",
     ):
         saver.finish()
