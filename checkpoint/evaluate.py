@@ -81,7 +81,9 @@ def _documents(name: str, folder: Path, *, split: str, tokenizer_digest: str) ->
         )
     if split not in splits:
         raise CheckpointError(f"{what} has no split {split!r}, but {', '.join(splits)}; set evaluation.split")
-    rows = datasets.load_from_disk(str(folder))[split].select_columns("input_ids").with_format("numpy")
+    # the training split lies in the folder itself, the others below it
+    place = folder if split == "train" else folder / split
+    rows = datasets.load_from_disk(str(place)).select_columns("input_ids").with_format("numpy")
     return (row["input_ids"].tolist() for row in rows)
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 import torch
 
@@ -21,31 +20,40 @@ from checkpoint import evaluate
 from checkpoint.config import EvaluationConfig
 from checkpoint.evaluate import evaluate_export
 from checkpoint.evaluation import evaluation_file, list_evaluations, read_evaluation
-from checkpoint.export_folder import digest_file
 from checkpoint.manifest import CheckpointError, export_directory
 from checkpoint.mlflow_run import EXPERIMENT
 from checkpoint.service import DATABASE_FILE, Service
 from checkpoint.tracking import Tracker
 from model.hf import load_pretrained
+from pipeline.config import PipelineConfig
+from pipeline.run import run as run_pipeline
 
-LONG = 1000  # ids; the model has 512 positions
+WORDS = "the loss falls while the model learns the text "
+# some longer than the model's 512 positions, in both splits
+TEXTS = [*(f"{WORDS * 100} {number}" for number in range(6)), *(f"{WORDS} {number}" for number in range(20))]
+
+
+@pytest.fixture(scope="module")
+def made_dataset(pristine_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pipeline makes of a few texts with the runs' tokenizer: half of them are the validation split."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    config = {
+        "name": "web",
+        "output_dir": str(folder / "web"),
+        "tokenizer": {"path": str(pristine_runs / "run-float32" / "tokenizer.json")},
+        "sources": [{"name": "web", "type": "jsonl", "files": [str(folder / "texts.jsonl")]}],
+        "validation_fraction": 0.5,
+    }
+    (folder / "web.yaml").write_text(json.dumps(config))
+    run_pipeline(PipelineConfig.model_validate(config))
+    return folder / "web"
 
 
 @pytest.fixture
-def web(exported_run: Path, tmp_path: Path) -> Path:
-    """A dataset made with the run's tokenizer: a short document, a long one, one of a single id, and another."""
-    random = np.random.default_rng(0)
-    rows = [random.integers(0, 300, size=size, dtype=np.uint16).tolist() for size in (5, LONG, 1, 40)]
-    folder = tmp_path / "web"
-    split = datasets.Dataset.from_dict({"input_ids": rows, "document_id": list("abcd")})
-    datasets.DatasetDict(validation=split).save_to_disk(str(folder))
-    digest = digest_file(exported_run / "tokenizer.json")
-    write_dataset_manifest(folder, digest=digest)
-    return folder
-
-
-def write_dataset_manifest(folder: Path, *, digest: str) -> None:
-    (folder / "manifest.json").write_text(json.dumps({"tokenizer": {"digest": digest}, "splits": {"validation": {}}}))
+def web(made_dataset: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(made_dataset, tmp_path / "web")
 
 
 def our_perplexity(export: Path, rows: list[list[int]], *, tokens: int) -> float:
@@ -61,10 +69,18 @@ def our_perplexity(export: Path, rows: list[list[int]], *, tokens: int) -> float
     return math.exp(sum(losses[:tokens]) / len(losses[:tokens]))
 
 
+def test_the_training_split_is_measured_where_it_is_asked_for(exported_run: Path, web: Path) -> None:
+    found = evaluate_export(exported_run, 4, EvaluationConfig(datasets={"web": web}, split="train", max_tokens=100))
+    rows = list(datasets.load_from_disk(str(web))["input_ids"])
+    wanted = our_perplexity(export_directory(exported_run, 4), rows, tokens=100)
+    assert found.metrics == {"perplexity/web": pytest.approx(wanted, rel=1e-4)}
+
+
 @pytest.mark.parametrize("max_tokens", [3, 4, 515, 516, 5000])
 def test_perplexity_is_that_of_our_own_model(exported_run: Path, web: Path, max_tokens: int) -> None:
     found = evaluate_export(exported_run, 4, EvaluationConfig(datasets={"web": web}, max_tokens=max_tokens))
-    rows = list(datasets.load_from_disk(str(web))["validation"]["input_ids"])
+    rows = list(datasets.load_from_disk(str(web / "validation"))["input_ids"])
+    assert max(map(len, rows)) > 512
     wanted = our_perplexity(export_directory(exported_run, 4), rows, tokens=max_tokens)
     assert found.metrics == {"perplexity/web": pytest.approx(wanted, rel=1e-4)}
     assert read_evaluation(exported_run, 4) == found
@@ -81,9 +97,11 @@ def test_what_is_no_dataset_of_this_tokenizer_is_refused(exported_run: Path, web
 
     with pytest.raises(CheckpointError, match="is no dataset of `smollm2 pipeline run`"):
         measure(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match=r"has no split 'test', but validation; set evaluation\.split"):
+    with pytest.raises(CheckpointError, match=r"has no split 'test', but train, validation; set evaluation\.split"):
         measure(web, split="test")
-    write_dataset_manifest(web, digest="sha256:another")
+    manifest = json.loads((web / "manifest.json").read_text())
+    manifest["tokenizer"]["digest"] = "sha256:another"
+    (web / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="was made with another tokenizer"):
         measure(web)
     assert list_evaluations(exported_run) == {}
