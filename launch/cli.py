@@ -22,7 +22,7 @@ from launch.trace_report import format_document, format_step, trace_document, tr
 from launch.trainer.data_history import Period, read_history
 from launch.trainer.inputs import check_init_from, read_inputs
 from launch.trainer.rewinds import read_rewinds
-from launch.trainer.run_folder import check_same_run, create_run_folder, settle_finished_run
+from launch.trainer.run_folder import check_same_run, create_run_folder, refuse_if_at_work, settle_finished_run
 from pipeline.shards.format import DatasetError
 
 USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError, GenerateError)
@@ -130,6 +130,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if step >= config.steps and not verify_checkpoint(checkpoint_directory(config.run_dir, step)):
         print(settle_finished_run(config, step))
         return 0
+    refuse_if_at_work(config.run_dir)
     if step == 0:
         check_init_from(config)
     start = partial(start_training, arguments.config, overrides, config.launcher, run_dir=config.run_dir)

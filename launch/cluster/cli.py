@@ -60,7 +60,12 @@ def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="N,N",
         help=f"numbers of GPUs (default: those of {', '.join(map(str, WORLD_SIZES))} over which the batch divides)",
     )
-    verb.add_argument("--json", action="store_true", help="print the figures as one JSON object, sizes in bytes")
+    verb.add_argument(
+        "--all",
+        action="store_true",
+        help="also the rows of DeepSpeed's other stages, hpZ and offload",
+    )
+    verb.add_argument("--json", action="store_true", help="print all figures as one JSON object, sizes in bytes")
     verb.set_defaults(run=_plan)
 
 
@@ -84,7 +89,9 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(config, assumptions, rows, recommended), indent=2))
     else:
-        print(format_table(config, assumptions, rows, recommended))
+        taken = {str(stage) for stage in stages}
+        shown = rows if arguments.all else [row for row in rows if row.zero in taken]
+        print(format_table(config, assumptions, shown, recommended, left_out=len(rows) - len(shown)))
     return 0
 
 

@@ -30,9 +30,14 @@ def as_json(
 
 
 def format_table(
-    config: TrainConfig, assumptions: Assumptions, rows: Sequence[Row], recommended: Sequence[Recommendation]
+    config: TrainConfig,
+    assumptions: Assumptions,
+    rows: Sequence[Row],
+    recommended: Sequence[Recommendation],
+    *,
+    left_out: int,
 ) -> str:
-    """GiB a GPU, GB sent by each GPU in a step."""
+    """What to take, then the rows: GiB a GPU, GB sent by each GPU in a step. `left_out` rows are not among them."""
     device = device_of(assumptions)
     tokens = assumptions.tokens or config.steps * config.batch_tokens
     lines = [
@@ -43,18 +48,21 @@ def format_table(
         + (" (as if not compiled: an upper bound)" if config.compile == "deepcompile" else ""),
         f"{device.name}, {device.memory_bytes / 2**30:.1f} GiB of which {USABLE_FRACTION:.0%} are counted on; assumed: "
         f"MFU {assumptions.mfu:.0%} of the computation, {assumptions.bandwidth_bytes_per_s / 1e9:g} GB/s sent by a GPU",
+    ]
+    for recommendation in recommended:
+        lines += ["", *_advice(recommendation)]
+    lines += [
+        "",
         f"* is this config, which may be trained with zero.stage {', '.join(map(str, trainable_stages(config)))}; the "
-        "other stages, hpZ and offload are DeepSpeed's, and no settings here",
+        "other stages, hpZ and offload are DeepSpeed's, and no settings here"
+        + (f" ({left_out} rows, which --all prints)" if left_out else ""),
         "host: GiB of a rank in the host's memory, of an offloaded optimizer and of the copy for an asynchronous save",
         "",
         f"{'GPUs':>5} {'ZeRO':<10}{'checkpointing':<16}"
         + "".join(f"{part:>9}" for part in _PARTS)
         + f"{'GiB':>8} fits{'host':>7}{'GB sent':>9}{'s/step':>9}{'tokens/s':>13}{'days':>9}{'GPU-hours':>12}",
     ]
-    lines += [_line(row) for row in rows]
-    for recommendation in recommended:
-        lines += ["", *_advice(recommendation)]
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_line(row) for row in rows)])
 
 
 def _line(row: Row) -> str:
@@ -70,7 +78,7 @@ def _line(row: Row) -> str:
 
 def _advice(recommendation: Recommendation) -> list[str]:
     row = recommendation.row
-    head = f"{recommendation.world_size} GPUs: "
+    head = f"{recommendation.world_size} GPU{'s' * (recommendation.world_size != 1)}: "
     if row is None:
         return [head + recommendation.reasons[0]]
     pace = "" if row.step_time_s is None else f", {row.step_time_s:.3f} s a step, {row.days:,.1f} days"

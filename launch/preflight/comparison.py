@@ -196,7 +196,9 @@ def _datasets(nodes: Sequence[Node]) -> Iterator[Finding]:
         for name, digest in node.seen.get("datasets", {}).items():
             if digest.startswith("!"):
                 wrong += 1
-                yield problem("data", node.name, f"{name}: {digest[1:]}", "copy it there, or share its folder")
+                what, _, fix = digest[1:].partition("; ")
+                there = "copy it there, or share its folder"
+                yield problem("data", node.name, f"{name}: {what}", f"{fix}, or {there}" if fix else there)
             elif not first[name].startswith("!") and digest != first[name]:
                 wrong += 1
                 what = f"{name} is another one than on {nodes[0].name} ({digest[:19]}…, {first[name][:19]}…)"

@@ -3,7 +3,7 @@
     hostfile → ssh to every host → each node's probe, compared → the data by its manifests → a trial on all ranks
 
 The trial needs every node, so it is made only if each has answered. Nothing is written but below RUN/.preflight, which
-is removed at the end.
+is removed at the end, with the run folder if it was made for that.
 """
 
 from __future__ import annotations
@@ -77,16 +77,20 @@ def preflight(
             checkpoint_bytes = per_parameter * count_parameters(config.model).total
             findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
             findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
-        findings += _data(config)
+        findings += _data(config, missing=any(_lacks_dataset(node) for node in nodes))
         ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
         findings += _batch(config, ranks)
         blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
         if blocking:
             why = f"a trial needs these mended first: {', '.join(blocking)}"
             return [*findings, not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
-        say(f"a trial on {ranks} rank{'s' * (ranks != 1)}, at most {trial_timeout_s:g} s")
+        say(
+            f"a trial on {_counted(ranks)}: an all-reduce, then two steps of {config.micro_batch_size} x "
+            f"{config.data.sequence_length} tokens, at most {trial_timeout_s:g} s (--timeout); "
+            "a large model may take longer on CPUs"
+        )
         try:
-            findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s)
+            findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s, say=say)
         except (LauncherError, FileNotFoundError) as error:
             findings.append(problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that"))
     return findings
@@ -95,6 +99,7 @@ def preflight(
 @contextlib.contextmanager
 def _probe_folder(run_dir: Path) -> Iterator[None]:
     folder = run_dir / PROBE_FOLDER
+    made = [above for above in folder.parents if not above.exists()]
     # what cannot be made here is told of each node
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +107,9 @@ def _probe_folder(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # somebody has put something there meanwhile
+            for above in made:
+                above.rmdir()
 
 
 def _place(
@@ -193,10 +201,17 @@ def _look_for_tokens(
     return shared_folder([node.name for node in nodes], seen)
 
 
-def _data(config: TrainConfig) -> list[Finding]:
+def _lacks_dataset(node: Node) -> bool:
+    return any(digest.startswith("!") for digest in node.seen.get("datasets", {}).values())
+
+
+def _data(config: TrainConfig, *, missing: bool) -> list[Finding]:
+    """By the manifests as they lie here; `missing`: a node has told already that it cannot read one."""
     try:
         inputs = read_inputs(config)
     except (DatasetError, TrainingError) as error:
+        if missing and isinstance(error, DatasetError):
+            return [not_checked("data", "all", "tokenizer and sizes need the missing datasets first")]
         return [
             problem("data", "all", what, fix or "see docs/data.md")
             for what, _, fix in (line.partition("; ") for line in str(error).splitlines())
@@ -211,4 +226,8 @@ def _batch(config: TrainConfig, ranks: int) -> list[Finding]:
     except TrainingError as error:
         what, _, fix = str(error).partition("; ")
         return [problem("batch", "all", what, fix)]
-    return [ok("batch", "all", f"{accumulation} micro-batches a rank on {ranks} ranks")]
+    return [ok("batch", "all", f"{accumulation} micro-batch{'es' * (accumulation != 1)} a rank on {_counted(ranks)}")]
+
+
+def _counted(ranks: int) -> str:
+    return f"{ranks} rank{'s' * (ranks != 1)}"

@@ -11,7 +11,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from launch.cluster.launcher import Placement, command_for
@@ -22,6 +23,7 @@ from launch.preflight.rank_probe import OVER_TIME, RankJob
 
 RANK_MODULE = "launch.preflight.rank_probe"
 _GRACE_S = 30.0  # for the launcher to see that its ranks have ended
+TELLING_INTERVAL_S = 30.0
 _ALL_REDUCE, _STEP = "all-reduce", "step"
 _NETWORK_FIX = (
     "see that the nodes reach each other on the master's address and port, and name the interface (NCCL_SOCKET_IFNAME "
@@ -30,9 +32,15 @@ _NETWORK_FIX = (
 
 
 def run_trial(
-    config: TrainConfig, placement: Placement, *, ranks: int, environment: Mapping[str, str], timeout_s: float
+    config: TrainConfig,
+    placement: Placement,
+    *,
+    ranks: int,
+    environment: Mapping[str, str],
+    timeout_s: float,
+    say: Callable[[str], None],
 ) -> list[Finding]:
-    """On all ranks; a minute or two where kernels have to be built first."""
+    """On all ranks; a minute or two where kernels have to be built first. `say` is told that it goes on."""
     job = RankJob(config=config, timeout_s=timeout_s)
     command = command_for(placement, RANK_MODULE, [encode(job)])
     with subprocess.Popen(
@@ -45,13 +53,26 @@ def run_trial(
         start_new_session=True,
     ) as child:
         try:
-            out, errors = child.communicate(timeout=timeout_s + _GRACE_S)
+            out, errors = _wait(child, timeout_s=timeout_s + _GRACE_S, say=say)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             out, errors = child.communicate()
     said = [json.loads(line.partition(PREFIX)[2]) for line in out.splitlines() if PREFIX in line]
     return list(judge(config, said, ranks=ranks, errors=errors))
+
+
+def _wait(child: subprocess.Popen[str], *, timeout_s: float, say: Callable[[str], None]) -> tuple[str, str]:
+    """What it wrote to stdout and stderr. Raises TimeoutExpired."""
+    started_s = time.monotonic()
+    while True:
+        left_s = started_s + timeout_s - time.monotonic()
+        try:
+            return child.communicate(timeout=max(0.0, min(TELLING_INTERVAL_S, left_s)))
+        except subprocess.TimeoutExpired:
+            if left_s <= TELLING_INTERVAL_S:
+                raise
+            say(f"the trial goes on, {time.monotonic() - started_s:.0f} s so far")
 
 
 def judge(config: TrainConfig, said: Sequence[Mapping[str, Any]], *, ranks: int, errors: str = "") -> Iterator[Finding]:
@@ -92,6 +113,8 @@ def _failure(config: TrainConfig, failure: Mapping[str, Any]) -> Finding:
 
 def _summary(config: TrainConfig, check: str, figures: Sequence[Mapping[str, Any]]) -> Finding:
     if check == _ALL_REDUCE:
+        if figures[0]["world_size"] == 1:
+            return ok(check, "all", "1 rank: nothing to reduce")
         slowest = min(figure["bus_bytes_per_s"] for figure in figures)
         return ok(
             check,

@@ -19,6 +19,8 @@ from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, Split, Token
 NOTABLE_ROUNDING = 0.01  # of a source's share: more is told
 # up to four epochs are worth nearly what fresh text is worth (Muennighoff et al., arXiv:2305.16264)
 NOTABLE_EPOCHS = 4.0
+USUAL_PADDING = 128  # embeddings are padded to a multiple of this, at most: fewer ids without a token are meant
+MORE_VALIDATION = "raise validation_fraction in the dataset's pipeline config and make it anew (remove its folder)"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _size_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -
     length, problems = config.data.sequence_length, False
     for split, kind, fix in (
         ("train", "training", "use a shorter data.sequence_length or more data"),
-        ("validation", "validation", "give the pipeline a larger validation share"),
+        ("validation", "validation", MORE_VALIDATION),
     ):
         for name, manifest in manifests.items():
             tokens = manifest.splits[split].tokens if split in manifest.splits else 0
@@ -123,9 +125,8 @@ def _size_problems(config: TrainConfig, manifests: dict[str, DatasetManifest]) -
         yield (
             f"the validation splits hold {available} sequences of {length} tokens until {scarcest} would repeat, "
             f"wanted at least {probe_rows(length)} (the proof of an export needs {MIN_PROBE_TOKENS:,} tokens); "
-            "give the pipeline a larger validation share"
+            f"{MORE_VALIDATION}"
         )
-
     for name, epochs in _epochs(config, manifests):
         allowed = next(source.max_epochs for source in config.data.sources if source.name == name)
         if allowed is not None and epochs > allowed:
@@ -144,6 +145,12 @@ def _prompt_problems(config: TrainConfig, tokenizer_file: Path) -> Iterable[str]
 
 
 def _remarks(config: TrainConfig, manifests: dict[str, DatasetManifest]) -> Iterable[str]:
+    tokens, ids = next(iter(manifests.values())).tokenizer.vocab_size, config.model.vocab_size
+    if ids - tokens >= USUAL_PADDING:
+        yield (
+            f"the datasets' tokenizer has {tokens:,} tokens and model.vocab_size={ids}: {ids - tokens:,} ids have no "
+            "token and are never read; is it the tokenizer that belongs to the model?"
+        )
     available, scarcest = min(_first_repeats(config, manifests, "validation"))
     wanted = config.validation.sequences
     if available < wanted:

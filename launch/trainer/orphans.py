@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 ORPHAN_EXIT_CODE = 71
 _POLL_INTERVAL_S = 1.0
@@ -41,6 +42,17 @@ def parent_of(pid: int) -> int | None:
     """Linux only, elsewhere None; as for a process that does not exist."""
     status = _status(pid)
     return int(status[1]) if status else None
+
+
+def has_launcher(pid: int) -> bool:
+    """Whether a rank on this machine was started by a `smollm2 launch train` that still lives. False where that cannot
+    be seen: the rank is another user's, was started by hand or for several machines, or there is no /proc."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    named = [entry.partition(b"=")[2] for entry in environment if entry.startswith(b"SMOLLM2_LAUNCHER_PID=")]
+    return any(number.isdigit() and _exists(int(number)) for number in named)
 
 
 def _is_zombie(pid: int) -> bool:

@@ -50,6 +50,7 @@ from launch.trainer.console import unwritable
 from launch.trainer.data_history import Period, settle_history
 from launch.trainer.identity import change_remarks, config_digest, data_changes, differences, is_data
 from launch.trainer.inputs import Inputs, check_init_from
+from launch.trainer.orphans import has_launcher
 from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, batches_lacking, read_rewinds
 from launch.trainer.untold import tell_untold
 
@@ -94,16 +95,39 @@ def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
             break
         except BlockingIOError:
             if time.monotonic() >= deadline_s:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 os.close(descriptor)
-                raise TrainingError(
-                    f"another trainer ({holder}) is at work in {run_dir}; "
-                    "wait for it, end it, or choose another run_dir"
-                ) from None
+                raise _at_work(run_dir, holder) from None
             time.sleep(0.2)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     return descriptor
+
+
+def refuse_if_at_work(run_dir: Path) -> None:
+    """Before any rank starts: raises TrainingError if a trainer of this machine, whose launcher lives, has the folder.
+
+    One that has lost its launcher ends within seconds, and of one on another machine nothing is known here: `hold_lock`
+    waits for those.
+    """
+    try:
+        with (run_dir / LOCK_FILE).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        holder = (run_dir / LOCK_FILE).read_text(errors="replace").strip()
+    pid, _, host = holder.removeprefix("pid ").partition(" on ")
+    if host == socket.gethostname() and pid.isdecimal() and has_launcher(int(pid)):
+        raise _at_work(run_dir, holder)
+
+
+def _at_work(run_dir: Path, holder: str) -> TrainingError:
+    return TrainingError(
+        f"another trainer ({holder or 'an unknown process'}) is at work in {run_dir}; "
+        "wait for it, end it, or choose another run_dir"
+    )
 
 
 def prepare_run(

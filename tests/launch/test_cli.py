@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from launch.cli import build_parser, main
 from launch.config import LauncherConfig, TrainConfig
 from launch.trainer.inputs import read_inputs
 from launch.trainer.rewinds import Rewind, batch_number, write_rewinds
+from launch.trainer.run_folder import hold_lock
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,21 @@ def save(run: Path, step: int, content: bytes = b"weights") -> Path:
         files=tuple(describe_files(partial, [partial / "weights"])),
     )
     return publish_checkpoint(run, manifest)
+
+
+def test_second_start_beside_a_trainer_at_work_is_refused_at_once(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = config.parent / "run"
+    run.mkdir()
+    monkeypatch.setattr("launch.trainer.run_folder.has_launcher", lambda pid: pid == os.getpid())
+    descriptor = hold_lock(run)
+    try:
+        assert main(["train", str(config)]) == 2
+    finally:
+        os.close(descriptor)
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"another trainer (pid {os.getpid()} on " in line
 
 
 def test_finished_run_says_so_and_is_no_failure(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -203,7 +203,7 @@ def test_mistake_is_one_line(arguments: list[str], words: str, capsys: pytest.Ca
 
 def test_table_and_json_tell_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", str(RECIPES / "smollm2-1.7b.yaml"), "--world-sizes", "8"]
-    assert main(command) == 0
+    assert main([*command, "--all"]) == 0
     table = capsys.readouterr().out
     assert main([*command, "--json"]) == 0
     figures: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -215,3 +215,20 @@ def test_table_and_json_tell_the_same(capsys: pytest.CaptureFixture[str]) -> Non
         assert sum(size for part, size in row["memory"].items() if part != "total") == row["memory"]["total"]
     [recommended] = figures["recommendations"]
     assert f"8 GPUs: take {' '.join(recommended['overrides'])}: " in table
+
+
+def test_answer_comes_first_and_rows_that_are_no_settings_only_with_all(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", str(RECIPES / "smollm2-1.7b.yaml"), "--world-sizes", "16"]
+    assert main(command) == 0
+    short = capsys.readouterr().out
+    assert main([*command, "--all"]) == 0
+    long = capsys.readouterr().out
+    assert short.index("16 GPUs: take ") < short.index(" GPUs ZeRO ")
+    left_out = [line for line in long.splitlines() if line not in short.splitlines() and line.startswith("   16 ")]
+    assert [line.split()[1] for line in left_out] == [
+        "0",
+        "3",
+        "3",
+    ]  # plain, hpZ, offload
+    assert f"no settings here ({len(left_out)} rows, which --all prints)" in short
+    assert "--all" not in long

@@ -50,7 +50,17 @@ def test_five_planted_faults_are_all_named(config: Path, tmp_path: Path, capsys:
     trial = [finding for finding in findings if finding["check"] in ("all-reduce", "step")]
     assert {finding["status"] for finding in trial} == {"not checked"}
     assert "a trial needs these mended first: port, slots" in trial[0]["what"]
-    assert not (tmp_path / "run" / ".preflight").exists()
+    assert not (tmp_path / "run").exists()
+    about_data = [finding for finding in findings if finding["check"] == "data" and finding["status"] == "problem"]
+    assert [finding["fix"] for finding in about_data] == [
+        "make it with `smollm2 pipeline run`, or copy it there, or share its folder"
+    ]
+
+
+def test_run_folder_that_was_there_stays(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run").mkdir()
+    found(config, capsys, "launcher.ranks_per_node=4000")  # no trial
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_bad_lines_of_a_hostfile_and_a_host_that_is_not_there(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs.load import load
+from launch.cluster.launcher import Local
 from launch.config import TrainConfig
+from launch.preflight import trial
 from launch.preflight.rank_probe import OVER_TIME
 from launch.preflight.trial import judge
 
@@ -39,6 +42,31 @@ def test_slowest_rank_and_largest_memory_are_told(judged: Any) -> None:
         ("all-reduce", "ok", "2 ranks, 1 MiB, 0.20 GB/s a rank (bus bandwidth)"),
         ("step", "ok", "forward, backward and step of 4 x 64 tokens in 0.50 s, at most 2.0 GiB a GPU"),
     ]
+
+
+def test_one_rank_has_nothing_to_reduce(config: Path) -> None:
+    alone = {"rank": 0, "all_reduce": {"bytes": 2**20, "bus_bytes_per_s": 0.0, "world_size": 1}}
+    first = next(iter(judge(load(config, TrainConfig), [alone], ranks=1)))
+    assert (first.status, first.what) == ("ok", "1 rank: nothing to reduce")
+
+
+def test_long_trial_says_that_it_goes_on_until_its_time_is_over(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TELLING_INTERVAL_S", 0.2)
+    monkeypatch.setattr(trial, "_GRACE_S", 0.0)
+    monkeypatch.setattr(trial, "command_for", lambda *parts: ["sleep", "60"])
+    told: list[str] = []
+    findings = trial.run_trial(
+        load(config, TrainConfig),
+        Local(ranks=1, master_port=1),
+        ranks=1,
+        environment=os.environ,
+        timeout_s=0.7,
+        say=told.append,
+    )
+    # three on an idle machine
+    assert 1 <= len(told) <= 3
+    assert told[0].startswith("the trial goes on, ")
+    assert findings[0].status == "problem"
 
 
 def test_rank_that_fails_in_the_all_reduce_leaves_the_step_unchecked(judged: Any) -> None:

@@ -108,6 +108,23 @@ def test_validation_split_too_small_for_a_proof(
     # 1,000 tokens are 15 sequences of 64 and the token after them; 1,024 tokens need 16
     [line] = problems(train_config())
     assert "the validation splits hold 15 sequences of 64 tokens until chain would repeat, wanted at least 16" in line
+    assert line.endswith(
+        "; raise validation_fraction in the dataset's pipeline config and make it anew (remove its folder)"
+    )
+
+
+@pytest.mark.parametrize(("vocab_size", "told"), [(256 + 127, False), (256 + 128, True)])
+def test_tokenizer_with_fewer_tokens_than_the_model_has_ids_is_said(
+    train_config: Callable[..., TrainConfig], dataset: Path, vocab_size: int, told: bool
+) -> None:
+    """A vocabulary that is padded to a multiple of 128 is not."""
+    config = train_config(steps=1, schedule={})
+    remarks = read_inputs(train_config(steps=1, schedule={}, model=small_model(config, vocab_size=vocab_size))).remarks
+    line = (
+        "the datasets' tokenizer has 256 tokens and model.vocab_size=384: 128 ids have no token and are never read; "
+        "is it the tokenizer that belongs to the model?"
+    )
+    assert remarks == ((line,) if told else ())
 
 
 def mixed(train_config: Callable[..., TrainConfig], first: Path, second: Path, **changes: Any) -> TrainConfig:
@@ -122,7 +139,7 @@ def test_every_source_needs_a_validation_split(
     second = make_dataset(tmp_path / "second", LONG)
     assert problems(mixed(train_config, dataset, second)) == [
         "dataset second has 0 validation tokens, fewer than one sequence of 64 and the token after it; "
-        "give the pipeline a larger validation share"
+        "raise validation_fraction in the dataset's pipeline config and make it anew (remove its folder)"
     ]
 
 
