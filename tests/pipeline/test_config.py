@@ -68,7 +68,7 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ("workers=0", r"workers=0: input should be greater than or equal to 1"),
         ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
         ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
-        ("sources.0.file=x", r"unknown key sources.0.text.file; did you mean files\?"),
+        ("sources.0.file=x", r"unknown key sources.0.file; did you mean files\?"),
         (
             "sources.0.type=xml",
             r"sources.0=.*'jsonl', 'json_array', 'csv', 'parquet', 'arrow', 'text', 'warc', 'source_",
@@ -86,7 +86,7 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ),
         (
             "filters=[{type: c4, min_sentence: 3}]",
-            r"unknown key filters.0.c4.min_sentence; did you mean min_sentences\?",
+            r"unknown key filters.0.min_sentence; did you mean min_sentences\?",
         ),
         (
             "filters=[{type: length, min_characters: 9, max_characters: 3}]",
