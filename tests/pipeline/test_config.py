@@ -10,6 +10,8 @@ from configs.load import ConfigError, dump, load
 from pipeline.config import PipelineConfig, config_digest, content_of, differences
 from pipeline.plan import make_plan
 from pipeline.source_config import HuggingFaceConfig, WarcConfig
+from pipeline.tokenizer.encode import read_tokenizer
+from pipeline.tokenizer.train import TokenizerError
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -50,6 +52,14 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
     configs = [load(path, PipelineConfig) for path in RECIPES if path.stem != "demo"]
     assert {config.tokenizer.path for config in configs} == {Path("data/smollm2/tokenizer.json")}
     assert all(isinstance(source, HuggingFaceConfig | WarcConfig) for config in configs for source in config.sources)
+
+
+def test_a_recipe_says_how_to_get_the_tokenizer_that_it_names() -> None:
+    command = "tokenizer:  # hf download HuggingFaceTB/SmolLM2-135M tokenizer.json --local-dir data/smollm2\n"
+    assert [path.stem for path in RECIPES if command not in path.read_text()] == ["demo"]
+    told = r"name a tokenizer.json, fetch SmolLM2's \(docs/data.md\), or train one \(tokenizer.train\)$"
+    with pytest.raises(TokenizerError, match=told):
+        read_tokenizer(Path("none.json"))
 
 
 @pytest.mark.parametrize(
