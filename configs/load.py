@@ -14,15 +14,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from configs.schema import item_type, model_at, model_in, paths_to, written_path
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Tree = dict[str, Any]
@@ -134,7 +134,7 @@ def _resolve_references(tree: Tree, schema: type[BaseModel], *, folder: Path) ->
 
 
 def _resolve_value(value: Any, annotation: Any, *, folder: Path) -> Any:
-    model = _model_in(annotation)
+    model = model_in(annotation)
     if model is None:
         return value
     if isinstance(value, str):
@@ -147,17 +147,6 @@ def _resolve_value(value: Any, annotation: Any, *, folder: Path) -> Any:
     return value
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The one pydantic model of `Model` or `Model | None`; None for every other type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        members = [member for member in typing.get_args(annotation) if member is not type(None)]
-        if len(members) == 1:
-            return _model_in(members[0])
-    return None
-
-
 def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.split(".")
@@ -166,13 +155,15 @@ def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
     node: Any = tree
     annotation: Any = schema
     for depth, key in enumerate(keys):
-        model = _model_in(annotation)
+        model = model_in(annotation)
         if model is not None:
             if key not in model.model_fields:
-                raise ConfigError(_unknown_key(".".join(keys[: depth + 1]), key, model, f"override {override!r}"))
+                inside = list(paths_to(keys[-1], schema))
+                path = ".".join(keys[: depth + 1])
+                raise ConfigError(_unknown_key(path, key, model, f"override {override!r}", inside=inside))
             annotation = model.model_fields[key].annotation
         else:
-            annotation = _item_type(annotation)
+            annotation = item_type(annotation)
         if depth < len(keys) - 1:
             node = _descend(node, key, ".".join(keys[: depth + 1]), override)
     value = _resolve_value(_parse(text, origin=f"override {override!r}"), annotation, folder=Path())
@@ -199,19 +190,13 @@ def _list_index(node: list[Any], key: str, dotted: str, override: str) -> int:
     return int(key)
 
 
-def _item_type(annotation: Any) -> Any:
-    """The element type of a list, tuple or mapping; Any where the schema does not say."""
-    arguments = typing.get_args(annotation)
-    if typing.get_origin(annotation) in (dict, Mapping) and len(arguments) == 2:
-        return arguments[1]
-    return arguments[0] if arguments else Any
-
-
 def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
-    path = ".".join(str(part) for part in item["loc"])
+    path = written_path(schema, item["loc"])
     kind, got = item["type"], item["input"]
     if kind == "extra_forbidden":
-        return _unknown_key(path, str(item["loc"][-1]), _model_at(schema, item["loc"][:-1]), str(file))
+        key = str(item["loc"][-1])
+        inside = list(paths_to(key, schema))
+        return _unknown_key(path, key, model_at(schema, item["loc"][:-1]), str(file), inside=inside)
     if kind == "missing":
         return f"{file}: {path} is missing; it has no default"
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -225,35 +210,14 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
     return f"{file}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
 
 
-def _model_at(schema: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
-    annotation: Any = schema
-    for part in location:
-        model = _model_in(annotation)
-        if model is None:
-            annotation = _tagged_member(annotation, part) or _item_type(annotation)
-        elif part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-        else:
-            return None
-    return _model_in(annotation)
-
-
-def _tagged_member(annotation: Any, tag: int | str) -> type[BaseModel] | None:
-    """The model of a discriminated union whose Literal field holds `tag`."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    for member in typing.get_args(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
-            for field in member.model_fields.values():
-                if typing.get_origin(field.annotation) is typing.Literal and tag in typing.get_args(field.annotation):
-                    return member
-    return None
-
-
-def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str) -> str:
+def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str, *, inside: list[str]) -> str:
+    """`inside` are the fields of that very name elsewhere in the schema: likelier meant than one spelt alike here."""
     known = list(model.model_fields) if model else []
-    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}" if known else "remove it"
+    nearest = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    if nearest:
+        hint = f"did you mean {' or '.join(nearest)}?"
+    else:
+        hint = f"known: {', '.join(known)}" if known else "remove it"
     return f"{origin}: unknown key {path}; {hint}"
 
 

@@ -6,11 +6,12 @@ What stands beside the shards of a finished version stays until the manifest of 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pipeline.config import PipelineConfig, config_digest, content_of
 from pipeline.document import BAD_REASONS, PipelineError
+from pipeline.first_bad import first_bad
 from pipeline.next_version import place_of_next, take_next
 from pipeline.report import Tally, add_up, report_tree
 from pipeline.report_page import report_page
@@ -101,7 +102,7 @@ def report_and_check(config: PipelineConfig, totals: Totals, *, seconds: float) 
     write_durably(place / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     write_durably(place / REPORT_PAGE_FILE, report_page(report).encode())
     total = add_up(by_source.values())
-    _check_bad_records(config, total, report=place / REPORT_FILE)
+    _check_bad_records(config, total, by_source, report=place / REPORT_FILE)
     return total
 
 
@@ -114,7 +115,7 @@ def _source_records(totals: Totals) -> dict[str, SourceRecord]:
     }
 
 
-def _check_bad_records(config: PipelineConfig, total: Tally, *, report: Path) -> None:
+def _check_bad_records(config: PipelineConfig, total: Tally, by_source: Mapping[str, Tally], *, report: Path) -> None:
     share = total.documents_bad / max(1, total.documents_in)
     if share <= config.max_bad_record_fraction:
         return
@@ -124,8 +125,8 @@ def _check_bad_records(config: PipelineConfig, total: Tally, *, report: Path) ->
     raise PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read are bad ({counts}), more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} allows; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; see {report}, then raise the limit and run again, or mend the source "
-        f"or its config and {Workspace(config.output_dir).way_out}"
+        f"{first_bad(config, by_source.items(), worst)}; see {report}, then raise the limit and run again, or mend the "
+        f"source or its config and {Workspace(config.output_dir).way_out}"
     )
 
 

@@ -133,6 +133,10 @@ def _commit(arguments: argparse.Namespace) -> None:
 
 
 def _print_result(config: PipelineConfig, result: RunResult, *, appended: bool = False) -> None:
+    from pipeline.empty_validation import empty_validation_warning
+
+    if (warning := empty_validation_warning(config.output_dir, result.manifest)) is not None:
+        log.warning("%s: %s", config.name, warning)
     documents, tokens = result.manifest.documents, result.manifest.tokens
     if result.was_finished:
         may_append = not appended and config.shuffle_seed is None and not config.deduplication.is_on

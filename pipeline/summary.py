@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline.empty_validation import empty_validation_warning
 from pipeline.lengths import Lengths
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, SplitRecord
 from pipeline.shards.reader import read_rows
@@ -65,6 +66,8 @@ def _counts(dataset: Path, manifest: DatasetManifest) -> Iterator[str]:
         yield (
             f"  {name:<11} {split.documents:>14,} documents {split.tokens:>18,} tokens {len(split.shards):>7,} shards"
         )
+    if (warning := empty_validation_warning(dataset, manifest)) is not None:
+        yield f"  warning: {warning}"
     yield f"  {manifest.text_bytes_kept / max(1, manifest.tokens):.2f} bytes a token, EOS counted"
     yield f"  tokenizer of {manifest.tokenizer.vocab_size:,} entries, {manifest.tokenizer.digest[:19]}…"
     yield f"  {manifest.documents_in:,} documents in"

@@ -39,9 +39,10 @@ from pipeline.deduplication.verdicts import CONTAMINATED, EXACT_DUPLICATE, KEPT,
 from pipeline.document import BAD_REASONS, PipelineError
 from pipeline.executors import Finished, Task, execute, executor_settings
 from pipeline.filters import chain
+from pipeline.first_bad import first_bad
 from pipeline.packed_models import PackedModels
 from pipeline.plan import Plan, Unit
-from pipeline.report import Tally, add_up
+from pipeline.report import add_up
 from pipeline.shards.format import WORK_DIRECTORY, write_durably
 from pipeline.unit import UnitReader
 
@@ -120,7 +121,7 @@ def _sign(config: PipelineConfig, plan: Plan, folder: Folder) -> list[UnitRows]:
         signed.add(done.index, done)
         limit.add(done)
         if limit.is_out_of_reach():
-            raise _too_many_are_bad(config, add_up(signed[index].tally for index in sorted(signed)))
+            raise _too_many_are_bad(config, [signed[index] for index in sorted(signed)])
     return [rows[unit.index] for unit in plan.units]
 
 
@@ -136,13 +137,15 @@ def _signed_before(folder: Folder, unit: Unit) -> SignedUnit | None:
         return None
 
 
-def _too_many_are_bad(config: PipelineConfig, total: Tally) -> PipelineError:
+def _too_many_are_bad(config: PipelineConfig, signed: list[SignedUnit]) -> PipelineError:
+    total = add_up(unit.tally for unit in signed)
+    tallies = ((unit.source, unit.tally) for unit in signed)
     reasons = {reason: dropped for reason, dropped in total.dropped.items() if reason in BAD_REASONS}
     worst = max(reasons, key=lambda reason: reasons[reason].documents)
     return PipelineError(
         f"{total.documents_bad:,} of {total.documents_in:,} records read so far are bad, more than "
         f"max_bad_record_fraction={config.max_bad_record_fraction:g} of all can be; the first {worst}: "
-        f"{reasons[worst].examples[0].location}; raise the limit and run again, or mend the source, remove "
+        f"{first_bad(config, tallies, worst)}; raise the limit and run again, or mend the source, remove "
         f"{config.output_dir / WORK_DIRECTORY} and run again"
     )
 

@@ -175,8 +175,7 @@ def read_manifest(dataset: Path) -> DatasetManifest:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        what = "is not finished (no manifest.json)" if dataset.is_dir() else "does not exist"
-        raise DatasetError(f"dataset {dataset} {what}; make it with `smollm2 pipeline run`") from None
+        raise DatasetError(_why_no_manifest(dataset)) from None
     try:
         version = json.loads(content)["format_version"]
         if version != FORMAT_VERSION:
@@ -190,6 +189,17 @@ def read_manifest(dataset: Path) -> DatasetManifest:
             f"{path} is not a dataset manifest ({reason}); copy it again from where the dataset came from, or "
             f"{_again(dataset)}"
         ) from None
+
+
+def _why_no_manifest(dataset: Path) -> str:
+    try:
+        # the record of a run: a data run's names the dataset that it makes
+        made = json.loads((dataset / "run.json").read_bytes()).get("dataset")
+    except (OSError, ValueError, AttributeError):
+        what = "is not finished (no manifest.json)" if dataset.is_dir() else "does not exist"
+        return f"dataset {dataset} {what}; make it with `smollm2 pipeline run`"
+    fix = f"its dataset is {made}" if made else "wanted the output_dir of a `smollm2 pipeline run`"
+    return f"{dataset} is the folder of a run, not a dataset; {fix}"
 
 
 def _again(dataset: Path) -> str:

@@ -291,5 +291,6 @@ def read_tokenizer(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(
-            f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, or train one (tokenizer.train)"
+            f"tokenizer.path={path}: {error.strerror}; name a tokenizer.json, fetch SmolLM2's "
+            "(docs/data.md), or train one (tokenizer.train)"
         ) from None

@@ -152,7 +152,25 @@ def test_unknown_key_without_a_near_one_lists_the_known(write) -> None:
 
 def test_unknown_key_inside_a_union_member_names_the_nearest(write) -> None:
     path = write("sources: [{type: files, pth: a, path: b}]")
-    assert "did you mean path?" in error_of(path)
+    assert error_of(path) == f"{path}: unknown key sources.0.pth; did you mean path?"
+
+
+def test_a_path_in_a_union_is_the_one_that_stands_in_the_file(write) -> None:
+    path = write("sources: [{type: hub}, {type: files, path: [a]}]")
+    assert error_of(path).splitlines() == [
+        f"{path}: sources.0.repository is missing; it has no default",
+        f'{path}: sources.1.path=["a"]: input should be a valid string',
+    ]
+
+
+def test_unknown_key_that_is_the_name_of_a_nested_field_says_where_that_is(write) -> None:
+    path = write("fused: true")
+    meant = "did you mean optimizer.fused or spare.fused?"
+    assert error_of(path) == f"{path}: unknown key fused; {meant}"
+    assert error_of(write(""), "fused=true") == f"override 'fused=true': unknown key fused; {meant}"
+    assert error_of(write(""), "optim.fused=true") == f"override 'optim.fused=true': unknown key optim; {meant}"
+    with pytest.raises(ConfigError, match=r"unknown key mode; did you mean recomputation\.mode\?"):
+        load(write(""), Layers, ["mode=full"])
 
 
 def test_unknown_override_names_itself(write) -> None:

@@ -35,6 +35,7 @@ def no_rank_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         (["launcher.ranks_per_node=3"], "batch_tokens=1024 is not a multiple of"),
         (["data.sequence_length=128"], "data.sequence_length=128 is longer than model.max_position_embeddings=64"),
         (["model.vocab_size=100"], "model.vocab_size=100 is smaller than the tokenizer's 256"),
+        (["learning_rate=1"], "unknown key learning_rate; did you mean optimizer.learning_rate?"),
         (["stepps=3"], "unknown key stepps; did you mean steps?"),
         (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1"),
     ],

@@ -9,7 +9,8 @@ import pytest
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.report import Dropped, Tally
+from pipeline.first_bad import field_names, first_bad
+from pipeline.report import Dropped, Example, Tally
 from pipeline.run import run
 from pipeline.unit import UnitRecord
 
@@ -111,7 +112,10 @@ def test_a_wrong_text_field_stops_after_the_first_unit(corpus: Path, make_config
     wrong = {"name": "c", "type": "jsonl", "files": [f"{corpus}/*.jsonl"], "text_field": "body"}
     fields = {"sources": [wrong], "unit_size_bytes": 500, "validation_fraction": 0}
     units = make_config().output_dir / ".work" / "units"
-    expected = r"(\d+) of \1 records read are bad \(\1 missing_field\), more than max_bad_record_fraction=0.001 allows"
+    expected = (
+        r"(\d+) of \1 records read are bad \(\1 missing_field\), more than max_bad_record_fraction=0.001 allows; "
+    )
+    expected += r"the first missing_field: .*0.jsonl@0 \(source c wants text_field=body; its fields: text(, …)?\); see "
     with pytest.raises(PipelineError, match=expected):
         run(make_config(**fields))
     done = sorted(units.iterdir())
@@ -123,3 +127,31 @@ def test_a_wrong_text_field_stops_after_the_first_unit(corpus: Path, make_config
     # a higher limit goes on from there, to the end
     with pytest.raises(PipelineError, match=r"nothing to train on: 120 documents in, dropped: 120 missing_field"):
         run(make_config(**fields, max_bad_record_fraction=1))
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ('{"id": 1, "meta": {"a": [2]}, "t\\u0065xt": "x"}', ["id", "meta", "text"]),
+        ('{ "id" : 1 , "content" : "cut off as the rep…', ["id", "content"]),
+        ('{"id": 1, "cont…', ["id"]),
+        ("{}", []),
+        ('["id"]', []),
+        ("{'a column': None}", []),
+        ("", []),
+    ],
+)
+def test_names_of_fields_are_read_from_the_beginning_of_an_object(content: str, names: list[str]) -> None:
+    assert list(field_names(content)) == names
+
+
+def test_a_missing_field_is_told_by_the_source_that_misses_it(make_config: MakeConfig) -> None:
+    joined = {"name": "b", "type": "jsonl", "files": ["b"], "template": "{title}"}
+    config = make_config(sources=[{"name": "a", "type": "jsonl", "files": ["a"]}, joined])
+    missing = Dropped(documents=1, examples=[Example(location="b@0", content='{"x": 1}')])
+    tallies = [("a", Tally()), ("b", Tally(dropped={"missing_field": missing, "not_text": missing}))]
+    assert first_bad(config, tallies, "missing_field") == "b@0 (source b wants template='{title}'; its fields: x)"
+    assert first_bad(config, tallies, "not_text") == "b@0"
+    names = Example(location="b@0", content='{"a\\nb": 1, "\\ud800": "cut off…')
+    tallies = [("b", Tally(dropped={"missing_field": Dropped(documents=1, examples=[names])}))]
+    assert first_bad(config, tallies, "missing_field").endswith("its fields: a b, \\ud800, …)")

@@ -10,6 +10,8 @@ from configs.load import ConfigError, dump, load
 from pipeline.config import PipelineConfig, config_digest, content_of, differences
 from pipeline.plan import make_plan
 from pipeline.source_config import HuggingFaceConfig, WarcConfig
+from pipeline.tokenizer.encode import read_tokenizer
+from pipeline.tokenizer.train import TokenizerError
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "configs" / "data").glob("*.yaml"))
 
@@ -52,6 +54,14 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
     assert all(isinstance(source, HuggingFaceConfig | WarcConfig) for config in configs for source in config.sources)
 
 
+def test_a_recipe_says_how_to_get_the_tokenizer_that_it_names() -> None:
+    command = "tokenizer:  # hf download HuggingFaceTB/SmolLM2-135M tokenizer.json --local-dir data/smollm2\n"
+    assert [path.stem for path in RECIPES if command not in path.read_text()] == ["demo"]
+    told = r"name a tokenizer.json, fetch SmolLM2's \(docs/data.md\), or train one \(tokenizer.train\)$"
+    with pytest.raises(TokenizerError, match=told):
+        read_tokenizer(Path("none.json"))
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -68,7 +78,7 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ("workers=0", r"workers=0: input should be greater than or equal to 1"),
         ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
         ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
-        ("sources.0.file=x", r"unknown key sources.0.text.file; did you mean files\?"),
+        ("sources.0.file=x", r"unknown key sources.0.file; did you mean files\?"),
         (
             "sources.0.type=xml",
             r"sources.0=.*'jsonl', 'json_array', 'csv', 'parquet', 'arrow', 'text', 'warc', 'source_",
@@ -86,7 +96,7 @@ def test_the_real_recipes_share_one_tokenizer() -> None:
         ),
         (
             "filters=[{type: c4, min_sentence: 3}]",
-            r"unknown key filters.0.c4.min_sentence; did you mean min_sentences\?",
+            r"unknown key filters.0.min_sentence; did you mean min_sentences\?",
         ),
         (
             "filters=[{type: length, min_characters: 9, max_characters: 3}]",

@@ -360,7 +360,8 @@ def test_too_many_bad_records_stop_it_at_once(make_config: Callable[..., Pipelin
     config.output_dir.mkdir()
     expected = (
         r"\d+ of \d+ records read so far are bad, more than max_bad_record_fraction=0.001 of all can be; "
-        r"the first missing_field: .*a.jsonl@14; raise the limit and run again, or mend the source, remove "
+        r"the first missing_field: .*a.jsonl@14 \(source corpus wants text_field=text; its fields: body\); "
+        r"raise the limit and run again, or mend the source, remove "
         rf"{config.output_dir}/\.work and run again$"
     )
     with pytest.raises(PipelineError, match=expected):

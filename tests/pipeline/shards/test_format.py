@@ -33,6 +33,25 @@ def test_a_folder_without_a_manifest_and_no_folder_are_told_apart(tmp_path: Path
         read_manifest(tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            '{"kind": "data", "dataset": "/data/demo"}',
+            "is the folder of a run, not a dataset; its dataset is /data/demo",
+        ),
+        ('{"dataset": null}', "folder of a run, not a dataset; wanted the output_dir of a `smollm2 pipeline run`"),
+        ("[]", "is not finished (no manifest.json); make it with `smollm2 pipeline run`"),
+        ("{", "is not finished (no manifest.json); make it with `smollm2 pipeline run`"),
+    ],
+)
+def test_the_folder_of_a_run_is_not_taken_for_an_unfinished_dataset(tmp_path: Path, record: str, said: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(DatasetError) as error:
+        read_manifest(tmp_path)
+    assert str(error.value).endswith(said)
+
+
 def test_no_two_writers_of_a_file_share_a_partial_one(tmp_path: Path) -> None:
     paths = {partial_path(tmp_path / "a.json") for _ in range(100)}
     assert len(paths) == 100
