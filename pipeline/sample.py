@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pipeline.config import PipelineConfig
 from pipeline.executors import ExecutorSettings, execute
+from pipeline.first_bad import first_bad
 from pipeline.plan import Plan, Unit
 from pipeline.unit import UnitReader
 
@@ -98,7 +99,7 @@ def why_no_text(config: PipelineConfig, plan: Plan) -> str:
     for _ in reader:
         pass
     first = [
-        f"{dropped.documents:,} {reason}, the first {dropped.examples[0].location}"
+        f"{dropped.documents:,} {reason}, the first {first_bad(config, [(unit.source, reader.tally)], reason)}"
         for reason, dropped in reader.tally.dropped.items()
     ]
     return f"of source {unit.source!r} are dropped {'; '.join(first)}" if first else "all of it is for validation"

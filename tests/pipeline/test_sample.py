@@ -88,7 +88,7 @@ def test_a_wrong_field_is_named_before_the_size_of_the_vocabulary(corpus: Path, 
         make_tokenizer(config, make_plan(config))
     assert str(caught.value) == (
         "there is no text to train a tokenizer on: of source 'web' are dropped 40 missing_field, "
-        f"the first {corpus / '0.jsonl'}@0"
+        f"the first {corpus / '0.jsonl'}@0 (source web wants text_field=txt; its fields: text, …)"
     )
 
 
