@@ -20,15 +20,17 @@ import argparse
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 from training_contenders import CONTENDERS
 
@@ -49,6 +51,7 @@ PAIRS = (
     ("ours, ZeRO-3, 1 rank", "ours, one process"),
     ("ours, ZeRO-3, 2 ranks", "ours, FSDP2, 2 ranks"),
 )
+_PEERS_END_WITHIN_S = 30.0
 LOSS_TOLERANCE = 1e-3  # sums in another order; a wrong mask or position shows in the first digit
 
 
@@ -64,7 +67,7 @@ class StepMeasurement:
 class Ranks:
     """The processes of one contender, which step when told to."""
 
-    def __init__(self, name: str, settings: Path, errors: IO[str], **environment: str) -> None:
+    def __init__(self, name: str, settings: Path, errors: IO[str], **variables: str) -> None:
         self.name = name
         world_size, _ = CONTENDERS[name]
         with socket.socket() as probe:
@@ -84,7 +87,7 @@ class Ranks:
                 "DS_ACCELERATOR": "cpu",
                 "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // world_size)),
                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-                **environment,
+                **variables,
             }
             command = [sys.executable, str(ROOT / "benchmarks/training_contenders.py"), name, str(settings)]
             self._processes.append(
@@ -127,13 +130,26 @@ class Ranks:
         )
 
     def _read(self, result: IO[str]) -> dict[str, Any]:
+        while not select.select([result], [], [], 1.0)[0]:
+            # a rank that waits for one that is gone may wait for ever
+            if any(process.poll() for process in self._processes):
+                self._end()
         line = result.readline()
         if not line:
-            # a rank that only lost its peer may be the first to be seen, so the others are given time to end
-            codes = [process.wait(timeout=60) for process in self._processes]
-            raise (OutOfMemoryError if -signal.SIGKILL in codes else ContenderError)(self.name)
+            self._end()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _end(self) -> NoReturn:
+        """Raise for what became of the ranks, and leave none behind."""
+        deadline_s = time.monotonic() + _PEERS_END_WITHIN_S
+        # a rank that only lost its peer may be the first to be seen, so the others are given time to end
+        while any(process.poll() is None for process in self._processes) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        codes = [process.poll() for process in self._processes]
+        for process in self._processes:
+            process.kill()
+        raise (OutOfMemoryError if -signal.SIGKILL in codes else ContenderError)(self.name)
 
 
 class ContenderError(Exception):
