@@ -6,10 +6,13 @@ the tensors of real engines and with what they hand to torch.distributed, for st
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from launch.config import TrainConfig
+from model.config import SmolLM2Config
 from model.cost import count_parameters
+from model.parameters import parameter_shapes
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 _FP32 = 4
@@ -40,7 +43,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class ZeroStates:
-    """Bytes of one rank at the worst moment of a step; `on_host` is not in the sum of the others."""
+    """Bytes of the rank that has most, at the worst moment of a step; `on_host` is not in the sum of the others."""
 
     parameters: int
     gradients: int
@@ -67,17 +70,39 @@ def zero_states(config: TrainConfig, zero: Zero, *, world_size: int) -> ZeroStat
     if zero.stage <= 1 and half:
         # autograd's own beside those in fp32
         gradients += parameters
+    gradients = _share(gradients, world_size if zero.stage >= 2 else 1)
+    if zero.stage == 2 and not half:
+        # kept as views into whole gradients; in half precision they are copied, because they are summed in fp32
+        gradients = _FP32 * _whole_tensors_of_a_share(config.model, world_size=world_size)
     divided = world_size if zero.stage >= 1 else 1
     states = ZeroStates(
         parameters=_share(parameters, world_size if zero.stage == 3 else 1)
         + (_share(parameters, zero.secondary_ranks) if zero.secondary_ranks else 0),
-        gradients=_share(gradients, world_size if zero.stage >= 2 else 1),
+        gradients=gradients,
         master=_share(master, divided),
         moments=_share(moments, divided),
     )
     if not zero.optimizer_on_host:
         return states
     return ZeroStates(states.parameters, 0, 0, 0, on_host=states.total - states.parameters)
+
+
+def _whole_tensors_of_a_share(model: SmolLM2Config, *, world_size: int) -> int:
+    """Elements of all parameters of which a rank has a part, the largest rank's: the matrices are cut into equal shares
+    end to end, the norms likewise after them."""
+    shapes = parameter_shapes(model).values()
+    largest = 0
+    for rank in range(world_size):
+        whole = 0
+        for group in ([s for s in shapes if len(s) > 1], [s for s in shapes if len(s) == 1]):
+            sizes = [math.prod(shape) for shape in group]
+            share = math.ceil(sum(sizes) / world_size)
+            end = 0
+            for size in sizes:
+                begin, end = end, end + size
+                whole += size if begin < (rank + 1) * share and end > rank * share else 0
+        largest = max(largest, whole)
+    return largest
 
 
 def save_copy_bytes(config: TrainConfig, zero: Zero, *, world_size: int) -> int:

@@ -138,7 +138,9 @@ def main() -> None:
             if micro_step in (0, accumulation - 1):
                 marks["first" if micro_step == 0 else "last"] = held_bytes(engine.module)
             engine.step()
-    figures = {"held_bytes": max(marks.values()), "sent_bytes": traffic.sent_bytes, "marks": marks}
+    held = torch.tensor(max(marks.values()))
+    dist.all_reduce(held, op=dist.ReduceOp.MAX)
+    figures = {"held_bytes": int(held), "sent_bytes": traffic.sent_bytes, "marks": marks}
     if ranks.is_first:
         Path(sys.argv[3]).write_text(json.dumps(figures))
     dist.barrier()
