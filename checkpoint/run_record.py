@@ -23,6 +23,7 @@ from checkpoint.records import FORMAT_VERSION, CheckpointError, Record, read_rec
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 CONFIG_FILE = "config.yaml"
+_SPOILT = "is not a run record ({}); copy it back from a copy of the folder"
 
 RunKind = Literal["training", "data"]
 
@@ -58,7 +59,7 @@ def read_run(run: Path) -> RunRecord:
     """Raises RunRecordError."""
     missing = f"{run} is not a run folder (no {RUN_FILE}); `smollm2 launch train` makes one"
     try:
-        return read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt="is not a run record ({})")
+        return read_record(run / RUN_FILE, RunRecord, missing=missing, spoilt=_SPOILT)
     except CheckpointError as error:
         raise RunRecordError(str(error)) from None
 

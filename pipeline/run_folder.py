@@ -104,7 +104,7 @@ def _check_record(run_dir: Path, config: PipelineConfig, *, goes_on: bool) -> No
     try:
         record = read_run(run_dir)
     except RunRecordError as error:
-        raise PipelineError(f"{error}; choose another run_dir") from None
+        raise PipelineError(f"{error}, or choose another run_dir") from None
     if record.kind != "data":
         raise PipelineError(f"run_dir={run_dir} is that of the training run {record.name!r}; choose another run_dir")
     if record.dataset != str(config.output_dir.absolute()):

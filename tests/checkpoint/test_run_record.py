@@ -37,7 +37,9 @@ def test_run_of_another_release_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"\xff", b"{}", b"[1]", b""])
 def test_spoilt_run_record_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"^.*run\.json is not a run record \(.*\)$"):
+    with pytest.raises(
+        CheckpointError, match=r"^.*run\.json is not a run record \(.*\); copy it back from a copy of the folder$"
+    ):
         read_run(tmp_path)
 
 

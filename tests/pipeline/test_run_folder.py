@@ -65,7 +65,7 @@ def test_folder_of_a_run_that_did_nothing_yet_is_taken(told: PipelineConfig, tmp
 def test_spoilt_record_is_one_line(told: PipelineConfig, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(PipelineError, match=r"run\.json is not a run record \(.*\); choose another run_dir$"):
+    with pytest.raises(PipelineError, match=r"is not a run record \(.*\); copy .*, or choose another run_dir$"):
         run(told)
 
 
