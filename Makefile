@@ -84,7 +84,7 @@ format: $(READY)  ## ruff, in place
 
 bench: $(READY)  ## the benchmarks: a table each, with peers beside us
 	@for name in encoding filtering deduplication lost_work data_order loader loss activation_checkpointing training supervision reshard \
-	  checkpoints checkpoint_saves shipping; do \
+	  checkpoints checkpoint_saves service_poll shipping; do \
 	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed

@@ -97,9 +97,7 @@ def ours_fsdp2(config: TrainConfig) -> Step:
 
 CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {
     "ours, ZeRO-3, 2 ranks": (2, ours),
-    "transformers, ZeRO-3, 2 ranks": (2, transformers_deepspeed),
     "ours, documents, selective/2, ZeRO-3, 2 ranks": (2, lambda config: ours(_selective(config), packed=True)),
-    "ours, documents, ZeRO-3, 2 ranks": (2, lambda config: ours(config, packed=True)),
     "transformers, documents, ZeRO-3, 2 ranks": (2, lambda config: transformers_deepspeed(config, packed=True)),
     "ours, FSDP2, 2 ranks": (2, ours_fsdp2),
     "ours, one process": (1, ours_alone),
