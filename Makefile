@@ -87,8 +87,12 @@ bench: $(READY)  ## the benchmarks: a table each, with peers beside us
 	  checkpoints checkpoint_saves service_poll shipping; do \
 	  echo "== benchmarks/$$name.py"; $(BIN)/python benchmarks/$$name.py; done
 
-bench-data: $(READY)  ## text to dataset: ours with each engine, and the peers that are installed
-	$(BIN)/python benchmarks/encoding.py --megabytes 48 180 --rounds 5
+bench-data: PEER_PYTHON ?= $(BIN)/python
+bench-data: $(READY)  ## text to dataset, filters, deduplication; with peers from PEER_PYTHON's environment
+	PYTHONPATH=. $(PEER_PYTHON) benchmarks/encoding.py --megabytes 48 180 --rounds 5
+	PYTHONPATH=. $(PEER_PYTHON) benchmarks/encoding.py --megabytes 500 --rounds 7 --contenders "ours, splintr" "splintr alone"
+	$(BIN)/python benchmarks/filtering.py --peer-python $(PEER_PYTHON)
+	$(BIN)/python benchmarks/deduplication.py --peer-python $(PEER_PYTHON) --documents 1000000
 
 bench-large: $(READY)  ## 20 GB of text to a dataset, some ten minutes and 12 GB of disk: rate and memory, first to last
 	$(BIN)/python benchmarks/large_corpus.py --gigabytes 20

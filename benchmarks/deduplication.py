@@ -1,6 +1,6 @@
 """Deduplication: MinHash signatures beside datatrove's, exact duplicates a core, and a million documents in memory.
 
-    python benchmarks/deduplication.py --peer VENV/bin/python --rounds 5
+    python benchmarks/deduplication.py --peer-python VENV/bin/python --rounds 5
     python benchmarks/deduplication.py --documents 1000000
 
 Signatures: the same texts in memory, words, n-grams, 14 bands of 8 and their files on disk, in turn, one process each;
@@ -89,21 +89,21 @@ def sign(signer: UnitSigner, documents: list[Document], path: Path) -> None:
             writer.append(**section.arrays)
 
 
-def peer_signatures(peer: str, file: Path) -> float:
+def peer_signatures(peer_python: str, file: Path) -> float:
     """Documents a CPU second."""
-    done = subprocess.run([peer, "-c", PEER, file, str(WARM_UP_TEXTS)], capture_output=True, text=True)
+    done = subprocess.run([peer_python, "-c", PEER, file, str(WARM_UP_TEXTS)], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{peer} cannot run datatrove's signatures: {done.stderr.strip()[-200:]}")
+        raise SystemExit(f"{peer_python} cannot run datatrove's signatures: {done.stderr.strip()[-200:]}")
     documents, seconds = done.stdout.split()[-2:]
     return int(documents) / float(seconds)
 
 
-def compare_signatures(texts: list[str], *, peer: str | None, rounds: int) -> None:
+def compare_signatures(texts: list[str], *, peer_python: str, rounds: int) -> None:
     runs: dict[str, Callable[[Path], float]] = {"ours": our_signatures}
-    if peer is None:
-        print("signatures: no peer given (--peer PYTHON of an environment with datatrove)")
+    if subprocess.run([peer_python, "-c", "import datatrove"], capture_output=True).returncode:
+        print(f"left out: datatrove ({peer_python} has none; see --peer-python)")
     else:
-        runs["datatrove"] = lambda file: peer_signatures(peer, file)
+        runs["datatrove"] = lambda file: peer_signatures(peer_python, file)
     speeds: dict[str, list[float]] = {name: [] for name in runs}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "texts.jsonl"
@@ -236,7 +236,7 @@ class ProcessWatch:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="the Python of an environment that has datatrove")
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has datatrove, nltk, spacy")
     parser.add_argument("--texts", type=Path, help="JSONL with a field text (default: the standard library's sources)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--exact-megabytes", type=int, default=200)
@@ -247,7 +247,7 @@ def main() -> None:
     texts = library_texts(1000)
     if arguments.texts is not None:
         texts = [json.loads(line)["text"] for line in arguments.texts.open()]
-    compare_signatures(texts, peer=arguments.peer, rounds=arguments.rounds)
+    compare_signatures(texts, peer_python=arguments.peer_python, rounds=arguments.rounds)
     speeds = [exact_speed(texts, size_bytes=arguments.exact_megabytes * 1_000_000) for _ in range(arguments.rounds)]
     print(
         f"exact duplicates, {arguments.exact_megabytes} MB of texts: {statistics.median(speeds):,.0f} MB/s a core "
