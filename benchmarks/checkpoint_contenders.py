@@ -101,6 +101,7 @@ def main() -> None:
 
         if name != "DeepSpeed's converter":
             import transformers.models.llama  # noqa: F401
+    read_weights(Path(checkpoint))
     imported_bytes = resident_peak_bytes()
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     with redirect_stdout(sys.stderr):
@@ -112,6 +113,17 @@ def main() -> None:
     measured = {"wall_s": time.perf_counter() - wall_s, "cpu_s": time.process_time() - cpu_s}
     peak_bytes = resident_peak_bytes()
     print(json.dumps(measured | {"peak_bytes": peak_bytes, "work_bytes": peak_bytes - imported_bytes}))
+
+
+def read_weights(checkpoint: Path) -> None:
+    """Into the page cache, where all find them, whoever's turn it was before."""
+    buffer = bytearray(1 << 20)
+    for parameter in read_layout(checkpoint / "zero").parameters.values():
+        for piece in parameter.slices:
+            with piece.path.open("rb", buffering=0) as file:
+                file.seek(piece.offset_bytes)
+                for begin in range(0, piece.numel * FLOAT32_BYTES, len(buffer)):
+                    file.readinto(memoryview(buffer)[: piece.numel * FLOAT32_BYTES - begin])
 
 
 def resident_peak_bytes() -> int:

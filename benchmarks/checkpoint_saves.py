@@ -12,6 +12,7 @@ rank; `peak` is the largest resident memory of a rank.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -92,15 +93,21 @@ def measure(way: str, layers: int, rounds: int, folder: Path | None) -> tuple[fl
 
 
 def run_to_its_end(command: list[str], environment: dict[str, str]) -> str:
-    """What it said on stderr; all its processes are ended at the time limit."""
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        return process.communicate(timeout=TIME_LIMIT_S)[1]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)  # the launcher ends its ranks
-        return process.communicate()[1] + "\nTimeoutError: no end within the time limit"
+    """What it said on stderr. All its processes are ended with it, which a writer's own outlive, or at the limit."""
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+        in_time = True
+        try:
+            process.wait(timeout=TIME_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            in_time = False
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # the launcher ends its ranks
+        process.wait()
+        errors.seek(0)
+        return errors.read() + ("" if in_time else "\nTimeoutError: no end within the time limit")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,10 @@
     python benchmarks/checkpoints.py --model configs/model/smollm2-135m.yaml --ranks 4 --rounds 5
 
 The checkpoint is synthetic (`checkpoint_synthetic.py`; smollm2-1.7b takes 21 GB of disk). Each contender is a process
-of its own and they take turns, so that what else the machine does meets all; a ratio is the median of the rounds'
-ratios to ours. `bytes alone` reads the same bytes at the same places in as many threads and writes as many bytes.
-`peak` is a process's largest resident memory, `work` what of it is not the imports'. Saves: `checkpoint_saves.py`.
+of its own and they take turns, so that what else the machine does meets all, and each finds the weights in the page
+cache, as far as memory holds them; a ratio is the median of the rounds' ratios to ours. `bytes alone` reads the same
+bytes at the same places in as many threads and writes as many bytes. `peak` is a process's largest resident memory,
+`work` what of it is not the imports'. Saves: `checkpoint_saves.py`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint.config import ServiceConfig
+from checkpoint.digests import count_ranges
 from checkpoint.events import EventWriter, events_file
 from checkpoint.jobs import Job, Outcome
 from checkpoint.manifest import CheckpointManifest, FileRecord, checkpoint_directory, list_steps, read_manifest
@@ -45,7 +46,11 @@ class DoneAtOnce:
 
 
 def make_runs(folder: Path, *, runs: int, checkpoints: int) -> None:
-    files = tuple(FileRecord(path=f"zero/rank-{rank}.pt", size_bytes=10**9, digest="sha256:0") for rank in range(16))
+    digests = tuple(f"{index:016x}" for index in range(count_ranges(10**9)))
+    files = tuple(
+        FileRecord(path=f"zero/rank-{rank}.pt", size_bytes=10**9, digest="sha256:0", range_digests=digests)
+        for rank in range(16)
+    )
     for number in range(runs):
         run = folder / f"run-{number:04d}"
         run.mkdir()

@@ -40,7 +40,8 @@ from checkpoint.zero_layout import read_any_layout
 Dtype = Literal["bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-BUFFER_ELEMENTS = 1024 * 1024
+# both buffers of a thread stay in a core's cache between reading, rounding and writing
+BUFFER_ELEMENTS = 128 * 1024
 MAX_THREADS = 8
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -206,12 +207,23 @@ def _write_shard(path: Path, shard: Mapping[str, ParameterLayout], *, dtype: Dty
             descriptors[source] = sources.enter_context(source.open("rb", buffering=0)).fileno()
         os.pwrite(file.fileno(), header, 0)
         pieces = _place_pieces(shard.values(), first_byte=len(header), dtype=dtype)
-        # threads: reading, rounding and writing all let go of the interpreter's lock
-        with ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
-            copier = _Copier(descriptors, file.fileno(), dtype=dtype)
+        copier = _Copier(descriptors, file.fileno(), dtype=dtype)
+        with _single_threads(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
             for _ in threads.map(copier.copy, pieces):
                 pass
         os.fsync(file.fileno())
+
+
+@contextmanager
+def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that do all of a piece themselves: reading, rounding and writing let go of the interpreter's lock, and
+    torch's own threads beside ours would wait for each other."""
+    torch_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            yield threads
+    finally:
+        torch.set_num_threads(torch_threads)
 
 
 def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
@@ -249,6 +261,14 @@ def _place_pieces(parameters: Iterable[ParameterLayout], *, first_byte: int, dty
                 offset_bytes += numel * _WRITTEN_BYTES[dtype]
 
 
+class _Buffer:
+    """Elements of a dtype, and the same as bytes."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.elements = torch.empty(BUFFER_ELEMENTS, dtype=dtype)
+        self.bytes: memoryview = self.elements.view(torch.uint8).numpy().data
+
+
 class _Copier:
     """Copies pieces into one open file, converted to its dtype; each thread has its own buffer of each dtype."""
 
@@ -258,32 +278,26 @@ class _Copier:
 
     def copy(self, piece: _Piece) -> None:
         """Raises CheckpointError if the source ends early, OSError."""
-        dtype = _TORCH_DTYPES[piece.source.element_type]
-        target = source = self._buffer(dtype)[: piece.source.numel]
-        self._read(piece.source, source)
+        numel, dtype = piece.source.numel, _TORCH_DTYPES[piece.source.element_type]
+        target = source = self._buffer(dtype)
+        self._read(piece.source, source.bytes[: numel * dtype.itemsize])
         if dtype is not self._dtype:
-            target = self._buffer(self._dtype)[: piece.source.numel].copy_(source)
-        view, written = _bytes(target), 0
+            target = self._buffer(self._dtype)
+            target.elements[:numel].copy_(source.elements[:numel])
+        view, written = target.bytes[: numel * self._dtype.itemsize], 0
         while written < len(view):
             written += os.pwrite(self._output, view[written:], piece.offset_bytes + written)
 
-    def _buffer(self, dtype: torch.dtype) -> torch.Tensor:
-        if not hasattr(self._buffers, "by_dtype"):
-            self._buffers.by_dtype = {}
-        own: dict[torch.dtype, torch.Tensor] = self._buffers.by_dtype
+    def _buffer(self, dtype: torch.dtype) -> _Buffer:
+        own: dict[torch.dtype, _Buffer] = self._buffers.__dict__.setdefault("by_dtype", {})
         if dtype not in own:
-            own[dtype] = torch.empty(BUFFER_ELEMENTS, dtype=dtype)
+            own[dtype] = _Buffer(dtype)
         return own[dtype]
 
-    def _read(self, piece: Slice, buffer: torch.Tensor) -> None:
-        view, filled = _bytes(buffer), 0
+    def _read(self, piece: Slice, view: memoryview) -> None:
+        filled = 0
         while filled < len(view):
             count = os.preadv(self._sources[piece.path], [view[filled:]], piece.offset_bytes + filled)
             if not count:
                 raise CheckpointError(f"{piece.path} ends early ({filled:,} of {len(view):,} bytes); take another step")
             filled += count
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    view: memoryview = tensor.view(torch.uint8).numpy().data
-    return view
