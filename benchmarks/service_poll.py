@@ -18,10 +18,18 @@ from checkpoint.config import ServiceConfig
 from checkpoint.digests import count_ranges
 from checkpoint.events import EventWriter, events_file
 from checkpoint.jobs import Job, Outcome
-from checkpoint.manifest import CheckpointManifest, FileRecord, checkpoint_directory, list_steps, read_manifest
+from checkpoint.manifest import (
+    CheckpointManifest,
+    FileRecord,
+    checkpoint_directory,
+    encode_manifest,
+    list_steps,
+    read_manifest,
+)
 from checkpoint.run_record import RunRecord, write_run
 from checkpoint.service import Service, find_runs
 
+FILE_BYTES = 100_000_000
 YOUNG_S = 2.5  # folders that have just changed are listed again
 
 
@@ -46,9 +54,9 @@ class DoneAtOnce:
 
 
 def make_runs(folder: Path, *, runs: int, checkpoints: int) -> None:
-    digests = tuple(f"{index:016x}" for index in range(count_ranges(10**9)))
+    digests = tuple(f"{index:016x}" for index in range(count_ranges(FILE_BYTES)))
     files = tuple(
-        FileRecord(path=f"zero/rank-{rank}.pt", size_bytes=10**9, digest="sha256:0", range_digests=digests)
+        FileRecord(path=f"zero/rank-{rank}.pt", size_bytes=FILE_BYTES, digest="sha256:0", range_digests=digests)
         for rank in range(16)
     )
     for number in range(runs):
@@ -65,7 +73,7 @@ def make_runs(folder: Path, *, runs: int, checkpoints: int) -> None:
                 files=files,
             )  # fmt: skip
             checkpoint_directory(run, step).mkdir(parents=True)
-            (checkpoint_directory(run, step) / "manifest.json").write_text(manifest.model_dump_json())
+            (checkpoint_directory(run, step) / "manifest.json").write_bytes(encode_manifest(manifest))
 
 
 def read_everything(folder: Path) -> None:
