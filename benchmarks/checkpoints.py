@@ -3,10 +3,10 @@
     python benchmarks/checkpoints.py --model configs/model/smollm2-135m.yaml --ranks 4 --rounds 5
 
 The checkpoint is synthetic (`checkpoint_synthetic.py`; smollm2-1.7b takes 21 GB of disk). Each contender is a process
-of its own and they take turns, so that what else the machine does meets all, and each finds the weights in the page
-cache, as far as memory holds them; a ratio is the median of the rounds' ratios to ours. `bytes alone` reads the same
-bytes at the same places in as many threads and writes as many bytes. `peak` is a process's largest resident memory,
-`work` what of it is not the imports'. Saves: `checkpoint_saves.py`.
+of its own and they take turns, so that what else the machine does meets all, and each finds the weights and nothing
+else of the checkpoint in the page cache; a ratio is the median of the rounds' ratios to ours. `bytes alone` reads the
+same bytes at the same places in as many threads and writes as many bytes. `peak` is a process's largest resident
+memory, `work` what of it is not the imports'. Saves: `checkpoint_saves.py`.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def main() -> None:
 def measure(name: str, checkpoint: Path, model: Path, folder: Path) -> Measurement:
     output = folder / "output"
     output.mkdir()
+    forget(checkpoint)
     command = [
         sys.executable,
         str(ROOT / "benchmarks/checkpoint_contenders.py"),
@@ -79,6 +80,14 @@ def measure(name: str, checkpoint: Path, model: Path, folder: Path) -> Measureme
     if ended.returncode:
         raise SystemExit(f"{name} failed:\n{ended.stderr[-2000:]}")
     return Measurement(**json.loads(ended.stdout.splitlines()[-1]))
+
+
+def forget(checkpoint: Path) -> None:
+    """Out of the page cache with it: memory that it fills has to be found again by whoever writes next."""
+    for path in (checkpoint / "zero").iterdir():
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def show(rounds: list[dict[str, Measurement]]) -> None:
