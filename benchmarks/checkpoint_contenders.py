@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import consolidate
+from checkpoint import consolidate, piece_copier
 from checkpoint.digests import count_ranges, digest_ranges_of
 from checkpoint.zero3_layout import FLOAT32_BYTES, read_layout
 
@@ -44,8 +44,8 @@ def bytes_alone(checkpoint: Path, model: Path, output: Path) -> None:
     places, end = [], 0
     for parameter in parameters.values():
         for piece in parameter.slices:
-            for begin in range(0, piece.numel, consolidate.BUFFER_ELEMENTS):
-                numel = min(consolidate.BUFFER_ELEMENTS, piece.numel - begin)
+            for begin in range(0, piece.numel, piece_copier.BUFFER_ELEMENTS):
+                numel = min(piece_copier.BUFFER_ELEMENTS, piece.numel - begin)
                 places.append((piece.path, piece.offset_bytes + begin * FLOAT32_BYTES, numel * FLOAT32_BYTES, end))
                 end += numel * 2
     with (output / "bytes").open("wb", buffering=0) as file:
@@ -55,7 +55,7 @@ def bytes_alone(checkpoint: Path, model: Path, output: Path) -> None:
             content = os.pread(files[path].fileno(), size, offset)
             os.pwrite(file.fileno(), memoryview(content)[: size // 2], target)
 
-        with ThreadPoolExecutor(min(consolidate.MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
+        with ThreadPoolExecutor(min(piece_copier.MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
             for _ in threads.map(copy, places):
                 pass
         os.fsync(file.fileno())

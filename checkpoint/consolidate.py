@@ -1,8 +1,7 @@
-"""ZeRO rank files into safetensors, a piece at a time. The streaming core of `consolidate` and `export`.
+"""ZeRO rank files into safetensors, a piece at a time (`piece_copier.py`). The core of `consolidate` and `export`.
 
-Each piece's place in the output is known before it is read, so that threads copy pieces in any order. Memory is bounded
-by a buffer of `BUFFER_ELEMENTS` a thread, whatever the size of the model, of a tensor or of a shard. The
-output folder appears by one rename, after everything in it is on the disk. No process group, no deepspeed.
+Memory is bounded by two buffers a thread, whatever the size of the model, of a tensor or of a shard. The output folder
+appears by one rename, after everything in it is on the disk. No process group, no deepspeed.
 
 The file format: eight bytes with the length of a JSON header, the header, the tensors without gaps
 (https://github.com/huggingface/safetensors#format).
@@ -14,9 +13,7 @@ import json
 import math
 import os
 import shutil
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,21 +30,17 @@ from checkpoint.manifest import (
     sync_directory,
     verify_checkpoint,
 )
-from checkpoint.stored_tensor import ELEMENT_BYTES
-from checkpoint.zero3_layout import MOMENTS, ParameterLayout, Slice, Zero3Layout
+from checkpoint.piece_copier import copy_slices
+from checkpoint.zero3_layout import MOMENTS, ParameterLayout, Zero3Layout
 from checkpoint.zero_layout import read_any_layout
 
 Dtype = Literal["bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-# both buffers of a thread stay in a core's cache between reading, rounding and writing
-BUFFER_ELEMENTS = 128 * 1024
-MAX_THREADS = 8
 MAX_SHARD_BYTES = 5_000_000_000
 
 _WRITTEN_BYTES: dict[Dtype, int] = {"bfloat16": 2, "float32": 4}
 _FORMAT_NAMES: dict[Dtype, str] = {"bfloat16": "BF16", "float32": "F32"}
-_TORCH_DTYPES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16}
 _HEADER_ALIGNMENT = 8
 
 
@@ -206,24 +199,9 @@ def _write_shard(path: Path, shard: Mapping[str, ParameterLayout], *, dtype: Dty
         for source in {piece.path for parameter in shard.values() for piece in parameter.slices}:
             descriptors[source] = sources.enter_context(source.open("rb", buffering=0)).fileno()
         os.pwrite(file.fileno(), header, 0)
-        pieces = _place_pieces(shard.values(), first_byte=len(header), dtype=dtype)
-        copier = _Copier(descriptors, file.fileno(), dtype=dtype)
-        with _single_threads(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
-            for _ in threads.map(copier.copy, pieces):
-                pass
+        slices = (piece for parameter in shard.values() for piece in parameter.slices)
+        copy_slices(slices, descriptors, file.fileno(), first_byte=len(header), dtype=getattr(torch, dtype))
         os.fsync(file.fileno())
-
-
-@contextmanager
-def _single_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that do all of a piece themselves: reading, rounding and writing let go of the interpreter's lock, and
-    torch's own threads beside ours would wait for each other."""
-    torch_threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-            yield threads
-    finally:
-        torch.set_num_threads(torch_threads)
 
 
 def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
@@ -240,64 +218,3 @@ def _header(shard: Mapping[str, ParameterLayout], *, dtype: Dtype) -> bytes:
     text = json.dumps(entries, separators=(",", ":")).encode()
     padded = math.ceil(len(text) / _HEADER_ALIGNMENT) * _HEADER_ALIGNMENT  # so that the tensors are aligned
     return padded.to_bytes(8, "little") + text.ljust(padded)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """At most a buffer's elements, and where they go."""
-
-    source: Slice
-    offset_bytes: int
-
-
-def _place_pieces(parameters: Iterable[ParameterLayout], *, first_byte: int, dtype: Dtype) -> Iterator[_Piece]:
-    offset_bytes = first_byte
-    for parameter in parameters:
-        for piece in parameter.slices:
-            for begin in range(0, piece.numel, BUFFER_ELEMENTS):
-                numel = min(BUFFER_ELEMENTS, piece.numel - begin)
-                begin_bytes = piece.offset_bytes + begin * ELEMENT_BYTES[piece.element_type]
-                yield _Piece(Slice(piece.path, begin_bytes, numel, piece.element_type), offset_bytes)
-                offset_bytes += numel * _WRITTEN_BYTES[dtype]
-
-
-class _Buffer:
-    """Elements of a dtype, and the same as bytes."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.elements = torch.empty(BUFFER_ELEMENTS, dtype=dtype)
-        self.bytes: memoryview = self.elements.view(torch.uint8).numpy().data
-
-
-class _Copier:
-    """Copies pieces into one open file, converted to its dtype; each thread has its own buffer of each dtype."""
-
-    def __init__(self, sources: Mapping[Path, int], output: int, *, dtype: Dtype) -> None:
-        self._sources, self._output, self._dtype = sources, output, getattr(torch, dtype)
-        self._buffers = threading.local()
-
-    def copy(self, piece: _Piece) -> None:
-        """Raises CheckpointError if the source ends early, OSError."""
-        numel, dtype = piece.source.numel, _TORCH_DTYPES[piece.source.element_type]
-        target = source = self._buffer(dtype)
-        self._read(piece.source, source.bytes[: numel * dtype.itemsize])
-        if dtype is not self._dtype:
-            target = self._buffer(self._dtype)
-            target.elements[:numel].copy_(source.elements[:numel])
-        view, written = target.bytes[: numel * self._dtype.itemsize], 0
-        while written < len(view):
-            written += os.pwrite(self._output, view[written:], piece.offset_bytes + written)
-
-    def _buffer(self, dtype: torch.dtype) -> _Buffer:
-        own: dict[torch.dtype, _Buffer] = self._buffers.__dict__.setdefault("by_dtype", {})
-        if dtype not in own:
-            own[dtype] = _Buffer(dtype)
-        return own[dtype]
-
-    def _read(self, piece: Slice, view: memoryview) -> None:
-        filled = 0
-        while filled < len(view):
-            count = os.preadv(self._sources[piece.path], [view[filled:]], piece.offset_bytes + filled)
-            if not count:
-                raise CheckpointError(f"{piece.path} ends early ({filled:,} of {len(view):,} bytes); take another step")
-            filled += count

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from checkpoint.consolidate import BUFFER_ELEMENTS
+from checkpoint.piece_copier import BUFFER_ELEMENTS
 from checkpoint.zero3_layout import FLOAT32_BYTES, ParameterLayout
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from checkpoint import consolidate
+from checkpoint import piece_copier
 from checkpoint.consolidate import (
     DTYPES,
     DamagedCheckpointError,
@@ -119,7 +119,7 @@ def test_flat_groups_that_end_inside_a_slice_give_the_same_weights(uneven: Path,
 def test_bytes_do_not_depend_on_the_buffer(uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parameters = read_layout(uneven / "zero").parameters
     for name, elements in (("large", 1 << 20), ("small", 7)):
-        monkeypatch.setattr(consolidate, "BUFFER_ELEMENTS", elements)
+        monkeypatch.setattr(piece_copier, "BUFFER_ELEMENTS", elements)
         (tmp_path / name).mkdir()
         write_weights(tmp_path / name, parameters, dtype="bfloat16")
     large, small = (tmp_path / name / "model.safetensors" for name in ("large", "small"))
