@@ -14,10 +14,12 @@ saving; 71 the launcher is gone; 72 a hang (docs/operations.md).
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from checkpoint.events import CONFIG_FILE
 from checkpoint.manifest import CheckpointError
@@ -145,5 +147,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _end(code: int) -> NoReturn:
+    """As `sys.exit`, but the interpreter is not taken down: a thread of the loader or the watchdog that comes back from
+    C++ meanwhile would be ended inside it, which aborts a process whose run has finished (seen: SIGABRT, «terminate
+    called without an active exception»)."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -136,3 +136,9 @@ def test_a_rank_leaves_mlflow_out_before_deepspeed_is_imported(config: Path, mon
         monkeypatch.setenv(name, value)
     assert train.main([str(config), "watchdog.enabled=false"]) == 0
     assert done == ["left out", "ran"]
+
+
+def test_the_end_runs_what_was_registered_and_gives_its_code() -> None:
+    program = "import atexit; from launch.train import _end; atexit.register(print, 'told'); _end(3)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (3, "told\n")
