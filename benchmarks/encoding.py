@@ -78,11 +78,15 @@ def measure(name: str, folder: Path) -> Measurement:
         "HF_HUB_OFFLINE": "1",
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
-    command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
+    # not by this file's path: each process that multiprocessing starts would import it again
+    code = f"from pathlib import Path; from encoding import run_one; run_one({name!r}, Path({str(folder)!r}))"
+    command = [sys.executable, "-c", code]
     started = time.perf_counter()
     # errors go to a file: a pipe that nobody empties fills up
     with (folder / "errors").open("w+") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(
+            command, cwd=Path(__file__).parent, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
         whole_s = cpu_s = 0.0
         peak_kib = code = 0
         while True:
@@ -173,12 +177,7 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="(default: all)")
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json (default: trained on the text)")
     parser.add_argument("--vocab-size", type=int, default=49_152, help="of the one that is trained")
-    parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
-    if settings.contender:
-        run_one(settings.contender, settings.folder)
-        return
     # workers whose parent has ended become our children, so that their processor time is counted too
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     if settings.tokenizer:

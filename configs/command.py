@@ -46,7 +46,7 @@ def main() -> None:
         print(f"smollm2: {_unknown('room', room, list(ROOMS))}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"smollm2 {room}", *arguments[1:]]
-    runpy.run_module(room, run_name="__main__", alter_sys=False)
+    runpy.run_module(room, run_name="__main__", alter_sys=True)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -12,16 +12,14 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.assembly import report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
 from pipeline.executors import Finished, WorkerError, execute, executor_settings
-from pipeline.filters import chain
 from pipeline.plan import Plan, Unit
 from pipeline.progress import ProgressDisplay
 from pipeline.status import RunStatus
@@ -29,7 +27,7 @@ from pipeline.throughput import Throughput
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.engine import EngineName
 from pipeline.totals import add_up_units
-from pipeline.unit import Progress, UnitRecord, process_unit
+from pipeline.unit import UnitRecord, UnitTask
 from pipeline.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -134,17 +132,3 @@ def _check_is_here(record: UnitRecord, workspace: Workspace) -> None:
             f"unit {record.index} was done, but its shards are not in {workspace.dataset}: the nodes do not share it; "
             "choose an output_dir on a file system that all of them share"
         )
-
-
-class UnitTask:
-    """A worker's task: it loads the engine once and does unit after unit."""
-
-    def __init__(self, config: PipelineConfig, encoder: Encoder, units_directory: Path, engine: EngineName) -> None:
-        chain.prepare(config.filters)  # Ray's processes may have the lists of an earlier run
-        self._config = config
-        self._units_directory = units_directory
-        self._encoder = encoder
-        self._encoder.use(engine)
-
-    def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
-        return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)

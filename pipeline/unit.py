@@ -20,7 +20,7 @@ from pipeline.batches import batches
 from pipeline.config import PipelineConfig
 from pipeline.deduplication.verdicts import UnitVerdicts, unit_verdicts
 from pipeline.document import Document, LongText, parts_of, shorten
-from pipeline.filters.chain import rejection
+from pipeline.filters import chain
 from pipeline.filters.view import DocumentView
 from pipeline.plan import Unit
 from pipeline.report import Tally
@@ -30,6 +30,7 @@ from pipeline.source_config import SourceConfig
 from pipeline.sources.catalog import reader_of
 from pipeline.tokenizer.document_ids import encode_documents
 from pipeline.tokenizer.encode import BATCH_CHARACTERS, Encoder, EngineDifferenceError
+from pipeline.tokenizer.engine import EngineName
 
 PROGRESS_INTERVAL_S = 0.5
 
@@ -142,7 +143,7 @@ class UnitReader:
     def _judge(self, document: Document, *, text_bytes: int) -> KeptDocument | None:
         """The document as filters and deduplication leave it, or None once it is dropped."""
         view = DocumentView(document.text, url=document.url or "")
-        reason = rejection(view, self._config.filters)
+        reason = chain.rejection(view, self._config.filters)
         if reason is not None:
             self.drop(document, reason, text_bytes=text_bytes)
             return None
@@ -163,6 +164,20 @@ class UnitReader:
         self.tally.drop(
             reason, size_bytes=text_bytes, location=document.document_id, example=shorten(document.beginning)
         )
+
+
+class UnitTask:
+    """A worker's task: it loads the engine once and does unit after unit."""
+
+    def __init__(self, config: PipelineConfig, encoder: Encoder, units_directory: Path, engine: EngineName) -> None:
+        chain.prepare(config.filters)  # Ray's processes may have the lists of an earlier run
+        self._config = config
+        self._units_directory = units_directory
+        self._encoder = encoder
+        self._encoder.use(engine)
+
+    def __call__(self, unit: Unit, tell: Callable[[Progress], None]) -> UnitRecord:
+        return process_unit(self._config, unit, self._encoder, units_directory=self._units_directory, tell=tell)
 
 
 def process_unit(

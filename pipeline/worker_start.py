@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
-_PRELOADED = ["pipeline.run", "pipeline.sources.jsonl", "splintr"]
+# what a unit needs, and no more: on a small input the first workers wait for it
+_PRELOADED = ["pipeline.unit", "pipeline.sources.jsonl", "splintr"]
 
 
 def worker_context() -> ForkServerContext | SpawnContext:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _BEYOND_BASIC_PLANE = "\U00010000-\U0001efff"
@@ -38,7 +39,6 @@ def _letters() -> str:
     return "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
 
 
-_LETTER = f"[{_letters()}{_BEYOND_BASIC_PLANE}]"
 _MARK = r"[.@&+*#|\[\](){}=;!?$%^~`\\_,:/<>\"'-]"
 _TIE = rf"""(?:
     [.@&+*#|\[\](){{}};!?$%^~`\\_]
@@ -47,22 +47,28 @@ _TIE = rf"""(?:
     | [/=](?=[0-9]) | (?<=[0-9])[/=]
     | (?<![0-9])-(?=[0-9])
 )"""
-# most words end at white space: to ask for that first is a third faster
-_TIED = rf"{_LETTER}++ (?:(?!\s){_TIE}{_LETTER}++)*+"
-_WORD = re.compile(
-    rf"""
-    (?:https?|ftp|file)://[^\s<>"]*[\w/]
-    | {_TIED}
-    | (?<![^\s(\["'`])[-+/.@~\\]+ {_TIED}
-    | (?<={_LETTER})['\u2019]{_LETTER}+
-    | [-.~^|]+
-    | [{_UNSPACED}]
-    | \S
-    """,
-    re.VERBOSE,
-)
+
+
+@cache
+def _word() -> re.Pattern[str]:
+    """Made when first asked for: to look at all of the basic plane takes 40 ms."""
+    letter = f"[{_letters()}{_BEYOND_BASIC_PLANE}]"
+    # most words end at white space: to ask for that first is a third faster
+    tied = rf"{letter}++ (?:(?!\s){_TIE}{letter}++)*+"
+    return re.compile(
+        rf"""
+        (?:https?|ftp|file)://[^\s<>"]*[\w/]
+        | {tied}
+        | (?<![^\s(\["'`])[-+/.@~\\]+ {tied}
+        | (?<={letter})['\u2019]{letter}+
+        | [-.~^|]+
+        | [{_UNSPACED}]
+        | \S
+        """,
+        re.VERBOSE,
+    )
 
 
 def words(text: str) -> list[str]:
     """The words of a text in their order, marks of punctuation among them; nothing but white space is left out."""
-    return _WORD.findall(text)
+    return _word().findall(text)
