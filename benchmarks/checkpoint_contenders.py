@@ -22,6 +22,8 @@ from checkpoint import consolidate, piece_copier
 from checkpoint.digests import count_ranges, digest_ranges_of
 from checkpoint.zero3_layout import FLOAT32_BYTES, read_layout
 
+PIECE_ELEMENTS = 512 * 1024  # with which `bytes alone` is fastest
+
 Work = Callable[[Path, Path, Path], None]
 
 
@@ -44,8 +46,8 @@ def bytes_alone(checkpoint: Path, model: Path, output: Path) -> None:
     places, end = [], 0
     for parameter in parameters.values():
         for piece in parameter.slices:
-            for begin in range(0, piece.numel, piece_copier.BUFFER_ELEMENTS):
-                numel = min(piece_copier.BUFFER_ELEMENTS, piece.numel - begin)
+            for begin in range(0, piece.numel, PIECE_ELEMENTS):
+                numel = min(PIECE_ELEMENTS, piece.numel - begin)
                 places.append((piece.path, piece.offset_bytes + begin * FLOAT32_BYTES, numel * FLOAT32_BYTES, end))
                 end += numel * 2
     with (output / "bytes").open("wb", buffering=0) as file:

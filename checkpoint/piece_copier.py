@@ -5,6 +5,8 @@ Each piece's place in the output is known before it is read, so that threads cop
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +21,13 @@ from checkpoint.manifest import CheckpointError
 from checkpoint.stored_tensor import ELEMENT_BYTES
 from checkpoint.zero3_layout import Slice
 
-# both buffers of a thread stay in a core's cache between reading, rounding and writing
-BUFFER_ELEMENTS = 128 * 1024
+# large, as a call costs some 10 us whatever its size, but what was read is still in a cache when it is rounded
+BUFFER_ELEMENTS = 256 * 1024
 MAX_THREADS = 8
+# what a thread is given at a time, up to 8 MB of bfloat16: to hand over one piece costs some 20 us
+PIECES_TOGETHER = 16
+
+_SYNC_FILE_RANGE_WRITE = 2  # of fcntl.h: begin, and do not wait
 
 _TORCH_DTYPES = {"FloatStorage": torch.float32, "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16}
 
@@ -35,8 +41,19 @@ def copy_slices(
     """
     copier = _Copier(sources, output, dtype=dtype)
     with _single_threads(min(MAX_THREADS, len(os.sched_getaffinity(0)))) as threads:
-        for _ in threads.map(copier.copy, _place_pieces(slices, first_byte=first_byte, dtype=dtype)):
-            pass
+        begin = first_byte
+        for end in threads.map(copier.copy, _together(_place_pieces(slices, first_byte=first_byte, dtype=dtype))):
+            _begin_writeback(output, begin, end - begin)
+            begin = end
+
+
+def _begin_writeback(output: int, offset: int, size: int) -> None:
+    """Let Linux write to the disk now what it would keep in memory until there is more, or until fsync waits for it.
+
+    Says nothing of errors: fsync does.
+    """
+    if sync_file_range := getattr(ctypes.CDLL(None), "sync_file_range", None):
+        sync_file_range(output, ctypes.c_int64(offset), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
 @contextmanager
@@ -69,6 +86,11 @@ def _place_pieces(slices: Iterable[Slice], *, first_byte: int, dtype: torch.dtyp
             offset_bytes += numel * dtype.itemsize
 
 
+def _together(pieces: Iterator[_Piece]) -> Iterator[list[_Piece]]:
+    while group := list(itertools.islice(pieces, PIECES_TOGETHER)):
+        yield group
+
+
 class _Buffer:
     """Elements of a dtype, and the same as bytes."""
 
@@ -84,7 +106,11 @@ class _Copier:
         self._sources, self._output, self._dtype = sources, output, dtype
         self._buffers = threading.local()
 
-    def copy(self, piece: _Piece) -> None:
+    def copy(self, pieces: list[_Piece]) -> int:
+        """Pieces that follow each other; returns where the last ends in the output."""
+        return [self._copy(piece) for piece in pieces][-1]
+
+    def _copy(self, piece: _Piece) -> int:
         numel, dtype = piece.source.numel, _TORCH_DTYPES[piece.source.element_type]
         target = source = self._buffer(dtype)
         self._read(piece.source, source.bytes[: numel * dtype.itemsize])
@@ -94,6 +120,7 @@ class _Copier:
         view, written = target.bytes[: numel * self._dtype.itemsize], 0
         while written < len(view):
             written += os.pwrite(self._output, view[written:], piece.offset_bytes + written)
+        return piece.offset_bytes + written
 
     def _buffer(self, dtype: torch.dtype) -> _Buffer:
         own: dict[torch.dtype, _Buffer] = self._buffers.__dict__.setdefault("by_dtype", {})

@@ -126,6 +126,31 @@ def test_bytes_do_not_depend_on_the_buffer(uneven: Path, tmp_path: Path, monkeyp
     assert large.read_bytes() == small.read_bytes()
 
 
+def test_disk_begins_with_every_byte_before_the_end_and_none_is_lost_where_it_cannot(
+    uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    begin_writeback = piece_copier._begin_writeback
+
+    def watched(output: int, offset: int, size: int) -> None:
+        begun.append((offset, size))
+        begin_writeback(output, offset, size)
+
+    monkeypatch.setattr(piece_copier, "_begin_writeback", watched)
+    monkeypatch.setattr(piece_copier, "BUFFER_ELEMENTS", 5)
+    monkeypatch.setattr(piece_copier, "PIECES_TOGETHER", 3)
+    parameters = read_layout(uneven / "zero").parameters
+    write_weights(tmp_path, parameters, dtype="bfloat16")
+    written = (tmp_path / "model.safetensors").read_bytes()
+    header_bytes = 8 + int.from_bytes(written[:8], "little")
+    assert [offset for offset, _ in begun] == [header_bytes, *(offset + size for offset, size in begun)][:-1]
+    assert sum(begun[-1]) == len(written)
+    monkeypatch.setattr(piece_copier.ctypes, "CDLL", lambda name: object())  # a system without the call
+    (tmp_path / "elsewhere").mkdir()
+    write_weights(tmp_path / "elsewhere", parameters, dtype="bfloat16")
+    assert (tmp_path / "elsewhere/model.safetensors").read_bytes() == written
+
+
 def test_shards_are_bounded_and_indexed(uneven: Path, tmp_path: Path) -> None:
     # 353 fp32 elements in tensors of at most 91: three fit into 900 bytes, never more
     written = write_weights(tmp_path, read_layout(uneven / "zero").parameters, dtype="float32", max_shard_bytes=900)
