@@ -46,6 +46,7 @@ def main() -> None:
         print(f"smollm2: {_unknown('room', room, list(ROOMS))}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"smollm2 {room}", *arguments[1:]]
+    # alter_sys: processes that multiprocessing starts import the main module again, unless it is a package's own
     runpy.run_module(room, run_name="__main__", alter_sys=True)
 
 
