@@ -57,7 +57,7 @@ class Lane:
         """Let somebody at the run, kill, look."""
         self.number += 1
         (kind,) = self.draw.choices(list(self.weights), list(self.weights.values()))
-        if len(list_steps(self.run)) < 3 or (kind == "export" and self.step_to_export() is None):
+        if len(list_steps(self.run)) < 3 or (kind.endswith("export") and self.step_to_export() is None):
             kind = "trainer, saving behind"
         began_s = time.monotonic()
         with ExitStack() as stack:
@@ -133,7 +133,8 @@ class Lane:
             return self.victims.service()
         if kind == "export":
             step = self.step_to_export()
-            return self.victims.job("export", step=step if step is not None else list_steps(self.run)[-1])
+            assert step is not None  # there was one when this kind was drawn, and a trainer beside it only adds
+            return self.victims.job("export", step=step)
         return self.victims.job(kind, batch_rows=self.draw.choice([15, 40, 100, 1000]))
 
     def aim_at_a_save(self, trainers: Sequence[Child]) -> None:
