@@ -162,6 +162,7 @@ class Encoder:
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
             self._fast = SplintrEngine(self._without_special_tokens) if engine == "splintr" else None
+            _ = self._reference  # now: workers are forked off this process
             self.__dict__.pop("_tree", None)  # large, and not needed while encoding
         else:
             self._fast = engine

@@ -1,31 +1,25 @@
 """Worker processes of this machine. What an item is, they do not know.
 
-Workers are not forked off the parent, which has threads (Arrow, the tokenizer's training), but begin as
-`worker_start.py` says. A worker dies with its parent, whatever kills that. One that dies itself is replaced, and its
-item done again after the others, when fewer workers share the memory.
+Workers are not forked off the parent, which has threads (Arrow, the tokenizer's training), but off a template
+(`template.py`). A worker dies with its parent, whatever kills that. One that dies itself is replaced, and its item done
+again after the others, when fewer workers share the memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pipeline.worker_start import begin_as_worker, worker_context
 from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
-from pipeline.workers.task import ONE_THREAD, Failed, Finished, Lost, Started, Task, WorkerError, failure
+from pipeline.workers.task import Failed, Finished, Lost, Started, Task, failure
+from pipeline.workers.template import Template
 
 MEMORY_POLL_S = 0.2
-
-MAX_STARTS = 10
-START_AGAIN_S = 0.2
 
 
 def run_in_processes(
@@ -38,12 +32,14 @@ def run_in_processes(
 ) -> Iterator[Any]:
     """Do every item; yields messages (`task.py`), results in the order of completion.
 
-    `make_task` is called in each worker and must be picklable. An exception of a task is raised here after all workers
-    are stopped. A worker with more than `max_worker_memory_bytes` is killed. Raises QuarantineError at the end if some
-    items killed three workers each, and WorkerError at once if no item can be done.
+    `make_task` must be picklable and is called once, in another process; every worker has a copy of the task that it
+    made. An exception of it, or of a task, is raised here after all workers are stopped. A worker with more than
+    `max_worker_memory_bytes` is killed. Raises QuarantineError at the end if some items killed three workers each, and
+    WorkerError at once if no item can be done.
     """
     waiting = deque(items)
     quarantine = Quarantine()
+    template = Template(make_task, _work)
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
     if max_worker_memory_bytes is not None:
@@ -51,7 +47,7 @@ def run_in_processes(
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker(make_task)
+                worker = idle.pop() if idle else _Worker(template)
                 busy[worker.connection] = worker
                 worker.begin(waiting.popleft())
                 yield Started(worker.item, worker=worker.name)
@@ -80,19 +76,16 @@ def run_in_processes(
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
         quarantine.check_empty()
     finally:
-        workers_left = [*idle, *busy.values()]
-        # the kernel takes a while to free the memory of each: all at once
-        for worker in workers_left:
-            worker.process.kill()
-        for worker in workers_left:
-            worker.end()
+        template.close()
+        for worker in (*idle, *busy.values()):
+            worker.connection.close()
 
 
 class _Worker:
     """A process, our end of its pipe, and the item that it does."""
 
-    def __init__(self, make_task: Callable[[], Task]) -> None:
-        self.process, self.connection = _start(make_task)
+    def __init__(self, template: Template) -> None:
+        self.process, self.connection = template.start_worker()
         self.item: Any = None
         self.killed_for: str | None = None
 
@@ -111,48 +104,24 @@ class _Worker:
         try:
             return self.connection.recv()
         except (EOFError, OSError):  # the end of the stream, at the beginning or in the middle of a message
-            self.process.join(timeout=10)
-            return Lost(self.item, how=self.killed_for or _how_it_ended(self.process.exitcode))
+            code = self.process.wait()
+            return Lost(self.item, how=self.killed_for or _how_it_ended(code))
 
     def end(self) -> None:
         # before the pipe closes: a worker that finds it broken would print a traceback
         self.process.kill()
+        self.process.wait()
         self.connection.close()
-        self.process.join()
 
 
-def _start(make_task: Callable[[], Task]) -> tuple[BaseProcess, Connection]:
-    """A new worker, and our end of its pipe. Raises WorkerError."""
-    context = worker_context()
-    for _ in range(MAX_STARTS):
-        ours, theirs = context.Pipe()
-        process: BaseProcess = context.Process(target=_work, args=(theirs, make_task, dict(os.environ)), daemon=True)
-        try:
-            process.start()
-        except (OSError, EOFError) as error:
-            # most likely the server that workers are forked off was killed, as by the kernel when memory is short;
-            # multiprocessing starts another once it has seen that
-            ours.close()
-            reason = str(error)
-            time.sleep(START_AGAIN_S)
-        else:
-            return process, ours
-        finally:
-            theirs.close()
-    raise WorkerError(
-        f"no worker process can be started ({reason}); free some memory and run the same command to go on"
-    )
-
-
-def _how_it_ended(code: int | None) -> str:
-    if code is None or code >= 0:
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
         return f"ended with code {code}"
     return f"was killed by {signal.Signals(-code).name}"
 
 
 def _kill_the_greedy(workers: Iterable[_Worker], *, max_worker_memory_bytes: int) -> None:
     for worker in workers:
-        assert worker.process.pid is not None
         used = anonymous_memory_bytes(worker.process.pid)
         if used > max_worker_memory_bytes:
             worker.killed_for = over_memory(used, max_worker_memory_bytes=max_worker_memory_bytes)
@@ -165,12 +134,9 @@ def over_memory(used_bytes: int, *, max_worker_memory_bytes: int) -> str:
     return f"was ended for holding {used_bytes:,} bytes of memory, above {limit}"
 
 
-def _work(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> None:
+def _work(connection: Connection, task: Task) -> None:
     """The life of a worker process."""
-    begin_as_worker(environment)
-    os.environ.update(ONE_THREAD)
     try:
-        task = make_task()
         while True:
             try:
                 item = connection.recv()

@@ -255,7 +255,7 @@ def test_a_worker_that_cannot_be_started_is_one_line(monkeypatch: pytest.MonkeyP
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", fail)
-    monkeypatch.setattr("pipeline.workers.local.START_AGAIN_S", 0)
+    monkeypatch.setattr("pipeline.workers.template.START_AGAIN_S", 0)
     expected = (
         r"^no worker process can be started \(\[Errno 12\] Cannot allocate memory\); free some memory and run the"
     )

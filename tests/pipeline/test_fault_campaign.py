@@ -179,7 +179,7 @@ def kill_local_worker(process: subprocess.Popen[str], *, draw: random.Random) ->
         for child in psutil.Process(process.pid).children(recursive=True)
         if "multiprocessing" in (command := " ".join(child.cmdline()))
         and "resource_tracker" not in command
-        and not child.children()
+        and child.ppid() != process.pid  # the server; what is forked off it is a template or a worker
     ]
     return kill_one(workers, draw=draw)
 

@@ -114,11 +114,12 @@ def start(config_file: Path) -> subprocess.Popen[str]:
 
 
 def a_worker_of(process: subprocess.Popen[str]) -> int | None:
-    """Workers are children of the server that they are forked off, which is one of the run; None if that has ended."""
+    """A child of the template, which is one of the server, which is one of the run; None if that has ended."""
     while process.poll() is None:
-        for child in children_of(process.pid):
-            for worker in children_of(child):
-                return worker
+        for server in children_of(process.pid):
+            for template in children_of(server):
+                for worker in children_of(template):
+                    return worker
         time.sleep(0.002)
     return None
 
