@@ -88,18 +88,18 @@ def measure(name: str, folder: Path) -> Measurement:
             command, cwd=Path(__file__).parent, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         )
         whole_s = cpu_s = 0.0
-        peak_kib = code = 0
+        peak_kib = exit_status = 0
         while True:
             try:
                 pid, status, usage = os.wait4(-1, 0)
             except ChildProcessError:
                 break
             if pid == process.pid:
-                whole_s, code = time.perf_counter() - started, status
+                whole_s, exit_status = time.perf_counter() - started, status
             cpu_s += usage.ru_utime + usage.ru_stime
             peak_kib = max(peak_kib, usage.ru_maxrss)
         errors.seek(0)
-        if code:
+        if exit_status:
             raise SystemExit(f"{name} failed:\n{errors.read()[-2000:]}")
     assert process.stdout is not None
     seconds = json.loads(process.stdout.read().splitlines()[-1])

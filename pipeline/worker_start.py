@@ -1,8 +1,8 @@
-"""How worker processes of this machine begin: forked off a server that has imported what they need.
+"""How processes for workers begin: forked off a server that has imported what they need.
 
 The server is a Python of its own without threads, started as early as possible: it imports while the command reads its
-config and its tokenizer, and a worker then begins in milliseconds, not after half a second of imports on every core. It
-lives as long as this process and its workers do.
+config and its tokenizer, and a process then begins in milliseconds, not after half a second of imports. It lives as
+long as this process and its workers do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PRELOADED = ["pipeline.unit", "pipeline.sources.jsonl", "splintr"]
 
 
 def worker_context() -> ForkServerContext | SpawnContext:
-    """What makes worker processes; elsewhere than on Linux each imports for itself."""
+    """What makes processes; elsewhere than on Linux each imports for itself."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -38,7 +38,7 @@ def warm_up() -> None:
 
 
 def begin_as_worker(environment: Mapping[str, str]) -> None:
-    """To be called first in a worker: takes the environment that its parent has now, and dies with its parent.
+    """To be called first in a new process: takes the environment that its parent has now, and dies with its parent.
 
     Linux ends us at once, however the parent dies and whatever we are doing: the pipe that only the parent holds open
     is set to send SIGIO when it closes. Elsewhere our own closed pipe ends us, at the end of a unit.

@@ -104,7 +104,7 @@ class Encoder:
         self.begin_unit()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a worker: no engine, and what it loads its own from in the least time."""
+        """For another process: no engine, and what it loads its own from in the least time."""
         state = {name: value for name, value in self.__dict__.items() if name not in _LOADED}
         return state | {"_content": self._in_few_bytes, "_fast": None}
 
@@ -154,7 +154,7 @@ class Encoder:
             input_bytes=input_bytes,
         )
         if engine == "splintr":
-            _ = self._without_special_tokens  # made once, not in every worker
+            _ = self._without_special_tokens  # made once, not in every process
         return engine
 
     def use(self, engine: Engine | EngineName) -> None:

@@ -62,7 +62,9 @@ def run_in_processes(
                     raise message.error
                 if isinstance(message, Lost):
                     busy.pop(connection).end()
-                    if quarantine.may_try_again(message.item, worker=worker.name, how=message.how):
+                    if worker.fell_with_template or quarantine.may_try_again(
+                        message.item, worker=worker.name, how=message.how
+                    ):
                         waiting.append(message.item)
                 elif isinstance(message, Finished):
                     del busy[connection]
@@ -88,6 +90,7 @@ class _Worker:
         self.process, self.connection = template.start_worker()
         self.item: Any = None
         self.killed_for: str | None = None
+        self.fell_with_template = False  # no fault of its item's
 
     @property
     def name(self) -> str:
@@ -105,16 +108,19 @@ class _Worker:
             return self.connection.recv()
         except (EOFError, OSError):  # the end of the stream, at the beginning or in the middle of a message
             code = self.process.wait()
+            self.fell_with_template = code is None and self.killed_for is None
             return Lost(self.item, how=self.killed_for or _how_it_ended(code))
 
     def end(self) -> None:
-        # before the pipe closes: a worker that finds it broken would print a traceback
+        # before the pipe closes: a worker that finds it broken prints a traceback
         self.process.kill()
         self.process.wait()
         self.connection.close()
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "was killed with the process that it was forked off"
     if code >= 0:
         return f"ended with code {code}"
     return f"was killed by {signal.Signals(-code).name}"
