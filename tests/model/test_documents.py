@@ -68,7 +68,7 @@ def test_attention_stays_behind_and_inside() -> None:
     ]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=3))
 def test_boundaries_agree_however_they_are_told(rows: list[list[int]]) -> None:
     documents = documents_of(torch.tensor(rows), like=torch.zeros(len(rows), 9, dtype=torch.long))

@@ -24,7 +24,7 @@ def test_it_is_the_paper_s_formula() -> None:
     torch.testing.assert_close(attended[1, 2, 5], weights @ value[1, :3, 2], rtol=0, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_document_gives_the_same_alone(boundaries: Any, data: st.DataObject) -> None:
     documents = data.draw(boundaries)

@@ -27,7 +27,7 @@ def test_it_equals_eager(fake_flash: Any, against_eager: Any, make_documents: An
 def test_it_equals_eager_on_any_boundaries(fake_flash: Any, against_eager: Any, boundaries: Any) -> None:
     fake_flash(MODULE, returns_log_sum_exp=True)
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(documents=boundaries)
     def check(documents: Any) -> None:
         attend = flash_attention_4.bind(documents, dtype=torch.bfloat16, head_dim=8)

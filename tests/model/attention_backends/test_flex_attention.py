@@ -43,7 +43,7 @@ def test_its_mask_is_that_of_the_documents(make_documents: Any) -> None:
     assert torch.equal(dense, documents.may_attend)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cuts=st.lists(st.lists(st.integers(1, 599), max_size=6), min_size=2, max_size=2))
 def test_its_blocks_are_those_of_create_block_mask(cuts: list[list[int]]) -> None:
     """torch evaluates every pair of tokens. 600 tokens: four blocks of 128 and one that the sequence ends in."""

@@ -51,7 +51,7 @@ def test_keys_are_repeated_where_no_fused_kernel_shares_them(device: str, dtype:
     assert sdpa.bind(documents, dtype=dtype, head_dim=64).kernel is kernel
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_it_equals_eager_on_any_boundaries(against_eager: Any, boundaries: Any, data: st.DataObject) -> None:
     documents = data.draw(boundaries)

@@ -18,6 +18,7 @@ from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.special_tokens import EOS_TOKEN
 from pipeline.tokenizer.train import train_tokenizer
 from pipeline.workers import template as template_module
+from pipeline.workers import template_process
 from pipeline.workers.local import run_in_processes
 from pipeline.workers.task import Finished, Lost, Task, WorkerError
 from pipeline.workers.template import Template
@@ -156,7 +157,7 @@ def test_a_template_says_why_it_cannot_fork(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(os, "fork", fail)
     reading, writing = os.pipe()
-    answer = template_module._fork(None, writing, pid_and_parent, lambda connection, task: None)  # type: ignore[arg-type]
+    answer = template_process._fork(None, writing, pid_and_parent, lambda connection, task: None)  # type: ignore[arg-type]
     assert isinstance(answer, OSError)
     assert os.read(reading, 1) == b""  # the worker's end is closed
     os.close(reading)

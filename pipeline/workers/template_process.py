@@ -1,0 +1,146 @@
+"""What the processes of `template.py` do: the template, the workers that are forked off it, and those that are not.
+
+The parent tells a template one message after the other, on one connection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import NoReturn
+
+from pipeline.worker_start import begin_as_worker
+from pipeline.workers.task import ONE_THREAD, Task, failure
+
+# from the end of a process's pipe to the end of the process
+MAX_DYING_S = 10.0
+
+_PR_SET_PDEATHSIG = 1  # of prctl.h
+
+# the life of a worker: what it does with its end of the pipe and its task
+Life = Callable[[Connection, Task], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A worker is wanted, and its end of a pipe follows. Answered by a pid, or by an OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """To be killed. Not answered."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A worker is dying. Answered by its exit code."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """No more. Answered by the end of the stream."""
+
+
+def work_alone(
+    connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]
+) -> None:
+    """The life of a worker that is forked off nothing."""
+    begin_as_worker(environment)
+    os.environ.update(ONE_THREAD)
+    try:
+        task = make_task()
+    except BaseException as error:
+        connection.send(failure(error))
+    else:
+        live(connection, task)
+
+
+def serve(connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]) -> None:
+    """The life of a template."""
+    begin_as_worker(environment)
+    os.environ.update(ONE_THREAD)
+    try:
+        task = make_task()
+    except BaseException as error:
+        connection.send(failure(error))
+        signal.pause()  # until we are killed: to end now could be earlier than the question
+    gc.freeze()  # as in `begin_as_worker`: workers would copy what is looked at
+    living: set[int] = set()
+    try:
+        while True:
+            match connection.recv():
+                case Fork():
+                    answer = _fork(connection, recv_handle(connection), task, live)
+                    if isinstance(answer, int):
+                        living.add(answer)
+                    connection.send(answer)
+                case Kill(pid):
+                    os.kill(pid, signal.SIGKILL)
+                case Wait(pid):
+                    code = _exit_code(pid)
+                    living.remove(pid)
+                    connection.send(code)
+                case _:
+                    return
+    except (EOFError, OSError):
+        pass  # so has the parent
+    finally:
+        for pid in living:
+            os.kill(pid, signal.SIGKILL)
+        for pid in living:
+            os.waitpid(pid, 0)
+
+
+def _fork(template_connection: Connection, handle: int, task: Task, live: Life) -> int | OSError:
+    """A worker whose end of a pipe is `handle`: its pid, or why there is none."""
+    template_pid = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return error
+    else:
+        if pid == 0:
+            _work_forked(template_connection, handle, task, live, template_pid=template_pid)
+        return pid
+    finally:
+        os.close(handle)
+
+
+def _work_forked(
+    template_connection: Connection, handle: int, task: Task, live: Life, *, template_pid: int
+) -> NoReturn:
+    code = 1
+    try:
+        template_connection.close()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() == template_pid:  # else it died before we asked
+            live(Connection(handle), task)
+            code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # not the template's own way out
+
+
+def _exit_code(pid: int) -> int:
+    """Of a dying child, as subprocess has it: minus the number of the signal that killed it."""
+    deadline = time.monotonic() + MAX_DYING_S
+    while time.monotonic() < deadline:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
