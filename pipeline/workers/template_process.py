@@ -5,6 +5,7 @@ The parent tells a template one message after the other, on one connection.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -57,50 +58,57 @@ def work_alone(
     connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]
 ) -> None:
     """The life of a worker that is forked off nothing."""
-    begin_as_worker(environment)
-    os.environ.update(ONE_THREAD)
-    try:
-        task = make_task()
-    except BaseException as error:
-        connection.send(failure(error))
-    else:
+    task = _begin(connection, make_task, environment)
+    if task is not None:
         live(connection, task)
 
 
 def serve(connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]) -> None:
     """The life of a template."""
-    begin_as_worker(environment)
-    os.environ.update(ONE_THREAD)
-    try:
-        task = make_task()
-    except BaseException as error:
-        connection.send(failure(error))
+    task = _begin(connection, make_task, environment)
+    if task is None:
         signal.pause()  # until we are killed: to end now could be earlier than the question
+        return
     gc.freeze()  # as in `begin_as_worker`: workers would copy what is looked at
     living: set[int] = set()
     try:
-        while True:
-            match connection.recv():
-                case Fork():
-                    answer = _fork(connection, recv_handle(connection), task, live)
-                    if isinstance(answer, int):
-                        living.add(answer)
-                    connection.send(answer)
-                case Kill(pid):
-                    os.kill(pid, signal.SIGKILL)
-                case Wait(pid):
-                    code = _exit_code(pid)
-                    living.remove(pid)
-                    connection.send(code)
-                case _:
-                    return
-    except (EOFError, OSError):
-        pass  # so has the parent
+        with contextlib.suppress(EOFError, OSError):  # the parent has ended, and so do we
+            _obey(connection, task, live, living)
     finally:
         for pid in living:
             os.kill(pid, signal.SIGKILL)
         for pid in living:
             os.waitpid(pid, 0)
+
+
+def _begin(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> Task | None:
+    """The task of a new process; None if making it failed, which the parent is told."""
+    begin_as_worker(environment)
+    os.environ.update(ONE_THREAD)
+    try:
+        return make_task()
+    except BaseException as error:
+        connection.send(failure(error))
+        return None
+
+
+def _obey(connection: Connection, task: Task, live: Life, living: set[int]) -> None:
+    """Until told to end. `living` are the workers that nobody has waited for."""
+    while True:
+        match connection.recv():
+            case Fork():
+                answer = _fork(connection, recv_handle(connection), task, live)
+                if isinstance(answer, int):
+                    living.add(answer)
+                connection.send(answer)
+            case Kill(pid):
+                os.kill(pid, signal.SIGKILL)
+            case Wait(pid):
+                code = _exit_code(pid)
+                living.remove(pid)
+                connection.send(code)
+            case _:
+                return
 
 
 def _fork(template_connection: Connection, handle: int, task: Task, live: Life) -> int | OSError:
