@@ -119,11 +119,9 @@ class _Lane:
         self._answer = b""
         self._deadline_s = time.monotonic() + self._timeout_s
         assert self._worker.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died since, which `_outcome` finds
             self._worker.stdin.write(b"".join(line.model_dump_json().encode() + b"\n" for line in lines))
             self._worker.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died since, which `_outcome` finds
 
     def _outcome(self) -> Outcome | None:
         """That of the running job; None while it goes on."""

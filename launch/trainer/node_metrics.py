@@ -7,6 +7,7 @@ tell (no /proc, no driver's library) is left out.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Mapping
@@ -53,15 +54,13 @@ class NodeTeller:
 def read_counters(proc: Path) -> dict[str, float]:
     """What only ever grows: ticks of all cores together, busy and in all, and bytes of the network."""
     counters: dict[str, float] = {}
-    try:
+    with contextlib.suppress(OSError, IndexError, ValueError):  # where it is not Linux
         ticks = [int(word) for word in (proc / "stat").read_text().splitlines()[0].split()[1:9]]
         # idle and iowait; a guest's ticks, which follow, are counted in user's already
         counters |= {"ticks": sum(ticks), "busy_ticks": sum(ticks) - ticks[3] - ticks[4]}
         interfaces = [line.split(":") for line in (proc / "net" / "dev").read_text().splitlines()[2:]]
         words = [rest.split() for name, rest in interfaces if name.strip() != "lo"]
         counters |= {"received": sum(int(one[0]) for one in words), "sent": sum(int(one[8]) for one in words)}
-    except (OSError, IndexError, ValueError):
-        pass  # not Linux
     return counters
 
 

@@ -100,8 +100,14 @@ class Template:
         """Of the template: the next worker is forked off another. Raises WorkerError if it has died too often."""
         assert self._process is not None
         self._process.join(timeout=MAX_DYING_S)
-        how = f"the process that workers are forked off ended with code {self._process.exitcode}"
+        code, is_own_fault = self._process.exitcode, not self._is_ready and (self._process.exitcode or 0) > 0
+        how = f"the process that workers are forked off ended with code {code}"
         self.close()
+        if is_own_fault:
+            raise WorkerError(
+                f"{how} as it began, and what it printed says why; each process imports the script that was started: "
+                'let yours do nothing on import, and run a pipeline under `if __name__ == "__main__":`'
+            )
         self._deaths += 1
         if self._deaths >= MAX_STARTS:
             raise _no_worker(f"{how}, {self._deaths} times")

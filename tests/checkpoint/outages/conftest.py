@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import shutil
 import ssl
@@ -57,14 +58,12 @@ class Proxy:
                 self._answer(answer.status, content)
 
             def _answer(self, status: int, content: bytes) -> None:
-                try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked has waited long enough
                     self.send_response(status)
                     self.send_header("Content-Type", "application/json")
                     self.send_header("Content-Length", str(len(content)))
                     self.end_headers()
                     self.wfile.write(content)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # it has waited long enough
 
             do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass_on  # noqa: N815
 

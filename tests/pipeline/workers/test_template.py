@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -124,6 +125,26 @@ def test_a_template_that_is_killed_whenever_it_loads_is_one_line(monkeypatch: py
     )
     with pytest.raises(WorkerError, match=expected):
         list(run_in_processes(never_loaded, [1], workers=1))
+
+
+@on_linux
+def test_a_script_that_runs_a_pipeline_on_import_is_told_so(tmp_path: Path) -> None:
+    """Multiprocessing imports the script in each process that it starts."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os\n"
+        "from pipeline.workers.local import run_in_processes\n"
+        "from pipeline.workers.task import WorkerError\n"
+        "try:\n"
+        "    print(list(run_in_processes(dict, [1], workers=1)))\n"
+        "except WorkerError as error:\n"
+        "    raise SystemExit(str(error))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1].startswith("the process that workers are forked off ended with code 1 as it ")
+    assert '`if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
 @on_linux
