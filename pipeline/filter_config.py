@@ -194,6 +194,11 @@ FilterConfig = Annotated[
 ]
 
 
+def look_into_text(filters: Iterable[FilterConfig]) -> bool:
+    """Whether any of them asks what a text says, and not only how long it is and where it came from."""
+    return any(config.type not in ("length", "url") for config in filters)
+
+
 def files_of(filters: Iterable[FilterConfig]) -> list[Path]:
     """The files that filters read, in the order of the filters: every field that is a path."""
     values = [value for config in filters for _, value in config]

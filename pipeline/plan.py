@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
+from pipeline.filter_config import look_into_text
 from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
 from pipeline.sources.piece import Piece
@@ -115,8 +116,7 @@ def units_of(
 
 
 def _default_unit_size_bytes(config: PipelineConfig) -> int:
-    is_filtered = any(chosen.type not in ("length", "url") for chosen in config.filters)
-    return FILTERED_UNIT_SIZE_BYTES if is_filtered else UNIT_SIZE_BYTES
+    return FILTERED_UNIT_SIZE_BYTES if look_into_text(config.filters) else UNIT_SIZE_BYTES
 
 
 def _joined(pieces: Sequence[Piece]) -> tuple[Piece, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pipeline.filter_config import FilterConfig
+from pipeline.filter_config import FilterConfig, look_into_text
 from pipeline.filters import (
     banned_words,
     c4,
@@ -58,7 +58,7 @@ def prepare(filters: Sequence[FilterConfig]) -> None:
     for config in filters:
         if config.type in _PREPARATIONS:
             _PREPARATIONS[config.type](config)
-    if filters:
+    if look_into_text(filters):
         words("")  # the first call makes its pattern, for 40 ms: once, not in each worker
 
 

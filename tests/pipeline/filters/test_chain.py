@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from pipeline.document import PipelineError
 from pipeline.filter_config import FilterConfig, files_of
+from pipeline.filters import words
 from pipeline.filters.chain import RULES, prepare, rejection
 from pipeline.filters.view import DocumentView
 
@@ -53,16 +54,24 @@ def test_files_are_looked_at_before_a_run(tmp_path: Path) -> None:
 
 def test_lists_are_read_anew_for_each_run(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    words = filters({"type": "banned_words", "path": path})
+    phrases = filters({"type": "banned_words", "path": path})
     domains = filters({"type": "url", "domains_path": path})
     view = DocumentView("one", url="https://two.example")
     path.write_text("one\ntwo.example\n")
-    prepare([*words, *domains])
-    assert [rejection(view, chain) for chain in (words, domains)] == ["banned_words", "url_domain"]
+    prepare([*phrases, *domains])
+    assert [rejection(view, chain) for chain in (phrases, domains)] == ["banned_words", "url_domain"]
     path.write_text("three\n")
-    prepare([*words, *domains])
-    assert [rejection(view, chain) for chain in (words, domains)] == [None, None]
+    prepare([*phrases, *domains])
+    assert [rejection(view, chain) for chain in (phrases, domains)] == [None, None]
 
 
 def test_filters_without_files_are_always_ready() -> None:
     prepare(filters({"type": "length"}, {"type": "language", "languages": ["en"]}, {"type": "url", "words": ["a"]}))
+
+
+def test_the_pattern_of_words_is_made_beforehand_where_a_text_is_looked_into_and_else_not_at_all() -> None:
+    words._word.cache_clear()
+    prepare(filters({"type": "length"}, {"type": "url", "words": ["a"]}))
+    assert words._word.cache_info().currsize == 0
+    prepare(filters({"type": "length"}, {"type": "gopher_quality"}))
+    assert words._word.cache_info().currsize == 1
