@@ -21,7 +21,9 @@ from checkpoint.wanted import wanted_exports
 class Memory:
     """What the service has done in a run since it started; losing it costs work, not correctness."""
 
-    shipped: object = None
+    shipped: tuple[object, object] | None = None
+    shipped_s: float = 0.0
+    """When that shipment began (monotonic)."""
     drawn: object = None
     pruned: object = None
 
@@ -32,9 +34,17 @@ def light_jobs(facts: RunFacts, memory: Memory, config: ServiceConfig) -> list[J
     is_stale = facts.log[1] > facts.curve_ns and facts.log != memory.drawn
     if facts.record.kind == "training" and is_stale and time.time() - facts.curve_ns / 1e9 >= config.redraw_seconds:
         jobs.append(Job(kind="curve", run=facts.run))
-    if facts.shipped_state != memory.shipped:
+    if facts.shipped_state != memory.shipped and not _has_only_grown_since(facts, memory, config):
         jobs.append(Job(kind="ship", run=facts.run))
     return jobs
+
+
+def _has_only_grown_since(facts: RunFacts, memory: Memory, config: ServiceConfig) -> bool:
+    """Whether a run that goes on has nothing new but lines, and was shipped a moment ago: it always has new lines."""
+    if memory.shipped is None or not facts.is_alive:
+        return False
+    is_early = time.monotonic() - memory.shipped_s < config.poll_seconds
+    return is_early and facts.shipped_state[1] == memory.shipped[1]
 
 
 def heavy_job(
@@ -65,8 +75,10 @@ def _exports(facts: RunFacts, failures: Failures, config: ServiceConfig) -> list
         failure = failures.of(export_job(facts, step))
         if failure is None or failure.blame == "machine" or failures.may_run(failure.job):
             possible.append(step)
-    known = {*facts.exports, *facts.unreadable}
-    jobs = [export_job(facts, step) for step in wanted_exports(possible, known=known, exports=config.exports)]
+    known, owed = {*facts.exports, *facts.unreadable}, failures.owed_exports()
+    jobs = [
+        export_job(facts, step) for step in wanted_exports(possible, known=known, exports=config.exports, owed=owed)
+    ]
     waiting = [job for job in jobs if not failures.may_run(job)]
     return jobs[: jobs.index(waiting[0])] if waiting else jobs
 

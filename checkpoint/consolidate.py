@@ -26,6 +26,7 @@ from checkpoint.manifest import (
     ZERO_TAG,
     CheckpointError,
     checkpoint_directory,
+    raise_unless_read,
     read_manifest,
     sync_directory,
     verify_checkpoint,
@@ -91,12 +92,13 @@ def consolidate_checkpoint(
 def verified_layout(run: Path, step: int) -> Zero3Layout:
     """The layout of a checkpoint whose files are those of its manifest.
 
-    Raises DamagedCheckpointError, a line a bad file, if they are not; CheckpointError for what `read_any_layout`
-    refuses.
+    Raises DamagedCheckpointError, a line a bad file, if they are not; OSError if they cannot be read; CheckpointError
+    for what `read_any_layout` refuses.
     """
     checkpoint = checkpoint_directory(run, step)
     manifest = read_manifest(checkpoint)
     if problems := verify_checkpoint(checkpoint):
+        raise_unless_read(problems)
         lines = (f"{checkpoint}/{problem}; take another step" for problem in problems)
         raise DamagedCheckpointError("\n".join(lines))
     layout = read_any_layout(checkpoint / ZERO_TAG)

@@ -60,7 +60,10 @@ class Failures:
 
     def may_run(self, job: Job) -> bool:
         failure = self.of(job)
-        return failure is None or (failure.retry_s is not None and time.time() >= failure.retry_s)
+        if failure is None or failure.retry_s is None:
+            return failure is None
+        # a clock that was set back makes nobody wait for longer than the pause
+        return not 0 < failure.retry_s - time.time() <= failure.pause_s + 1
 
     def record(self, job: Job, outcome: Outcome) -> Failure | None:
         """Take down how a job ended; the failure, if it failed."""
@@ -73,7 +76,8 @@ class Failures:
         pause_s = min(limits.first_pause_s if last is None else 2 * last.pause_s, longest_s)
         # a full disk or a server that is away says nothing of the job: it is not counted
         attempts = (last.attempts if last else 0) + (outcome.blame != "machine")
-        given_up = outcome.blame == "damage" or attempts >= limits.attempts
+        # nothing else brings a run's rows to MLflow, so shipping is never given up
+        given_up = job.kind != "ship" and (outcome.blame == "damage" or attempts >= limits.attempts)
         failure = Failure(
             job=job,
             reason=outcome.reason,
@@ -86,6 +90,11 @@ class Failures:
         self._failures[job] = failure
         self._write()
         return failure
+
+    def owed_exports(self) -> frozenset[int]:
+        """Steps whose export failed and is tried again."""
+        exports = [failure for failure in self._failures.values() if failure.job.kind == "export"]
+        return frozenset(one.job.step for one in exports if one.job.step is not None and not one.is_quarantined)
 
     def forget(self, job: Job) -> None:
         if self._failures.pop(job, None) is not None:

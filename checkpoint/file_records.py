@@ -29,10 +29,11 @@ class FileRecord(Record):
 
 @dataclass(frozen=True)
 class Problem:
-    """One way in which a checkpoint differs from its manifest."""
+    """One way in which a checkpoint differs from its manifest. `error` is why, of what could not be read."""
 
     path: str
     reason: str
+    error: OSError | None = None
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
@@ -52,20 +53,35 @@ def find_problems(
     `owned` are paths that may hold nothing but the records' files; `bytes_per_second` bounds the reading.
     """
     problems = {record.path: _find_problem(checkpoint, record) for record in records}
+    errors: dict[str, OSError] = {}
     readable = [record for record in records if problems[record.path] is None]
     ranges = [(checkpoint / record.path, index) for record in readable for index in range(len(record.range_digests))]
     got = digest_ranges_of(ranges, bytes_per_second=bytes_per_second)
     for record in readable:
         ours = [next(got) for _ in record.range_digests]
         differing = [index for index, wanted in enumerate(record.range_digests) if ours[index] != wanted]
+        # what can be read and is another content says more than what cannot be read
+        differing.sort(key=lambda index: isinstance(ours[index], OSError))
         if differing:
-            problems[record.path] = _contents_changed(record, differing[0], ours[differing[0]])
+            got_instead = ours[differing[0]]
+            problems[record.path] = _contents_changed(record, differing[0], got_instead)
+            if isinstance(got_instead, OSError):
+                errors[record.path] = got_instead
     found = (path.relative_to(checkpoint).as_posix() for path in owned)
     strangers = sorted(set(found) - problems.keys())
     return [
-        *(Problem(path, reason) for path, reason in problems.items() if reason is not None),
+        *(Problem(path, reason, errors.get(path)) for path, reason in problems.items() if reason is not None),
         *(Problem(path, "not in the manifest; remove it") for path in strangers),
     ]
+
+
+def raise_unless_read(problems: Sequence[Problem]) -> None:
+    """Raises the first OSError where nothing is wrong but that files could not be read: a file server that is away for
+    a while says nothing of what a checkpoint holds."""
+    if problems and all(problem.error is not None for problem in problems):
+        path, error = problems[0].path, problems[0].error
+        assert error is not None
+        raise OSError(error.errno, error.strerror, path)
 
 
 def _find_problem(checkpoint: Path, record: FileRecord) -> str | None:

@@ -21,7 +21,7 @@ from typing import IO, Protocol
 
 from pydantic import BaseModel
 
-from checkpoint.jobs import HEAVY_KINDS, LIGHT_KINDS, Context, Job, Outcome
+from checkpoint.jobs import HEAVY_KINDS, LIGHT_KINDS, Context, Job, Outcome, describe_os_error
 from checkpoint.process_memory import private_bytes
 
 _MEASURE_S = 0.5
@@ -86,11 +86,13 @@ class _Lane:
     def poll(self) -> list[tuple[Job, Outcome]]:
         ended: list[tuple[Job, Outcome]] = []
         while True:
+            outcome: Outcome | None = None
             if self.running is None:
                 if not self.waiting:
                     return ended
-                self._start(self.waiting.popleft())
-            outcome = self._outcome()
+                self.running = self.waiting.popleft()
+                outcome = self._start(self.running)
+            outcome = outcome or self._outcome()
             if outcome is None:
                 return ended
             assert self.running is not None
@@ -99,7 +101,16 @@ class _Lane:
             if not self._stays:
                 self.end_worker()
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job) -> Outcome | None:
+        """None, or how it ended at once: no memory, no process or no file is left for a worker."""
+        try:
+            self._hand_over(job)
+        except OSError as error:
+            self.end_worker()
+            return Outcome(blame="machine", reason=describe_os_error(error))
+        return None
+
+    def _hand_over(self, job: Job) -> None:
         lines: tuple[BaseModel, ...] = (job,)
         if self._worker is None or self._worker.poll() is not None:
             self.end_worker()
@@ -115,7 +126,6 @@ class _Lane:
             )
             assert self._worker.stdout is not None
             os.set_blocking(self._worker.stdout.fileno(), False)
-        self.running = job
         self._answer = b""
         self._deadline_s = time.monotonic() + self._timeout_s
         assert self._worker.stdin is not None
@@ -165,12 +175,13 @@ class _Lane:
 
     def end_worker(self) -> None:
         worker, self._worker = self._worker, None
-        if worker is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-        for pipe in (worker.stdin, worker.stdout, self._words):
+        pipes = [self._words]
+        if worker is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+            pipes += [worker.stdin, worker.stdout]
+        for pipe in pipes:
             if pipe is not None:
                 pipe.close()
 

@@ -96,7 +96,9 @@ class Performer:
         except CheckpointError as error:
             return Outcome(blame=_blame(error), reason=str(error))
         except OSError as error:
-            return Outcome(blame="machine", reason=describe_os_error(error))
+            # a bad sector stays where it is, and is not to keep the jobs of other steps waiting
+            blame: Blame = "job" if error.errno == errno.EIO else "machine"
+            return Outcome(blame=blame, reason=describe_os_error(error))
 
     def _ship(self, job: Job) -> dict[str, Any]:
         from checkpoint.shipment import ship_run

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from checkpoint.agenda import Memory, heavy_job, light_jobs
 from checkpoint.config import ServiceConfig
@@ -131,14 +133,14 @@ class ManagedRun:
         if facts is None:
             return None
         if job.kind == "ship":
-            return facts.shipped_state
+            return facts.shipped_state, time.monotonic()
         if job.kind == "prune":
             return facts.pruned_state, self._percent_above_mark
         return facts.log if job.kind == "curve" else None
 
     def _remember(self, job: Job, state: object) -> None:
         if job.kind == "ship":
-            self._memory.shipped = state
+            self._memory.shipped, self._memory.shipped_s = cast("tuple[tuple[object, object], float]", state)
         elif job.kind == "curve":
             self._memory.drawn = state
         elif job.kind == "prune":

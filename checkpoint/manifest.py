@@ -30,7 +30,14 @@ from typing import Any
 from pydantic import Field
 
 from checkpoint.digests import RangeHasher, digest_ranges, digest_text
-from checkpoint.file_records import MANIFEST_FILE, FileRecord, Problem, file_record, find_problems
+from checkpoint.file_records import (
+    MANIFEST_FILE,
+    FileRecord,
+    Problem,
+    file_record,
+    find_problems,
+    raise_unless_read,
+)
 from checkpoint.reading import hold_checkpoint
 from checkpoint.records import (
     FORMAT_VERSION,
@@ -46,8 +53,8 @@ __all__ = [
     "CheckpointError", "CheckpointManifest", "FileRecord", "Probe", "Problem", "RangeHasher", "Record", "ReshardedFrom",
     "checkpoint_directory", "checkpoints_directory", "describe_files", "encode_manifest", "export_directory",
     "exports_directory", "file_record", "hold_checkpoint", "list_export_steps", "list_steps", "newest_verified",
-    "partial_directory", "publish_checkpoint", "read_manifest", "recover_interrupted_replacement", "step_name",
-    "sync_directory", "verify_checkpoint", "write_durably",
+    "partial_directory", "publish_checkpoint", "raise_unless_read", "read_manifest", "recover_interrupted_replacement",
+    "step_name", "sync_directory", "verify_checkpoint", "write_durably",
 ]  # fmt: skip
 
 TOKENIZER_FILE = "tokenizer.json"

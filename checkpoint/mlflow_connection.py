@@ -52,8 +52,24 @@ def errors_in_one_line(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, ConnectionError) as error:
-        reason = without_secrets(" ".join(str(error).split()), uri=uri)[:200]
-        raise TrackingError(f"MLflow at {public_uri(uri)} did not answer or refused: {reason}") from None
+        raise _refused(error, uri) from None
+
+
+@contextmanager
+def artifact_errors_in_one_line(uri: str) -> Iterator[None]:
+    """Raises TrackingError for whatever an artefact store does: each has a library with errors of its own (requests,
+    boto3, …). What is wrong with the local file stays an OSError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _refused(error, uri) from None
+
+
+def _refused(error: Exception, uri: str) -> TrackingError:
+    reason = without_secrets(" ".join(str(error).split()), uri=uri)[:200]
+    return TrackingError(f"MLflow at {public_uri(uri)} did not answer or refused: {reason}")
 
 
 def quieten() -> None:

@@ -9,6 +9,7 @@ untrained probe may hide what they get wrong. The process imports transformers; 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -99,6 +100,8 @@ def examine(directory: Path, manifest: CheckpointManifest) -> ProofReport:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
     # whatever transformers trips over is the export's failure, and the report must say so
     except Exception as error:
+        if _is_machines(error):
+            raise
         reasons.append(f"transformers cannot load it: {' '.join(str(error).split())[:200]}")
     else:
         reasons += _loading_reasons(loading)
@@ -124,6 +127,14 @@ def examine(directory: Path, manifest: CheckpointManifest) -> ProofReport:
         transformers_version=transformers.__version__,
         torch_version=torch.__version__,
     )
+
+
+def _is_machines(error: Exception) -> bool:
+    """Whether it says nothing of the export: memory that ran out, a file that is there and cannot be read. What
+    transformers itself finds missing it raises as an OSError without a number."""
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def mean_negative_log_likelihood(model: Any, probe: Probe) -> float:

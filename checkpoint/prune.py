@@ -7,6 +7,7 @@ checkpoint down to the first that is whole.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from checkpoint.config import RetentionConfig, ServiceConfig
 from checkpoint.export_folder import list_exports
+from checkpoint.failures import Failures
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import (
     CheckpointError,
@@ -28,7 +30,7 @@ from checkpoint.pins import list_pins
 from checkpoint.reading import claim_checkpoint
 from checkpoint.retention import Candidate, Decision, decide
 from checkpoint.run_record import LOCK_FILE
-from checkpoint.verdicts import check, read_verdicts, valid_verdict
+from checkpoint.verdicts import check, manifest_mtime_ns, read_verdicts, valid_verdict
 from checkpoint.wanted import wanted_exports
 
 TRASH = ".trash-"
@@ -51,9 +53,17 @@ def prune(run: Path, config: ServiceConfig) -> Pruned:
     lock = checkpoints_directory(run) / LOCK_FILE
     with exclusive_lock(lock, busy=f"another pruning of {run} is under way; wait for its end"):
         empty_trash(run)
+        judged = {step: manifest_mtime_ns(run, step) for step in list_steps(run)}
         decisions = plan(run, config)
         # the oldest first: a kill in between leaves what is worth more
-        gone = tuple(one.step for one in decisions if not one.is_kept and delete_checkpoint(run, one.step))
+        gone = tuple(
+            one.step
+            for one in decisions
+            # one that was saved again while others were hashed is not the one that was judged
+            if not one.is_kept
+            and judged.get(one.step) == manifest_mtime_ns(run, one.step)
+            and delete_checkpoint(run, one.step)
+        )
     return Pruned(decisions, gone)
 
 
@@ -83,7 +93,8 @@ def unproven_exports(
     """Steps that are to be exported, and those whose export failed its proof: what they hold is still needed."""
     exports, unreadable = list_exports(run)
     possible = [step for step in steps if wholeness.get(step) is not False]
-    wanted = wanted_exports(possible, known={*exports, *unreadable}, exports=config.exports)
+    owed = Failures(run, config.jobs).owed_exports()
+    wanted = wanted_exports(possible, known={*exports, *unreadable}, exports=config.exports, owed=owed)
     failed = {step for step, export in exports.items() if not export.passed}
     return frozenset({*wanted, *failed, *unreadable})
 
@@ -110,15 +121,19 @@ def empty_trash(run: Path) -> list[Path]:
 
 
 def _wholeness(run: Path, steps: Sequence[int]) -> dict[int, bool]:
-    """Of every step that is known to be whole or not. The newest whole one is looked for until it is found."""
+    """Of every step that is known to be whole or not. The newest whole one is looked for until it is found.
+
+    Nothing is known of one that cannot be read now.
+    """
     verdicts = read_verdicts(run)
     known = {
         step: not verdict.problems for step in steps if (verdict := valid_verdict(run, step, verdicts)) is not None
     }
     for step in reversed(steps):
         if step not in known:
-            known[step] = not check(run, step).problems
-        if known[step]:
+            with contextlib.suppress(OSError):
+                known[step] = not check(run, step).problems
+        if known.get(step):
             break
     return known
 

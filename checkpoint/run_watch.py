@@ -51,11 +51,12 @@ class RunFacts:
     artifacts: tuple[tuple[str, int], ...] = ()
 
     @property
-    def shipped_state(self) -> object:
-        """What a shipment depends on: equal means that there is nothing new to ship."""
+    def shipped_state(self) -> tuple[object, object]:
+        """What a shipment depends on, the logs and the rest: equal means that there is nothing new to ship."""
         proofs = tuple((step, export.directory.name, export.proof) for step, export in self.exports.items())
         evaluated = tuple((step, one.timestamp_ms) for step, one in self.evaluations.items())
-        return self.log, self.other_log_bytes, self.is_alive, proofs, evaluated, self.curve_ns, self.artifacts
+        rest = self.is_alive, proofs, evaluated, self.curve_ns, self.artifacts
+        return (self.log, self.other_log_bytes), rest
 
     @property
     def pruned_state(self) -> object:

@@ -9,6 +9,7 @@ This file is the loop alone: it looks, submits, and takes down how jobs ended. I
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import shutil
@@ -79,7 +80,7 @@ class Service:
         try:
             while True:
                 has_news = self._unless_away(self._go_on)
-                if self._take_requests() or time.monotonic() >= next_look_s:
+                if self._unless_away(self._take_requests) or time.monotonic() >= next_look_s:
                     has_news = self._unless_away(self._look_again)
                     next_look_s = time.monotonic() + self.config.poll_seconds
                 if has_news:
@@ -130,7 +131,8 @@ class Service:
     def _find(self) -> list[ManagedRun]:
         folders = find_runs(self.runs_directory)
         for gone in self._runs.keys() - set(folders):
-            self._runs.pop(gone).release()
+            if not self._runs[gone].jobs:  # else it may be back before they end, and they are not to be begun twice
+                self._runs.pop(gone).release()
         for new in set(folders) - self._runs.keys():
             self._runs[new] = ManagedRun(new, self.config)
         return [self._runs[folder] for folder in folders]
@@ -181,7 +183,8 @@ class Service:
             job = self._requests.get()
             run = self._runs.get(job.run)
             if run is not None and job not in run.jobs:
-                run.failures.forget(job)
+                with contextlib.suppress(OSError):  # a full disk: it is forgotten here, and on the disk once it ends
+                    run.failures.forget(job)
                 self._submit(run, job)
         return had_any
 
@@ -217,7 +220,8 @@ class Service:
 def find_runs(directory: Path) -> list[Path]:
     """The folder itself if it is a run's, else the run folders directly below it, by name.
 
-    One that this user may not enter (somebody else's, or a disk's `lost+found`) is none of his runs.
+    One that this user may not enter (somebody else's, or a disk's `lost+found`) is none of his runs, and a link to
+    another of them is no second run.
     """
     if (directory / RUN_FILE).is_file():
         return [directory]
@@ -228,6 +232,7 @@ def find_runs(directory: Path) -> list[Path]:
 
 def _is_run(folder: Path) -> bool:
     try:
-        return (folder / RUN_FILE).is_file()
+        is_alias = folder.is_symlink() and folder.resolve().parent == folder.parent.resolve()
+        return not is_alias and (folder / RUN_FILE).is_file()
     except PermissionError:
         return False

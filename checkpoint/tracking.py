@@ -36,7 +36,7 @@ from checkpoint.journal import (
     write_journal,
 )
 from checkpoint.lock import run_is_alive
-from checkpoint.mlflow_connection import errors_in_one_line, public_uri, quieten
+from checkpoint.mlflow_connection import artifact_errors_in_one_line, errors_in_one_line, public_uri, quieten
 from checkpoint.mlflow_run import find_or_create_run, log_dataset
 from checkpoint.registry import register_exports
 from checkpoint.run_record import RunRecord, read_run
@@ -78,7 +78,8 @@ class Tracker:
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
                 if journal.files.get(name) != digest:
                     folder = str(PurePosixPath(name).parent) if "/" in name else None
-                    self.client.log_artifact(journal.mlflow_run_id, str(path), folder)
+                    with artifact_errors_in_one_line(self._uri):
+                        self.client.log_artifact(journal.mlflow_run_id, str(path), folder)
                     journal.files[name] = digest
             if journal.tags != tags:
                 self._set_tags(journal.mlflow_run_id, tags)
@@ -173,7 +174,8 @@ class Tracker:
             tags |= self._send_params(mlflow_run_id, attempt)
         self._send_rows(mlflow_run_id, batch.rows)
         for step, text in batch.texts.items():
-            self.client.log_text(mlflow_run_id, text, f"samples/step-{step:08d}.txt")
+            with artifact_errors_in_one_line(self._uri):
+                self.client.log_text(mlflow_run_id, text, f"samples/step-{step:08d}.txt")
         for dataset in batch.datasets:
             tags |= self._send_dataset(mlflow_run_id, dataset)
         self._set_tags(mlflow_run_id, tags)

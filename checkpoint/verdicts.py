@@ -14,7 +14,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from checkpoint.lock import wait_for_turn
-from checkpoint.manifest import MANIFEST_FILE, checkpoint_directory, verify_checkpoint, write_durably
+from checkpoint.manifest import (
+    MANIFEST_FILE,
+    checkpoint_directory,
+    raise_unless_read,
+    verify_checkpoint,
+    write_durably,
+)
 from checkpoint.reading import hold_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -63,11 +69,16 @@ def manifest_mtime_ns(run: Path, step: int) -> int:
 
 
 def check(run: Path, step: int, *, bytes_per_second: float = math.inf) -> Verdict:
-    """Hash a checkpoint, at most so fast, and remember the verdict. Raises CheckpointError if it is not there."""
+    """Hash a checkpoint, at most so fast, and remember the verdict.
+
+    Raises CheckpointError if it is not there, and OSError, with nothing remembered, if it cannot be read.
+    """
     checkpoint = checkpoint_directory(run, step)
     with hold_checkpoint(checkpoint):
         mtime_ns = manifest_mtime_ns(run, step)
-        problems = tuple(str(problem) for problem in verify_checkpoint(checkpoint, bytes_per_second=bytes_per_second))
+        found = verify_checkpoint(checkpoint, bytes_per_second=bytes_per_second)
+    raise_unless_read(found)
+    problems = tuple(map(str, found))
     return remember(run, step, Verdict(manifest_mtime_ns=mtime_ns, checked_s=time.time(), problems=problems))
 
 

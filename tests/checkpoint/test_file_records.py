@@ -12,7 +12,7 @@ import xxhash
 
 from checkpoint import digests, file_records
 from checkpoint.digests import RangeHasher, combine, digest_ranges
-from checkpoint.file_records import FileRecord, file_record, find_problems
+from checkpoint.file_records import FileRecord, file_record, find_problems, raise_unless_read
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +120,14 @@ def test_range_that_cannot_be_read_is_told_and_the_others_are_still_checked(
 
     monkeypatch.setattr(digests, "_digest_range", read)
     assert problems(tmp_path, records) == ["a.pt: bytes 1,000 to 1,999 cannot be read: Input/output error"]
+    with pytest.raises(OSError, match="Input/output error"):
+        raise_unless_read(find_problems(tmp_path, records, owned=()))
+    spoilt = bytearray((tmp_path / "a.pt").read_bytes())
+    spoilt[-1] ^= 1
+    (tmp_path / "a.pt").write_bytes(spoilt)
+    found = find_problems(tmp_path, records, owned=())
+    raise_unless_read(found)
+    assert "a.pt: contents changed in bytes 2,000" in str(found[0])
 
 
 def test_record_whose_ranges_are_not_those_of_its_file_is_told(tmp_path: Path, records: list[FileRecord]) -> None:

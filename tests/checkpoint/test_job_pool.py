@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import get_args
 
 import pytest
 
+from checkpoint import digests
 from checkpoint.config import ServiceConfig
 from checkpoint.events import events_file
 from checkpoint.job_pool import JobPool
@@ -20,6 +22,7 @@ from checkpoint.jobs import Context, Job, JobKind, Outcome, Performer
 from checkpoint.manifest import checkpoint_directory
 from checkpoint.process_memory import private_bytes
 from checkpoint.reading import claim_checkpoint
+from checkpoint.verdicts import read_verdicts
 
 RunMaker = Callable[..., Path]
 
@@ -64,6 +67,38 @@ def test_a_job_and_one_that_finds_damage_and_one_of_each_lane(
     assert outcome.blame == "damage"
     assert "is not a checkpoint manifest" in outcome.reason
     assert pool.unfinished() == ()
+
+
+def test_a_worker_that_cannot_be_started_is_the_machines_fault_and_no_job_is_lost(
+    make_run: RunMaker, open_pool: Callable[..., JobPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pool = make_run("float32"), open_pool()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    verify, curve = Job(kind="verify", run=run, step=4), Job(kind="curve", run=run)
+    with monkeypatch.context() as patched:
+        patched.setattr(subprocess, "Popen", refuse)
+        outcomes = end_of(pool, verify, curve)
+    reason = "Resource temporarily unavailable; the service tries again"
+    assert outcomes == dict.fromkeys(("verify", "curve"), Outcome(blame="machine", reason=reason))
+    assert pool.unfinished() == ()
+    assert end_of(pool, verify)["verify"].blame == "nobody"
+
+
+@pytest.mark.parametrize(("number", "blame"), [(errno.ESTALE, "machine"), (errno.EIO, "job")])
+def test_a_checkpoint_that_cannot_be_read_is_not_damaged(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, number: int, blame: str
+) -> None:
+    run = make_run("float32")
+    monkeypatch.setattr(digests, "_digest_range", lambda place, pace: OSError(number, "not now"))
+    performer = Performer(Context(config=ServiceConfig(), tracking_uri="sqlite://"))
+    for kind in ("verify", "export"):
+        outcome = performer.perform(Job(kind=kind, run=run, step=4))  # type: ignore[arg-type]
+        assert outcome.blame == blame
+        assert outcome.reason.endswith(": not now; the service tries again")
+    assert read_verdicts(run) == {}
 
 
 def test_every_kind_of_job_has_a_lane_and_somebody_who_performs_it(open_pool: Callable[..., JobPool]) -> None:

@@ -134,6 +134,30 @@ def test_file_that_transformers_cannot_read_fails(folder: Path, manifest: Checkp
     assert "transformers cannot load it" in reasons(folder, manifest)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_what_the_machine_does_is_no_verdict(
+    folder: Path, manifest: CheckpointManifest, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(type(error)):
+        examine(folder, manifest)
+
+
+def test_a_missing_file_is_the_exports_failure(folder: Path, manifest: CheckpointManifest) -> None:
+    (folder / "config.json").unlink()
+    assert "transformers cannot load it" in reasons(folder, manifest)
+
+
 def test_manifest_that_is_none_is_an_error_and_no_verdict(exported_run: Path, folder: Path) -> None:
     (checkpoint_directory(exported_run, 4) / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"the proof of .* could not be carried out"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -16,16 +17,19 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint import digests
 from checkpoint import prune as pruning
 from checkpoint.cli import main
 from checkpoint.config import ServiceConfig
+from checkpoint.failures import Failures
+from checkpoint.jobs import Job, Outcome
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, checkpoint_directory, encode_manifest, list_steps, read_manifest
 from checkpoint.pins import list_pins, pin, unpin
 from checkpoint.prune import delete_checkpoint, prune
 from checkpoint.reading import claim_checkpoint, hold_checkpoint
 from checkpoint.sweep import sweep
-from checkpoint.verdicts import read_verdicts
+from checkpoint.verdicts import check, read_verdicts
 
 RunMaker = Callable[..., Path]
 SPAWN = multiprocessing.get_context("spawn")
@@ -114,6 +118,34 @@ def test_the_newest_whole_one_stays_when_newer_ones_are_damaged(run_of: Callable
     }
 
 
+def test_a_file_server_that_is_away_for_a_while_makes_no_checkpoint_a_damaged_one(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(1, 2, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(digests, "_digest_range", lambda place, pace: OSError(errno.ESTALE, "Stale file handle"))
+        with pytest.raises(OSError, match="Stale file handle"):
+            check(run, 1)
+        assert read_verdicts(run) == {}
+        assert prune(run, config(keep_best=1)).deleted == ()
+    prune(run, config(keep_best=1))
+    assert list_steps(run) == [1, 4]
+
+
+def test_a_checkpoint_that_is_saved_again_meanwhile_is_not_the_one_that_was_judged(
+    run_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, real = run_of(2, 3), pruning.plan
+
+    def plan_and_save_again(*arguments: object) -> object:
+        decisions = real(*arguments)  # type: ignore[arg-type]
+        os.utime(checkpoint_directory(run, 2) / "manifest.json")
+        return decisions
+
+    monkeypatch.setattr(pruning, "plan", plan_and_save_again)
+    assert prune(run, config()).deleted == (3,)
+
+
 def test_nothing_is_deleted_where_nothing_is_whole(run_of: Callable[..., Path]) -> None:
     run = run_of(2, 3)
     for step in (2, 3, 4):
@@ -128,6 +160,19 @@ def test_one_whose_export_is_wanted_and_not_proven_stays(run_of: Callable[..., P
     # 4 is exported: 5 and 6 are still to come
     assert prune(run, every).deleted == (2, 3, 4)
     assert list_steps(run) == [5, 6]
+
+
+def test_one_whose_export_failed_and_is_tried_again_stays_though_newer_ones_are_exported(
+    run_of: Callable[..., Path],
+) -> None:
+    run = run_of(2, 3, 5)
+    every = ServiceConfig.model_validate({"exports": "every", "retention": {"keep_last": 1}})
+    (run / "checkpoints" / "latest").write_text("step-00000005\n")
+    (run / "service").mkdir(exist_ok=True)
+    failures = Failures(run, every.jobs)
+    failures.record(Job(kind="export", run=run, step=2), Outcome(blame="job", reason="out of memory"))
+    assert prune(run, every).deleted == (3, 4)
+    assert list_steps(run) == [2, 5]
 
 
 def test_one_whose_export_failed_its_proof_stays(run_of: Callable[..., Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -16,12 +17,14 @@ import pytest
 
 from checkpoint import export, failures
 from checkpoint import service as service_module
+from checkpoint.config import ServiceConfig
 from checkpoint.events import EventWriter, events_file
 from checkpoint.jobs import Job, Outcome
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
 from checkpoint.mlflow_run import EXPERIMENT
 from checkpoint.prove import ProofError
+from checkpoint.run_record import LOCK_FILE
 from checkpoint.service import DATABASE_FILE, Service, find_runs
 from checkpoint.status import RunStatus
 from checkpoint.tracking import Tracker
@@ -283,6 +286,50 @@ def test_what_the_job_is_to_blame_for_is_quarantined_after_its_attempts(
     ]
 
 
+def test_shipping_is_never_given_up(tmp_path: Path) -> None:
+    kept = failures.Failures(tmp_path, ServiceConfig().jobs)
+    for _ in range(20):
+        failure = kept.record(Job(kind="ship", run=tmp_path), Outcome(blame="job", reason="it is odd"))
+    assert failure is not None
+    assert not failure.is_quarantined
+    assert failure.pause_s == 300
+
+
+def test_a_clock_that_was_set_back_makes_nothing_wait_for_years(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    clock.now_s = 1e9
+    monkeypatch.setattr(failures, "time", clock)
+    job = Job(kind="ship", run=tmp_path)
+    kept = failures.Failures(tmp_path, ServiceConfig().jobs)
+    kept.record(job, Outcome(blame="machine", reason="away"))
+    assert not kept.may_run(job)
+    clock.now_s = 1e6
+    assert kept.may_run(job)
+
+
+def test_every_means_also_the_one_that_failed_once(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, clock, real, tried = make_run("float32"), Clock(), export.export_checkpoint, []
+
+    def fail_once(run: Path, step: int, **settings: Any) -> Any:
+        tried.append((clock.now_s, step))
+        if tried == [(0, 2)]:
+            raise CheckpointError("step 2 is odd")
+        return real(run, step, **settings)
+
+    monkeypatch.setattr(failures, "time", clock)
+    monkeypatch.setattr(export, "export_checkpoint", fail_once)
+    service = make_service(run.parent, exports="every")
+    told, _ = look(service)
+    assert exported_steps(told) == [4]
+    clock.now_s = 60
+    told, problems = look(service)
+    assert (problems, exported_steps(told), tried) == ([], [2, 4], [(0, 2), (0, 4), (60, 2)])
+
+
 def test_full_disk_says_to_free_space(
     make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -442,6 +489,61 @@ def test_run_folder_that_vanishes_is_forgotten(
     assert ([told.name for told in status.runs], status.problems) == ([other.name], [])
 
 
+def test_run_folder_that_is_away_while_its_job_runs_has_it_done_once(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
+    run = new_run()
+    write_log(run, steps=3)
+    service = make_service(run.parent, redraw_seconds=1000)
+    look(service)
+    shipments = performed(service).count("ship")
+    write_log(run, first_step=4, steps=4)
+    service.look()
+    away = run.rename(run.parent.with_name("away"))
+    service.look()
+    away.rename(run)
+    service.look()
+    told, problems = look(service)
+    assert (problems, told.is_shipped) == ([], True)
+    assert performed(service).count("ship") == shipments + 1
+
+
+def test_what_is_asked_for_on_a_full_disk_does_not_end_the_service(
+    make_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("float32")
+    spoil(run, 2)
+    service = make_service(run.parent)
+    look(service)
+    service.request(Job(kind="verify", run=run, step=2))
+    look(service)
+
+    def fill(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(failures, "write_durably", fill)
+    service.request(Job(kind="verify", run=run, step=2))
+    assert service._take_requests()
+    assert [job.what for job in service._runner.unfinished()] == ["verify step-00000002"]
+
+
+def test_a_run_that_goes_on_is_shipped_once_a_poll_and_at_once_when_it_has_ended(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
+) -> None:
+    run = new_run()
+    service = make_service(run.parent, redraw_seconds=1000, poll_seconds=1000)
+    with exclusive_lock(run / LOCK_FILE, busy="the trainer's"):
+        write_log(run, steps=1, state="running")
+        service.run_until_done()
+        shipments = performed(service).count("ship")
+        for step in (2, 3):
+            write_log(run, first_step=step, steps=step, state="running")
+            service.run_until_done()
+        assert performed(service).count("ship") == shipments
+    told, _ = look(service)
+    assert (performed(service).count("ship"), told.is_shipped) == (shipments + 1, True)
+
+
 def test_run_without_checkpoints_is_all_right(new_run: RunMaker, make_service: ServiceMaker) -> None:
     told, problems = look(make_service(new_run().parent))
     assert (problems, told.checkpoint_count, told.checkpoints) == ([], 0, ())
@@ -588,6 +690,14 @@ def test_a_run_folder_may_be_named_itself(new_run: RunMaker) -> None:
     run = new_run()
     assert find_runs(run) == [run]
     assert find_runs(run.parent) == [run]
+
+
+def test_a_link_to_a_run_beside_it_is_no_second_run(new_run: RunMaker, tmp_path: Path) -> None:
+    run = new_run()
+    (run.parent / "current").symlink_to(run.name)
+    elsewhere = new_run("elsewhere").rename(tmp_path / "elsewhere")
+    (run.parent / "linked").symlink_to(elsewhere)
+    assert find_runs(run.parent) == [run.parent / "linked", run]
 
 
 def test_a_folder_that_may_not_be_entered_hides_no_run(new_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from checkpoint.config import ServiceConfig
 from checkpoint.mlflow_connection import TrackingError, public_uri, without_secrets
@@ -141,3 +142,34 @@ def test_text_loses_what_is_secret_wherever_it_stands(monkeypatch: pytest.Monkey
         without_secrets(text, uri="http://me:se%20cret@host")
         == "connection to http://host refused for '…' with Bearer …"
     )
+
+
+class ForeignError(Exception):
+    """Of an artefact store's own library, as boto3's are."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        requests.HTTPError(f"413 Client Error for url: http://{USER}:{PASSWORD}@mlflow/artifacts. " + "<html>" * 100),
+        ForeignError(f"upload to http://{USER}:{PASSWORD}@store failed"),
+    ],
+)
+def test_what_an_artefact_store_says_is_one_line_without_secrets(
+    tmp_path: Path, new_run: RunMaker, empty_database: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    tracker = Tracker(f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}")
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tracker.client, "log_artifact", refuse)
+    page = tmp_path / "report.html"
+    page.touch()
+    run = new_run()
+    with pytest.raises(TrackingError, match="did not answer or refused") as caught:
+        tracker.ship_files(run, {"report.html": page}, tags={})
+    assert PASSWORD not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(FileNotFoundError):  # no fault of the store's
+        tracker.ship_files(run, {"gone.html": tmp_path / "gone.html"}, tags={})
