@@ -181,7 +181,8 @@ def write_units(dataset: Path, base: Base, plan: Plan, records: Mapping[int, Uni
         KeptUnit(version=base.version + 1, unit=unit, record=records[unit.index].model_copy(update={"seconds": 0.0}))
         for unit in plan.units
     )
-    lines = (f"{kept.model_dump_json()}\n".encode() for kept in itertools.chain(base.kept_units, new))
+    # not pydantic's JSON, which is UTF-8: a file's name need not be, and an ASCII escape holds any byte of it
+    lines = (f"{json.dumps(kept.model_dump())}\n".encode() for kept in itertools.chain(base.kept_units, new))
     write_parts_durably(dataset / UNITS_FILE, lines)
 
 
@@ -200,7 +201,7 @@ def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
     try:
         with path.open("rb") as file:
             for line in file:
-                kept = KeptUnit.model_validate_json(line)
+                kept = KeptUnit.model_validate(json.loads(line))
                 if kept.version <= manifest.version:
                     units.append(kept.unit)
                     versions.append(kept.version)
@@ -211,9 +212,10 @@ def read_base(dataset: Path, manifest: DatasetManifest) -> Base:
             f"{path} is missing, and with it what {dataset} was made of; make a dataset of the new files and merge "
             "the two"
         ) from None
-    except ValidationError as error:
+    except ValueError as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
         raise PipelineError(
-            f"{path} is damaged ({error.errors()[0]['msg']}); make a dataset of the new files and merge the two"
+            f"{path} is damaged ({reason}); make a dataset of the new files and merge the two"
         ) from None
     if documents_in != manifest.documents_in:
         # cut off between two lines: the documents of what is missing would be left out, or made again

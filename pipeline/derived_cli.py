@@ -82,7 +82,11 @@ def _add_shuffle(verbs: argparse._SubParsersAction[Any]) -> None:
     _add_output(shuffle)
     _add_seed(shuffle)
     shuffle.add_argument(
-        "--bucket-mib", type=_positive, default=128, metavar="N", help="the order does not depend on it (default: 128)"
+        "--bucket-mib",
+        type=_bucket_mib,
+        default=128,
+        metavar="N",
+        help="up to 2048; the order does not depend on it (default: 128)",
     )
     shuffle.set_defaults(run=_shuffle)
 
@@ -127,10 +131,10 @@ def _seed(text: str) -> int:
     return value
 
 
-def _positive(text: str) -> int:
+def _bucket_mib(text: str) -> int:
     value = _whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    if not 0 < value <= 2048:  # Arrow counts the ids of a bucket in 32 bits
+        raise argparse.ArgumentTypeError(f"{value} is not in 1 to 2048")
     return value
 
 

@@ -197,7 +197,8 @@ def _share(total: int, part: int, whole: int) -> int:
 def _link(path: Path, target: Path) -> bool:
     """Whether a hard link could be made: not across file systems, nor where the file system or its owner forbids it."""
     try:
-        target.hardlink_to(path)
+        # in a cache of the Hugging Face hub files are relative links, which point nowhere from another folder
+        target.hardlink_to(path.resolve())
     except FileNotFoundError:
         raise
     except OSError:

@@ -2,12 +2,13 @@
 
 Documents are the main text of `response` records that are HTML, found by trafilatura, and the bodies of `conversion`
 records that are plain text (WET). Responses of another type or without a text are counted as dropped, and those whose
-content encoding cannot be undone as bad; records of other kinds (requests, metadata) hold no document and are passed
-over. A document is named by its WARC-Record-ID.
+content encoding cannot be undone, or that name no WARC-Target-URI, as bad; records of other kinds (requests, metadata)
+hold no document and are passed over. A document is named by its WARC-Record-ID.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -78,25 +79,32 @@ class _LoudFile:
 def _records(file: BinaryIO, name: str) -> Iterator[Record]:
     from warcio.archiveiterator import ArchiveIterator
 
-    # the members are decompressed before: warcio takes a truncated gzip member for an end
-    archive = ArchiveIterator(_LoudFile(file))
+    # the members are decompressed before: warcio takes a truncated gzip member for an end, and the end of a file behind
+    # a record's own header, where that of HTTP should be, for the end of the archive
+    archive = ArchiveIterator(_LoudFile(file), no_record_parse=True)
+    load_http_headers = archive.loader.load_http_headers
     for record in archive:
         identity = record.rec_headers.get_header("WARC-Record-ID") or "a record without WARC-Record-ID"
-        if archive.err_count or record.rec_headers.get_header("Content-Length") is None:
+        if archive.err_count or not record.rec_headers.get_header("Content-Length"):
             raise _CutOffError(f"{identity} is not where the one before it ends, or has no length")
-        outcome = _record_of(record, identity, location=f"{name}:{identity}")
+        url = record.rec_headers.get_header("WARC-Target-URI") or ""
+        if record.rec_type == "response":
+            with contextlib.suppress(EOFError):  # what is missing is seen when the record has been read
+                record.http_headers = load_http_headers("response", url, record.raw_stream, record.length)
+        outcome = _record_of(record, identity, url, location=f"{name}:{identity}")
         _read_to_end(record.raw_stream, identity)
         if outcome is not None:
             yield outcome
 
 
-def _record_of(record: Any, identity: str, *, location: str) -> Record | None:
+def _record_of(record: Any, identity: str, url: str, *, location: str) -> Record | None:
     """None for a record of a kind that holds no document."""
     if record.rec_type not in ("response", "conversion"):
         return None
-    url = record.rec_headers.get_header("WARC-Target-URI") or ""
-    kind = (record.http_headers or record.rec_headers).get_header("Content-Type", "").split(";")[0].strip().lower()
     stored_bytes = record.raw_stream.limit
+    if record.rec_type == "response" and not url:
+        return BadRecord(location, "missing_field", stored_bytes, "WARC-Target-URI")
+    kind = (record.http_headers or record.rec_headers).get_header("Content-Type", "").split(";")[0].strip().lower()
     if kind not in (("text/plain",) if record.rec_type == "conversion" else _HTML):
         return UnwantedRecord(location, "not_html", stored_bytes, shorten(f"{kind}: {url}"))
     content = bytearray()

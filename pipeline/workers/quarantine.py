@@ -16,6 +16,9 @@ MAX_FAILING_IN_A_ROW = 9
 
 _MAX_NAMED = 5
 
+# an item that was on so many nodes when they were lost may be what they died of
+MAX_LOST_NODES = 3
+
 
 class QuarantineError(WorkerError):
     """Some items killed every worker that tried them; all others are done."""
@@ -28,9 +31,24 @@ class Quarantine:
         self._deaths: dict[int, int] = {}
         self._set_apart: list[tuple[Any, str]] = []
         self._failing_in_a_row = 0
+        self._lost_nodes: dict[int, int] = {}
+        self._lost_with_nodes_in_a_row = 0
 
     def note_finish(self) -> None:
-        self._failing_in_a_row = 0
+        self._failing_in_a_row = self._lost_with_nodes_in_a_row = 0
+
+    def excuses(self, item: Any, *, at_once: int) -> bool:
+        """Whether an item that was lost with its node may be tried again as if nothing had been.
+
+        With a node all that it does is lost, so this is no death of an item's worker, unless it happens to one item
+        again and again, or nine times over to as many as there are `at_once`, with none done in between.
+        """
+        lost_nodes = self._lost_nodes[id(item)] = self._lost_nodes.get(id(item), 0) + 1
+        self._lost_with_nodes_in_a_row += 1
+        if lost_nodes >= MAX_LOST_NODES or self._lost_with_nodes_in_a_row > MAX_FAILING_IN_A_ROW * at_once:
+            return False
+        log.warning("%s was lost with the node that did it; it will be tried again", item)
+        return True
 
     def may_try_again(self, item: Any, *, worker: str, how: str) -> bool:
         """Count a death. Raises WorkerError if nothing but deaths comes of this run."""

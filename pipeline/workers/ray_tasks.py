@@ -88,8 +88,10 @@ def run_on_ray(
                     if isinstance(message, Started):
                         busy[stream].worker = message.worker
                     if isinstance(message, Lost):
-                        worker = busy.pop(stream).worker
-                        if quarantine.may_try_again(message.item, worker=worker, how=message.how):
+                        remote = busy.pop(stream)
+                        at_once = workers or size.most_cpus
+                        is_excused = remote.fell_with_node and quarantine.excuses(message.item, at_once=at_once)
+                        if is_excused or quarantine.may_try_again(message.item, worker=remote.worker, how=message.how):
                             waiting.append(message.item)
                     elif isinstance(message, Finished):
                         del busy[stream]
@@ -108,12 +110,13 @@ class _ClusterSize:
     def __init__(self, ray: Any) -> None:
         self._ray = ray
         self._asked = -_CLUSTER_POLL_S
-        self._cpus = 1
+        self._cpus = self.most_cpus = 1
 
     def cpus(self) -> int:
         if time.monotonic() - self._asked >= _CLUSTER_POLL_S:
             self._asked = time.monotonic()
             self._cpus = max(1, int(self._ray.cluster_resources().get("CPU", 0)))
+            self.most_cpus = max(self.most_cpus, self._cpus)
         return self._cpus
 
 
@@ -122,6 +125,7 @@ class _RemoteItem:
     item: Any
     worker: str = "Ray"
     killed_for: str | None = None
+    fell_with_node: bool = False  # with all that the node did, so perhaps no fault of its own
 
 
 @contextmanager
@@ -184,6 +188,12 @@ def _receive(ray: Any, stream: Any, remote: _RemoteItem) -> Any:
             ) from None
         raise
     except (ray.exceptions.RayError, StopIteration) as error:
+        lost_with_node = (
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.LocalRayletDiedError,
+            ray.exceptions.ObjectLostError,  # what it told is where the node was
+        )
+        remote.fell_with_node = isinstance(error, lost_with_node) and remote.killed_for is None
         how = "was lost: " + " ".join(str(error).split())[:200].rstrip(".")
         return Lost(remote.item, how=remote.killed_for or how)
 

@@ -448,3 +448,33 @@ def test_a_deduplicated_dataset_is_not_appended_to(corpus: Path, make_config: Ma
     run(config)
     with pytest.raises(PipelineError, match="with deduplication, make a new dataset of all files"):
         run(config, append=True)
+
+
+def test_a_file_name_need_not_be_utf8(tmp_path: Path, make_config: MakeConfig) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = {b"abc\xe9.txt": b"one text", b"bad\xe9.txt": b"\xff"}  # the second is an example in the reports
+    for name, content in texts.items():
+        (folder / os.fsdecode(name)).write_bytes(content)
+    config = make_config(
+        run_dir=tmp_path / "run",
+        sources=[{"name": "corpus", "type": "text", "files": [f"{folder}/*.txt"]}],
+        validation_fraction=0,
+        max_bad_record_fraction=1,
+        **SMALL_UNITS,
+    )
+    config_file = tmp_path / "config.yaml"
+    config_file.write_text(dump(config))
+    assert main(["run", str(config_file)]) == 0
+    (folder / os.fsdecode(b"new\xe9.txt")).write_bytes(b"another text")
+    assert main(["run", str(config_file), "--append"]) == 0
+    manifest = read_manifest(config.output_dir)
+    assert (manifest.version, manifest.documents_in, manifest.documents) == (2, 3, 2)
+    lines = (config.output_dir / "units.jsonl").read_text().splitlines()
+    pieces = [piece["path"] for line in lines for piece in json.loads(line)["unit"]["pieces"]]
+    assert [os.fsencode(Path(path).name) for path in pieces] == [*texts, b"new\xe9.txt"]
+    assert verify_dataset(config.output_dir, threads=1) == []
+    assert "bad\\\\xe9.txt" in (config.output_dir / "report.json").read_text()
+    (folder / os.fsdecode(b"bad\xe9.txt")).unlink()
+    with pytest.raises(PipelineError, match=r"but of those: .*/bad\udce9.txt is gone; restore them"):
+        run(config, append=True)

@@ -76,6 +76,10 @@ def test_a_recipe_says_how_to_get_the_tokenizer_that_it_names() -> None:
         ("output_dir=a/..", r"output_dir: a/\.\. has no name; wanted a folder that has one, such as a/\.\./dataset$"),
         ("output_dir=/", r"output_dir: / has no name; wanted a folder that has one, such as /dataset$"),
         ("workers=0", r"workers=0: input should be greater than or equal to 1"),
+        (
+            "shuffle_bucket_bytes=2147483649",  # its ids could be more than Arrow's 32 bits count
+            r"shuffle_bucket_bytes=2147483649: input should be less than or equal to 2147483648",
+        ),
         ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
         ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
         ("sources.0.file=x", r"unknown key sources.0.file; did you mean files\?"),

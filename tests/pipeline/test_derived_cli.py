@@ -102,7 +102,8 @@ def test_what_cannot_be_is_one_line(
         ("shuffle data a --seed -1", "argument --seed: -1 is not in 0 to 2**64 - 1"),
         ("shuffle data a --seed 18446744073709551616", "is not in 0 to 2**64 - 1"),
         ("shuffle data a --seed x", "argument --seed: 'x' is not a whole number"),
-        ("shuffle data a --bucket-mib 0", "argument --bucket-mib: 0 is not above 0"),
+        ("shuffle data a --bucket-mib 0", "argument --bucket-mib: 0 is not in 1 to 2048"),
+        ("shuffle data a --bucket-mib 2049", "argument --bucket-mib: 2049 is not in 1 to 2048"),
         ("export data a", "the following arguments are required: --format"),
     ],
 )

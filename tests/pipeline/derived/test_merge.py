@@ -45,6 +45,18 @@ def test_shards_are_the_same_files(dataset: Path, tmp_path: Path) -> None:
     assert (tmp_path / "all" / "data-00003-000.arrow").samefile(dataset / "data-00003-000.arrow")
 
 
+def test_of_shards_that_are_links_the_files_are_linked(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    for shard in list(dataset.rglob("*.arrow")):
+        blob = shard.rename(tmp_path / "blobs" / f"{shard.parent.name}-{shard.name}")
+        shard.symlink_to(os.path.relpath(blob, shard.parent))  # as in a cache of the Hugging Face hub
+    output = tmp_path / "elsewhere" / "all"
+    output.parent.mkdir()
+    assert merge(output, [dataset]).linked_shards == 6
+    assert verify_dataset(output, threads=1) == []
+    assert not any(shard.is_symlink() for shard in output.rglob("*.arrow"))
+
+
 def test_copies_are_files_of_their_own(dataset: Path, tmp_path: Path) -> None:
     result = merge(tmp_path / "all", [dataset], placement="copy")
     assert (result.linked_shards, result.copied_shards) == (0, 6)

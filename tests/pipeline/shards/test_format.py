@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards.format import DatasetError, partial_path, read_manifest, write_durably
+from pipeline.shards.format import DatasetError, partial_path, read_manifest, write_durably, write_parts_durably
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"", b"{", b"[]", b"{}", b'{"format_version": 1}'])
@@ -69,4 +69,11 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         write_durably(tmp_path / "a.json", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+def test_parts_that_cannot_be_made_leave_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    write_durably(tmp_path / "a.json", b"old")
+    with pytest.raises(UnicodeEncodeError):
+        write_parts_durably(tmp_path / "a.json", (text.encode() for text in ("new", "\udce9")))
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]

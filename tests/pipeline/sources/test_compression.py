@@ -108,3 +108,10 @@ def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path: Path) -> N
 def test_what_is_inside_is_told_by_the_suffix_before() -> None:
     assert [inner_suffix(path) for path in ("a.tsv", "s3://b/a.tsv.xz", "a.b/c.gz")] == [".tsv", ".tsv", ""]
     assert [is_compressed(path) for path in ("a.bz2", "a.gz.txt", "memory://a.zst")] == [True, False, True]
+
+
+def test_a_query_of_a_url_is_no_part_of_the_name_and_a_file_may_hold_its_characters() -> None:
+    urls = ("https://host/a.tsv.gz?token=b.c", "http://host/a.tsv.gz#d.e", "https://host/a.tsv?of=b.gz")
+    assert [is_compressed(url) for url in urls] == [True, True, False]
+    assert [inner_suffix(url) for url in urls] == [".tsv", ".tsv", ".tsv"]
+    assert all(is_compressed(path) for path in ("what?.gz", "a#1.gz", "s3://bucket/C#/a.gz"))

@@ -154,6 +154,32 @@ def test_an_archive_that_is_cut_off_is_an_error_that_names_it(tmp_path: Path, cu
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("behind", "reason"), [(b"Content-Length:", "is not where the one before it ends"), (b"\r\n\r\n", r"lacks \d+ of")]
+)
+def test_an_archive_that_is_cut_off_in_or_behind_the_header_of_a_response_is_an_error(
+    tmp_path: Path, behind: bytes, reason: str
+) -> None:
+    path = tmp_path / "a.warc"
+    head = response(7, PAGE).partition(behind)[0]
+    path.write_bytes(b"".join([*RECORDS, head, behind]))
+    with pytest.raises(SourceError, match=rf"a.warc is not a whole web archive \(<urn:uuid:7> {reason}"):
+        read(path)
+
+
+def test_a_response_that_does_not_say_of_what_is_one_bad_record(tmp_path: Path) -> None:
+    path = tmp_path / "a.warc"
+    path.write_bytes(
+        RECORDS[1].replace(b"WARC-Target-URI: http://example.com/1\r\n", b"")
+        + RECORDS[2].replace(b"WARC-Target-URI: http://example.com/2\r\n", b"")
+        + RECORDS[5]
+    )
+    bad, plain = read(path)
+    assert isinstance(bad, BadRecord)
+    assert (bad.location, bad.reason, bad.example) == (f"{path}:<urn:uuid:2>", "missing_field", "WARC-Target-URI")
+    assert plain == Document("<urn:uuid:5>", "naïve plain text", "http://example.com/5")
+
+
 @pytest.mark.parametrize("cut_bytes", [1, 9, 100])
 def test_a_compressed_archive_that_is_cut_off_is_an_error_that_names_it(tmp_path: Path, cut_bytes: int) -> None:
     path = tmp_path / "a.warc.gz"

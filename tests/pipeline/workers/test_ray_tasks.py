@@ -1,4 +1,4 @@
-"""Runs on Ray: real nodes on this machine, of which one is killed, and drivers that are killed."""
+"""Runs on Ray: real nodes on this machine, of which one is killed, and drivers that are killed; and many lost nodes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,9 @@ from configs.load import dump
 from pipeline.config import PipelineConfig
 from pipeline.executors import ExecutorSettings, WorkerError, execute
 from pipeline.run import run
+from pipeline.workers import ray_tasks
+from pipeline.workers.quarantine import QuarantineError
+from pipeline.workers.task import Finished, Started
 
 ROOT = Path(__file__).resolve().parents[3]
 MakeConfig = Callable[..., PipelineConfig]
@@ -117,3 +123,89 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     expected = r"^executor=ray needs Ray: pip install 'smollm2-pretraining\[ray\]', or executor=local$"
     with pytest.raises(WorkerError, match=expected):
         list(execute(ExecutorSettings("ray"), int, [1]))
+
+
+class Cluster:
+    """What `run_on_ray` asks of Ray. An item ends as `ends(item, attempt)` says: in an error, or, None, well."""
+
+    def __init__(self, exceptions: Any, *, cpus: int, ends: Callable[[int, int], Exception | None]) -> None:
+        self.exceptions = exceptions
+        self.attempts: Counter[int] = Counter()
+        self._cpus = cpus
+        self._ends = ends
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": self._cpus}
+
+    def put(self, content: bytes) -> bytes:
+        return content
+
+    def remote(self, **options: object) -> Callable[..., Any]:
+        return lambda do: SimpleNamespace(remote=self._begin)
+
+    def _begin(self, content: bytes, folder: str, call: str, item: int, limit: None) -> Iterator[Any]:
+        self.attempts[item] += 1
+        end = self._ends(item, self.attempts[item]) or Finished(item)
+        return iter([Started(item, worker="pid 7 on 10.0.0.3"), end])
+
+    def wait(self, streams: list[Any], **options: object) -> tuple[list[Any], list[Any]]:
+        return streams, []
+
+    def get(self, message: Any) -> Any:
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def cancel(self, stream: object, *, force: bool) -> None:
+        pass
+
+
+def do_all(cluster: Cluster, items: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The results, one by one."""
+    monkeypatch.setattr(ray_tasks, "_ray", lambda workers: nullcontext(cluster))
+    for message in ray_tasks.run_on_ray(int, range(items)):
+        if isinstance(message, Finished):
+            yield message.result
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("NodeDiedError", ["it died"]), ("LocalRayletDiedError", []), ("ObjectLostError", ["ff", None, ""])],
+)
+def test_all_items_of_a_node_that_is_lost_are_done_by_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, arguments: list[Any]
+) -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+    lost = getattr(exceptions, name)(*arguments)
+    cluster = Cluster(exceptions, cpus=64, ends=lambda item, attempt: lost if attempt == 1 and item < 64 else None)
+    assert sorted(do_all(cluster, 100, monkeypatch)) == list(range(100))
+
+
+def test_a_cluster_that_loses_every_node_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+    lost = exceptions.NodeDiedError("it died")
+    cluster = Cluster(exceptions, cpus=10, ends=lambda item, attempt: lost)
+    with pytest.raises(WorkerError, match=r"^workers die whatever they do: a worker \(pid 7 on 10.0.0.3\) was lost"):
+        list(do_all(cluster, 1000, monkeypatch))
+    # each of ten nine times over, and nine more that are no longer excused, of ten that had begun
+    assert cluster.attempts.total() == 100
+
+
+def test_an_item_that_takes_its_nodes_down_is_set_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+    lost = exceptions.NodeDiedError("it died")
+    cluster = Cluster(exceptions, cpus=4, ends=lambda item, attempt: lost if item == 2 else None)
+    results = do_all(cluster, 9, monkeypatch)
+    assert sorted(next(results) for _ in range(8)) == [0, 1, 3, 4, 5, 6, 7, 8]
+    with pytest.raises(QuarantineError, match=r"^units that killed 3 workers each and are not done: 2 \(was lost"):
+        next(results)
+    assert cluster.attempts[2] == 5  # excused twice
+
+
+def test_a_worker_that_dies_alone_is_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("ray").exceptions
+    died = exceptions.WorkerCrashedError()
+    cluster = Cluster(exceptions, cpus=9, ends=lambda item, attempt: died)
+    with pytest.raises(WorkerError, match=r"^workers die whatever they do: "):
+        list(do_all(cluster, 9, monkeypatch))
+    assert set(cluster.attempts.values()) == {1}
