@@ -45,7 +45,14 @@ def main() -> None:
         color=ROOM,
     )
     box(axes, columns[1], top, "Arrow shards", "a Hugging Face dataset\nand a manifest of digests", color=STORE)
-    box(axes, columns[2], top, "launch", "SmolLM2 under ZeRO-3\norder is arithmetic;\nresume is bit-exact", color=ROOM)
+    box(
+        axes,
+        columns[2],
+        top,
+        "launch",
+        "SmolLM2 under ZeRO-3\norder is arithmetic;\nthe state resumes bit for bit",
+        color=ROOM,
+    )
     box(
         axes,
         columns[3],

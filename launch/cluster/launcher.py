@@ -144,11 +144,11 @@ def child_environment(
     if isinstance(placement, Hostfile) and placement.settings.remote_launcher == "mpich":
         # which passes its whole environment on to the ranks
         child |= remote_environment(child)
-    if device_count == 0:
-        child.setdefault("DS_ACCELERATOR", "cpu")
     if isinstance(placement, Local):
         child["SMOLLM2_LAUNCHER_PID"] = str(launcher_pid)
         if device_count == 0:
+            # for this machine alone: of the nodes a login node knows nothing, and DeepSpeed looks there for itself
+            child.setdefault("DS_ACCELERATOR", "cpu")
             # torch would take every core for every rank
             child.setdefault("OMP_NUM_THREADS", str(max(1, core_count // placement.ranks)))
     return child

@@ -15,13 +15,17 @@ BUSY_MIB = 1024  # of a GPU's memory; a desktop or a monitor takes less
 
 @dataclass(frozen=True)
 class Node:
-    """What a node's probe said, and when it was asked and answered by the clock of this machine."""
+    """What a node's probe said, and when it was asked and answered by the clock of this machine.
+
+    `devices` are the GPUs that CUDA_VISIBLE_DEVICES chose; None: the first ones.
+    """
 
     name: str
     slots: int
     seen: Mapping[str, Any]
     asked_s: float
     answered_s: float
+    devices: tuple[int, ...] | None = None
 
 
 def compare(nodes: Sequence[Node], *, checkpoint_bytes: int, kept: int, wants_gpus: bool) -> list[Finding]:
@@ -104,7 +108,9 @@ def _devices(node: Node, *, wants_gpus: bool) -> Iterator[Finding]:
         return
     devices = gpus["devices"]
     yield _slots(node, len(devices), "GPUs")
-    busy = [device for device in devices[: node.slots] if device["used_mib"] > BUSY_MIB or device["processes"]]
+    chosen = range(node.slots) if node.devices is None else node.devices
+    taken = [device for device in devices if device["index"] in chosen]
+    busy = [device for device in taken if device["used_mib"] > BUSY_MIB or device["processes"]]
     for device in busy:
         who = ", ".join(device["processes"]) or "a process of another container"
         yield problem(
@@ -114,7 +120,7 @@ def _devices(node: Node, *, wants_gpus: bool) -> Iterator[Finding]:
             "end that process, or choose other GPUs",
         )
     if not busy:
-        yield ok("GPUs", node.name, f"{len(devices)} x {devices[0]['name'] if devices else 'nothing'}, idle")
+        yield ok("GPUs", node.name, f"{len(taken)} x {taken[0]['name'] if taken else 'nothing'}, idle")
 
 
 def _slots(node: Node, available: int, what: str) -> Finding:

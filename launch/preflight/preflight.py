@@ -170,8 +170,9 @@ def _ask_nodes(
     for answer in answers:
         if answer.said is None:
             findings.append(_unreached(placement, answer))
+    devices = placement.devices if isinstance(placement, Local) else None
     nodes = [
-        Node(answer.host.name, answer.host.slots, answer.said, answer.asked_s, answer.answered_s)
+        Node(answer.host.name, answer.host.slots, answer.said, answer.asked_s, answer.answered_s, devices)
         for answer in answers
         if answer.said is not None
     ]

@@ -113,7 +113,7 @@ def _build(
             dtype=dtype,
             head_dim=head_dim,
         )
-        check_compile(config, device_type=device_type, attention=attention)
+        check_compile(config, device_type=device_type, attention=attention, first_step=start.step)
         engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
     except (AttentionBackendError, LossImplementationError, WeightsError) as error:
         raise TrainingError(str(error)) from error

@@ -11,16 +11,27 @@ import importlib.util
 import os
 import shutil
 
-from launch.config import TrainConfig, TrainingError
+from launch.config import Compile, TrainConfig, TrainingError
 from model.attention_backends.selection import KERNELS
 
+# An attempt's first steps, up to the last that builds. DeepCompile measures five, then builds the model anew with its
+# gathers in another order (DeepSpeed 0.19: init_z3.WARMUP)
+WARM_UP_STEPS: dict[Compile, int] = {"none": 1, "layers": 1, "deepcompile": 6}
 
-def check_compile(config: TrainConfig, *, device_type: str, attention: str) -> None:
-    """Raises TrainingError, in one line, for what cannot be compiled here. `attention` is the chosen kernel."""
+
+def check_compile(config: TrainConfig, *, device_type: str, attention: str, first_step: int = 0) -> None:
+    """Raises TrainingError, in one line, for what cannot be compiled here. `attention` is the chosen kernel, and
+    `first_step` that of the checkpoint that the run goes on from."""
     if config.compile == "deepcompile" and device_type != "cuda":
         raise TrainingError(
             f"compile=deepcompile needs a CUDA device, this is a {device_type} (its collectives are CUDA code); "
             "take compile=layers, or none"
+        )
+    if config.compile == "deepcompile" and first_step:
+        # its passes are due at step 0 and no other (compile/backend.py, launch_compile_passes)
+        raise TrainingError(
+            f"compile=deepcompile cannot go on from step {first_step}: DeepSpeed 0.19 begins it in a run's first step "
+            "only; go on with compile=layers"
         )
     if config.compile == "none":
         return

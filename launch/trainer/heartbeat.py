@@ -58,10 +58,10 @@ class Heartbeat:
         self._began_s = time.monotonic()
         self.beats += 1
 
-    def step(self, number: int, *, is_first: bool) -> None:
-        """A step begins. The first of an attempt compiles and warms up, and may take as long as a pause."""
+    def step(self, number: int, *, is_warm_up: bool) -> None:
+        """A step begins. The first ones of an attempt compile and warm up, and may take as long as a pause."""
         self.step_number = number
-        self._begin(is_pause=is_first)
+        self._begin(is_pause=is_warm_up)
         self._step_began_s = self._began_s
 
     def end_step(self) -> None:

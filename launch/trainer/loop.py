@@ -15,6 +15,7 @@ from checkpoint.events import EventWriter
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.data.loader import Loader, PackedSamples
 from launch.data.packing import Batch
+from launch.trainer.compilation import WARM_UP_STEPS
 from launch.trainer.console import Console
 from launch.trainer.continuations import continuations
 from launch.trainer.engine import Engine
@@ -170,7 +171,7 @@ class Trainer:
 
     def _train_step(self, step: int, loader: Loader, signals: StopSignals) -> StepResult:
         engine, heartbeat = self.engine.deepspeed, self._heartbeat
-        heartbeat.step(step, is_first=step == self._first_step + 1)
+        heartbeat.step(step, is_warm_up=step <= self._first_step + WARM_UP_STEPS[self.config.compile])
         self._profiler.before(step)
         started_s, waited_s = time.perf_counter(), loader.wait_time_s
         factor = learning_rate_factor(self.config.schedule, step=step, steps=self.config.steps)
@@ -292,9 +293,8 @@ class Trainer:
             losses = validation_losses(self.engine, self.validation, self.config, self.ranks)
             self._teller.event("metrics", step, **losses.metrics())
             self._teller.line(f"step {step}/{self.config.steps}  validation loss {losses.loss:.4f}")
-            if self.config.validation.samples is not None:
+            if (settings := self.config.validation.samples) is not None:
                 file = self.validation.sources[0].path / TOKENIZER_FILE
-                settings = self.config.validation.samples
                 text = continuations(self.engine, settings, tokenizer_file=file, seed=self.config.seed)
                 self._teller.event("text", step, text=text)
         return losses.loss

@@ -100,14 +100,27 @@ def disk(folder: Path) -> dict[str, float]:
 
 
 def devices(count: int) -> dict[str, float]:
-    """Of the node's GPUs, by local rank; how busy each is where the driver's library is installed (extra `gpu`)."""
+    """Of the node's GPUs, by local rank, where the driver's library (NVML, extra `gpu`) tells; without it the memory of
+    this rank's own."""
     found: dict[str, float] = {}
     for device in range(min(count, torch.cuda.device_count())):
-        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-        found[f"gpu_{device}_memory_usage_megabytes"] = (total_bytes - free_bytes) / _MB
-        found[f"gpu_{device}_memory_usage_percentage"] = 100 * (1 - free_bytes / total_bytes)
-        try:
+        # a metric must never end a run, and NVML's errors (under MIG, in a container that lost it) are plain Exceptions
+        with contextlib.suppress(Exception):
+            used_bytes, total_bytes = _used_bytes(device), torch.cuda.get_device_properties(device).total_memory
+            found[f"gpu_{device}_memory_usage_megabytes"] = used_bytes / _MB
+            found[f"gpu_{device}_memory_usage_percentage"] = 100 * used_bytes / total_bytes
+        with contextlib.suppress(Exception):
             found[f"gpu_{device}_utilization_percentage"] = float(torch.cuda.utilization(device))
-        except (ModuleNotFoundError, RuntimeError):
-            continue
     return found
+
+
+def _used_bytes(device: int) -> int:
+    """By all processes. Raises what NVML raises, where the device is not this rank's own."""
+    try:
+        return torch.cuda.device_memory_used(device)
+    except Exception:
+        if device != torch.cuda.current_device():
+            # mem_get_info would make a CUDA context there: hundreds of MB of what is another rank's
+            raise
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+        return total_bytes - free_bytes

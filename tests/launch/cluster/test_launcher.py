@@ -259,6 +259,15 @@ def test_cpu_run_shares_the_cores_and_names_the_accelerator():
     assert environment_of(Local(ranks=16, master_port=1))["OMP_NUM_THREADS"] == "1"
 
 
+@pytest.mark.parametrize("launcher", ["slurm", "mpich", "pdsh"])
+def test_machine_without_a_gpu_does_not_keep_the_nodes_from_theirs(hostfile, launcher):
+    placement = Slurm(hosts=(Host("a", 8), Host("b", 8)), hostfile=Path("h"))
+    if launcher != "slurm":
+        placement = choose(hostfile=hostfile, remote_launcher=launcher)
+    assert "DS_ACCELERATOR" not in environment_of(placement, device_count=0)
+    assert environment_of(placement, {"DS_ACCELERATOR": "cpu"})["DS_ACCELERATOR"] == "cpu"
+
+
 def test_what_the_user_has_set_stays():
     child = environment_of(Local(ranks=2, master_port=1), {"OMP_NUM_THREADS": "3", "HOME": "/home/me"})
     assert (child["OMP_NUM_THREADS"], child["HOME"]) == ("3", "/home/me")

@@ -10,7 +10,9 @@ from launch.preflight.findings import Finding, format_findings, problems
 GIB = 2**30
 
 
-def node(name: str, *, slots: int = 1, asked_s: float = 100.0, **told: Any) -> Node:
+def node(
+    name: str, *, slots: int = 1, asked_s: float = 100.0, chosen: tuple[int, ...] | None = None, **told: Any
+) -> Node:
     said = {
         "errors": {},
         "versions": {"python": "3.11.7", "torch": "2.13.0"},
@@ -24,7 +26,7 @@ def node(name: str, *, slots: int = 1, asked_s: float = 100.0, **told: Any) -> N
         "port": None,
         "time_s": 101.0,
     }
-    return Node(name, slots, said | told, asked_s, 102.0)
+    return Node(name, slots, said | told, asked_s, 102.0, chosen)
 
 
 def gpu(index: int, *, used_mib: int = 0, processes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -63,6 +65,13 @@ def test_gpu_in_use_is_named_with_its_process_and_one_beyond_the_slots_is_not() 
     assert found(node("a", slots=2, gpus={"devices": devices}), wants_gpus=True) == [
         "GPUs at a: GPU 1 is in use: 70,000 of 81,559 MiB by pid 7 (python)"
     ]
+
+
+def test_chosen_gpus_are_looked_at_and_not_the_first_ones() -> None:
+    devices = [gpu(0, used_mib=70000), gpu(1), gpu(2), gpu(3, used_mib=70000)]
+    [line] = found(node("a", slots=2, chosen=(2, 3), gpus={"devices": devices}), wants_gpus=True)
+    assert line.startswith("GPUs at a: GPU 3 is in use")
+    assert found(node("a", slots=2, chosen=(1, 2), gpus={"devices": devices}), wants_gpus=True) == []
 
 
 def test_node_without_gpus_among_others_is_a_problem() -> None:

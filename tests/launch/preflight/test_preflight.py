@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launch.cli import main
+from launch.config import TrainConfig
+from launch.preflight.preflight import preflight
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +78,27 @@ def test_bad_lines_of_a_hostfile_and_a_host_that_is_not_there(
     assert f"hostfile all: {hostfile}:2: nowhere.invalid stands on line 1 already" in lines
     assert f"hostfile all: {hostfile}:3: slots=many of other: wanted a whole number from 1 on, such as slots=8" in lines
     assert any(line.startswith("reach nowhere.invalid: ") for line in lines)
+
+
+def test_gpus_are_those_that_the_user_has_chosen(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    used_mib = (70000, 0, 0, 70000)
+    table = "".join(f"{index}, H100, 81559, {used}, uuid-{index}\n" for index, used in enumerate(used_mib))
+    stand_in = tmp_path / "nvidia-smi"
+    stand_in.write_text(f"#!/bin/sh\ncase $1 in --query-gpu=*) cat <<END\n{table}END\nesac\n")
+    stand_in.chmod(0o755)
+    chosen = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "2,3"}
+    findings = preflight(
+        train_config(),
+        environment=os.environ | chosen,
+        device_count=2,
+        core_count=2,
+        kept=1,
+        trial_timeout_s=1,
+        say=lambda line: None,
+    )
+    assert [finding.what for finding in findings if finding.check == "GPUs"] == [
+        "GPU 3 is in use: 70,000 of 81,559 MiB by a process of another container"
+    ]
 
 
 def test_machine_in_order_is_tried_and_found_well(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 
 from launch.config import TrainConfig, TrainingError
-from launch.trainer.compilation import check_compile
+from launch.trainer.compilation import WARM_UP_STEPS, check_compile
 
 
-def refusal(config: TrainConfig, *, device_type: str = "cpu", attention: str = "eager") -> str:
+def refusal(config: TrainConfig, *, device_type: str = "cpu", attention: str = "eager", first_step: int = 0) -> str:
     with pytest.raises(TrainingError) as caught:
-        check_compile(config, device_type=device_type, attention=attention)
+        check_compile(config, device_type=device_type, attention=attention, first_step=first_step)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -22,6 +22,11 @@ def refusal(config: TrainConfig, *, device_type: str = "cpu", attention: str = "
 def test_deepcompile_is_refused_on_a_cpu(train_config: Callable[..., TrainConfig]) -> None:
     config = train_config(compile="deepcompile", precision="float32")
     assert "compile=deepcompile needs a CUDA device, this is a cpu" in refusal(config)
+
+
+def test_deepcompile_is_refused_where_a_run_goes_on(train_config: Callable[..., TrainConfig]) -> None:
+    config = train_config(compile="deepcompile", precision="float32")
+    assert "compile=deepcompile cannot go on from step 40" in refusal(config, device_type="cuda", first_step=40)
 
 
 def test_missing_compiler_is_named(train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,3 +70,10 @@ def test_build_clock_counts_what_was_built_since_it_was_asked() -> None:
     """
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["0.0", "True", "0.0"]
+
+
+def test_deepcompile_warms_up_until_deepspeed_has_built_anew() -> None:
+    from deepspeed.compile.init_z3 import WARMUP
+
+    # the model is built anew in the step after as many
+    assert WARM_UP_STEPS["deepcompile"] == WARMUP + 1

@@ -27,16 +27,16 @@ def test_pause_has_a_limit_of_its_own() -> None:
 def test_what_comes_before_the_end_of_the_first_step_is_a_pause() -> None:
     heartbeat = Heartbeat()
     assert heartbeat.seconds_over(CONFIG) == pytest.approx(-100, abs=1)
-    heartbeat.step(1, is_first=True)
+    heartbeat.step(1, is_warm_up=True)
     assert heartbeat.seconds_over(CONFIG) == pytest.approx(-100, abs=1)
     heartbeat.end_step()
-    heartbeat.step(2, is_first=False)
+    heartbeat.step(2, is_warm_up=False)
     assert heartbeat.seconds_over(CONFIG) == pytest.approx(-10, abs=1)
 
 
 def test_evaluation_is_a_pause_and_ends() -> None:
     heartbeat = Heartbeat()
-    heartbeat.step(2, is_first=False)
+    heartbeat.step(2, is_warm_up=False)
     with heartbeat.pause("evaluate"):
         assert heartbeat.phase_name == "evaluate"
         assert heartbeat.seconds_over(CONFIG) == pytest.approx(-100, abs=1)
@@ -45,11 +45,11 @@ def test_evaluation_is_a_pause_and_ends() -> None:
 
 def test_limit_follows_the_median_of_the_steps_but_the_first() -> None:
     heartbeat, config = Heartbeat(), WatchdogConfig(floor_s=0.1, factor=10, pause_s=100)
-    heartbeat.step(1, is_first=True)
+    heartbeat.step(1, is_warm_up=True)
     time.sleep(0.3)
     heartbeat.end_step()
     for number in range(2, 7):
-        heartbeat.step(number, is_first=False)
+        heartbeat.step(number, is_warm_up=False)
         time.sleep(0.02)
         heartbeat.end_step()
     # a busy machine sleeps longer than 0.02 s, but the first step's 0.3 s would make it 3
@@ -58,7 +58,7 @@ def test_limit_follows_the_median_of_the_steps_but_the_first() -> None:
 
 def test_time_in_which_the_process_could_not_run_is_forgiven() -> None:
     heartbeat = Heartbeat()
-    heartbeat.step(2, is_first=False)
+    heartbeat.step(2, is_warm_up=False)
     heartbeat.forgive(50)
     assert heartbeat.seconds_over(CONFIG) == pytest.approx(-60, abs=1)
 
@@ -82,7 +82,7 @@ def test_sign_is_read_back_and_what_is_no_sign_is_none(tmp_path: Path) -> None:
 
 def test_part_of_a_step_that_was_reached_is_progress_however_long_the_step() -> None:
     heartbeat, config = Heartbeat(), WatchdogConfig(floor_s=0.5, factor=1, pause_s=100)
-    heartbeat.step(2, is_first=False)
+    heartbeat.step(2, is_warm_up=False)
     for _ in range(4):
         time.sleep(0.2)
         heartbeat.phase("forward")

@@ -124,6 +124,22 @@ def test_traces_and_the_end_of_the_reading_are_given_the_time_of_a_pause(
     assert during == [("profile", True), ("data", True)]
 
 
+@pytest.mark.parametrize(("compiled", "builds_until"), [("layers", 1), ("deepcompile", 6)])
+def test_steps_up_to_the_last_build_are_given_the_time_of_a_pause(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch, compiled: str, builds_until: int
+) -> None:
+    paused: list[bool] = []
+
+    def note(engine: Any) -> torch.Tensor:
+        paused.append(trainer._heartbeat._is_pause)
+        return torch.ones(())
+
+    trainer.config = trainer.config.model_copy(update={"compile": compiled, "steps": 8})
+    monkeypatch.setattr(loop, "local_gradient_square", note)
+    assert trainer.run() == 0
+    assert paused == [step <= builds_until for step in range(1, 9)]
+
+
 def test_what_ended_the_run_is_told_beside_a_save_that_failed_too(
     trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,13 +30,13 @@ ranks = RankEnvironment(rank=rank, world_size=2, local_rank=rank, launcher_pid=N
 dog = watchdog.Watchdog(config, ranks, run_dir=run, alarm=lambda text: print(text, flush=True))
 dog.start()
 for step in range(1, steps + 1):
-    dog.heartbeat.step(step, is_first=step == 1)
+    dog.heartbeat.step(step, is_warm_up=step == 1)
     dog.heartbeat.phase("forward")
     time.sleep(0.05)
     dog.heartbeat.end_step()
 def wait_for_ever():
     threading.Event().wait(60)
-dog.heartbeat.step(steps + 1, is_first=steps == 0)
+dog.heartbeat.step(steps + 1, is_warm_up=steps == 0)
 dog.heartbeat.phase("exchange")
 wait_for_ever()
 """
