@@ -201,6 +201,7 @@ class Trainer:
             step_time_s=time.perf_counter() - started_s,
             data_wait_s=data_wait_s,
             left_out=left_out,
+            skipped_steps=engine.skipped_steps,
             reports=reports,
         )
 
@@ -242,8 +243,7 @@ class Trainer:
     def _judge(self, step: int, result: StepResult) -> Rewind | None:
         """How the run has to go back, if it has to: tells what was wrong with the step. Raises DivergedError,
         ReplicaError."""
-        number = batch_number(step, self.rewinds)
-        last_checkpoint = self.checkpoints.last_step
+        number, last_checkpoint = batch_number(step, self.rewinds), self.checkpoints.last_step
         if result.left_out is not None:
             self._oversight.left_out(result.left_out, step=step, batch_number=number, last_checkpoint=last_checkpoint)
             return None

@@ -22,7 +22,8 @@ from model.cost import flops_per_token
 @dataclass(frozen=True)
 class StepResult:
     """What one step was: `loss`, the cross-entropy, and `z_loss`, which was trained with it (None: there is none), are
-    means over the global batch; `left_out` is why no rank stepped; `reports` is what each rank had to say."""
+    means over the global batch; `left_out` is why no rank stepped, and `skipped_steps` how often that was in the run, as
+    its checkpoints keep it; `reports` is what each rank had to say."""
 
     loss: float
     z_loss: float | None
@@ -31,6 +32,7 @@ class StepResult:
     step_time_s: float
     data_wait_s: float
     left_out: NotFinite | None
+    skipped_steps: int
     reports: StepReports
 
 
@@ -56,7 +58,6 @@ class Teller:
             world_size=world_size,
         )
         self._window_s, self._window_steps = 0.0, 0
-        self._left_out_steps = 0
 
     def event(self, kind: EventKind, step: int, **fields: Any) -> None:
         if self._events is not None:
@@ -108,8 +109,7 @@ class Teller:
         if result.z_loss is not None:
             metrics["train/z_loss"] = result.z_loss
         if result.left_out is not None:
-            self._left_out_steps += 1
-            metrics["train/skipped_steps"] = self._left_out_steps
+            metrics["train/skipped_steps"] = result.skipped_steps
         return metrics
 
     def _warm_up(self, step: int) -> dict[str, float]:

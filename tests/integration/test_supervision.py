@@ -139,6 +139,9 @@ def test_no_rank_took_it_and_training_went_on(story: Any) -> None:
         file = story.run / "checkpoints" / "step-00000020" / "zero" / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
         state = torch.load(file, weights_only=False)["optimizer_state_dict"]["optimizer_state_dict"]["state"]
         assert {float(moments["step"]) for moments in state.values()} == {19.0}
+    # the next attempt counts on from there
+    last = story.run / "checkpoints" / f"step-{STEPS:08d}" / "zero" / "zero_pp_rank_0_mp_rank_00_model_states.pt"
+    assert torch.load(last, weights_only=False)["skipped_steps"] == 1
     losses = story.metric("train/loss")
     assert all(math.isfinite(loss) for loss in losses.values())
     assert losses[STEPS] < 3.0 < losses[5]
