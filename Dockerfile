@@ -2,7 +2,8 @@
 #
 #   docker build -t smollm2 .                                   without flash-attn (attention runs on torch's kernels)
 #   docker build -t smollm2 --build-arg FLASH_ATTN=2.8.3 .      with it; compiles for FLASH_ATTN_CUDA_ARCHS, an hour on 8 cores
-#   docker run --gpus all --ipc=host -v "$PWD:/workspace" smollm2 launch train configs/train/smollm2-135m.yaml
+#   docker run --gpus all --ipc=host --user "$(id -u):$(id -g)" -e HOME=/tmp -v "$PWD:/workspace" smollm2 \
+#     launch train configs/train/smollm2-135m.yaml              as you, for the image's own user may not write to $PWD
 #
 # Untested: this file is linted (make lint) but the image has not been built or run where it was written, for want of
 # a Docker engine and of a GPU there; so neither have the flash-attn stage and the multi-node ssh set-up.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from checkpoint.config import EvaluationConfig
 from checkpoint.evaluation import Evaluation, write_evaluation
 from checkpoint.export_folder import Export, digest_file, find_export
 from checkpoint.manifest import TOKENIZER_FILE, CheckpointError, step_name
+
+logger = logging.getLogger(__name__)
 
 _STANDARD_FILTER = "none"  # the harness' name for answers taken as they are
 
@@ -44,6 +47,8 @@ def evaluate_export(run: Path, step: int, config: EvaluationConfig) -> Evaluatio
         results, version = _run_lm_eval(export, config)
         metrics |= results
         versions["lm_eval"] = version
+    for name in [name for name, value in metrics.items() if not math.isfinite(value)]:
+        logger.warning("%s of %s is %s and is left out", name, step_name(step), metrics.pop(name))
     evaluation = Evaluation(
         step=step, timestamp_ms=int(time.time() * 1000), metrics=metrics, config=config, versions=versions
     )
@@ -83,7 +88,12 @@ def _documents(name: str, folder: Path, *, split: str, tokenizer_digest: str) ->
         raise CheckpointError(f"{what} has no split {split!r}, but {', '.join(splits)}; set evaluation.split")
     # the training split lies in the folder itself, the others below it
     place = folder if split == "train" else folder / split
-    rows = datasets.load_from_disk(str(place)).select_columns("input_ids").with_format("numpy")
+    try:
+        rows = datasets.load_from_disk(str(place)).select_columns("input_ids").with_format("numpy")
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{what} is not whole ({' '.join(str(error).split())[:200]}); restore it, or evaluate on another"
+        ) from None
     return (row["input_ids"].tolist() for row in rows)
 
 

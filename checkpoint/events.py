@@ -37,11 +37,13 @@ from checkpoint.run_record import (
 __all__ = [
     "CONFIG_FILE", "KINDS", "LEARNING_RATE", "LOCK_FILE", "RUN_FILE", "TRAIN_LOSS", "VALIDATION_LOSS",
     "Event", "EventError", "EventKind", "EventWriter", "MetricsFilter", "RunRecord", "RunRecordError",
-    "artifacts_directory", "code_revision", "events_file", "read_events", "read_run", "write_run",
+    "artifacts_directory", "code_revision", "events_file", "last_event", "read_events", "read_run", "write_run",
 ]  # fmt: skip
 
 EventKind = Literal["state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt"]
 KINDS: tuple[EventKind, ...] = ("state", "params", "metrics", "checkpoint", "dataset", "text", "incident", "attempt")
+
+_LINE_BYTES = 1 << 20  # more than any line that a trainer writes
 
 # Keys of metrics that both sides name: the trainer writes more, and the service ships them all.
 TRAIN_LOSS, VALIDATION_LOSS, LEARNING_RATE = "train/loss", "validation/loss", "train/learning_rate"
@@ -138,6 +140,20 @@ def read_events(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
             event = _parse(line)
             if event is not None:
                 yield event, offset
+
+
+def last_event(path: Path, *, before: int) -> Event | None:
+    """That whose line ends at this offset; None if none does."""
+    try:
+        with path.open("rb") as file:
+            begin = max(0, before - _LINE_BYTES)
+            file.seek(begin)
+            content = file.read(before - begin)
+    except FileNotFoundError:
+        return None
+    if len(content) < before - begin or not content.endswith(b"\n"):
+        return None
+    return _parse(content[:-1].rpartition(b"\n")[2])
 
 
 class MetricsFilter:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from checkpoint.events import Event, MetricsFilter, events_file, read_events
+from checkpoint.events import Event, MetricsFilter, events_file, last_event, read_events
 from checkpoint.manifest import write_durably
 from checkpoint.replay import ReplayFinder
 
@@ -114,7 +114,7 @@ def read_batches(path: Path, journal: LogPosition, *, batch_rows: int = BATCH_RO
     replay = ReplayFinder(path, journal.replayed_from)
     state, timestamp_ms = journal.state, journal.timestamp_ms
     batch = Batch()
-    for event, offset in read_events(path, offset=journal.offset):
+    for event, offset in read_events(path, offset=_offset_to_read_from(path, journal)):
         new = metrics_filter.new_metrics(event)
         if batch.rows and len(batch.rows) + len(new) > batch_rows:
             yield batch
@@ -130,6 +130,17 @@ def read_batches(path: Path, journal: LogPosition, *, batch_rows: int = BATCH_RO
         batch.state, batch.timestamp_ms = state, timestamp_ms
     if batch.offset:
         yield batch
+
+
+def _offset_to_read_from(path: Path, position: LogPosition) -> int:
+    """That of the position, if the log still has the line that ends there. In a power cut it may have lost lines that
+    were shipped before they were on the disk, and have others there now: then behind the last one that is not younger
+    than what was shipped."""
+    line = last_event(path, before=position.offset)
+    if position.offset == 0 or (line is not None and line.timestamp_ms == position.timestamp_ms):
+        return position.offset
+    older = [offset for event, offset in read_events(path) if event.timestamp_ms <= position.timestamp_ms]
+    return max(older, default=0)
 
 
 def _state_after(event: Event, *, before: str) -> str:

@@ -24,6 +24,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -224,17 +225,28 @@ def verify_checkpoint(checkpoint: Path, *, bytes_per_second: float = math.inf) -
 
 
 def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
-    """The newest step whose checkpoint is whole, or None, and what was wrong with those passed over."""
+    """The newest step whose checkpoint is whole, and what was wrong with those passed over; None if there is no
+    checkpoint.
+
+    Raises CheckpointError if there are some and none is whole, for a run is not to begin anew by itself; OSError if
+    that is because they cannot be read.
+    """
     passed_over: list[Problem] = []
     for step in reversed(list_steps(run)):
         try:
             problems = verify_checkpoint(checkpoint_directory(run, step))
         except OSError as error:
-            problems = [Problem(MANIFEST_FILE, f"cannot be read: {error.strerror or error}")]
+            problems = [Problem(MANIFEST_FILE, f"cannot be read: {error.strerror or error}", error)]
         if not problems:
             return step, passed_over
-        passed_over.extend(Problem(f"{step_name(step)}/{problem.path}", problem.reason) for problem in problems)
-    return None, passed_over
+        passed_over.extend(replace(problem, path=f"{step_name(step)}/{problem.path}") for problem in problems)
+    raise_unless_read(passed_over)
+    if passed_over:
+        raise CheckpointError(
+            f"no checkpoint in {checkpoints_directory(run)} is whole (the newest: {passed_over[0]}); mend one, or move "
+            "them away to begin anew"
+        )
+    return None, []
 
 
 def _list_steps_with(folder: Path, file_name: str) -> list[int]:

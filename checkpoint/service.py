@@ -236,3 +236,5 @@ def _is_run(folder: Path) -> bool:
         return not is_alias and (folder / RUN_FILE).is_file()
     except PermissionError:
         return False
+    except OSError:
+        return True  # a file system that does not answer: the run's own look tells of it, and hides no other run

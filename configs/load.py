@@ -166,11 +166,19 @@ def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
             annotation = item_type(annotation)
         if depth < len(keys) - 1:
             node = _descend(node, key, ".".join(keys[: depth + 1]), override)
-    value = _resolve_value(_parse(text, origin=f"override {override!r}"), annotation, folder=Path())
+    value = _resolve_value(_parse_override(text, override), annotation, folder=Path())
     if isinstance(node, list):
         node[_list_index(node, keys[-1], dotted, override)] = value
     else:
         node[keys[-1]] = value
+
+
+def _parse_override(text: str, override: str) -> Any:
+    text = text.strip()
+    # YAML would cut `run_dir=runs/exp #2` at a comment, which nobody writes on a command line: another run's folder
+    if re.search(r"(^|\s)#", text) and not text.startswith(("[", "{", '"', "'")):
+        return text
+    return _parse(text, origin=f"override {override!r}")
 
 
 def _descend(node: Any, key: str, dotted: str, override: str) -> Any:

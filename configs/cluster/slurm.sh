@@ -23,6 +23,8 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --exclusive
+# 0 is all of a node's; --exclusive alone grants all of its CPUs, but of its memory only the partition's default
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --signal=B:USR1@300
 #SBATCH --requeue

@@ -16,7 +16,7 @@ from launch.cluster.devices import DEVICES
 from launch.cluster.plan import WORLD_SIZES, Assumptions, divisible, plan
 from launch.cluster.plan_table import as_json, format_table
 from launch.cluster.recommendation import recommend, trainable_stages
-from launch.cluster.render import Shape, check_shape, render_kubernetes, render_slurm
+from launch.cluster.render import KUBERNETES_MEMORY_GIB, Shape, check_shape, render_kubernetes, render_slurm
 from launch.config import TrainConfig
 
 
@@ -109,9 +109,14 @@ def _add_render(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "nodes": shape.nodes,
         "gpus-per-node": shape.gpus_per_node,
         "cpus-per-node": shape.cpus_per_node,
-        "memory-gib": shape.memory_gib,
     }.items():
         verb.add_argument(f"--{option}", type=_whole, default=default, metavar="N", help="default: %(default)s")
+    verb.add_argument(
+        "--memory-gib",
+        type=_whole,
+        metavar="N",
+        help=f"of a node (default: {KUBERNETES_MEMORY_GIB} for Kubernetes, all that the node has for Slurm)",
+    )
     verb.add_argument("--time", default=shape.time_limit, metavar="LIMIT", help="Slurm's (default: %(default)s)")
     verb.add_argument("--image", default="smollm2:latest", help="Kubernetes' (default: %(default)s)")
     verb.add_argument("--claim", default="smollm2", help="the volume that all pods share (default: %(default)s)")

@@ -17,18 +17,19 @@ from pathlib import Path
 from launch.cluster.launcher import DEFAULT_MASTER_PORT, TRAIN_MODULE
 from launch.config import TrainConfig, TrainingError
 
+KUBERNETES_MEMORY_GIB = 512  # unless told: a pod that asks for no memory is the first to be evicted
 _FIRST_LINE = "config=${1:?give a config, such as configs/train/smollm2-135m.yaml}\n"
 _NAME_LENGTH = 52  # of a Job, whose pods' host names add the index and must stay under 64
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How many machines of what kind; `time_limit` as Slurm spells it."""
+    """How many machines of what kind; `time_limit` as Slurm spells it. No `memory_gib`: all of Slurm's node, or 512."""
 
     nodes: int = 2
     gpus_per_node: int = 8
     cpus_per_node: int = 64
-    memory_gib: int = 512
+    memory_gib: int | None = None
     time_limit: str = "24:00:00"
 
 
@@ -50,6 +51,7 @@ def render_slurm(template: str, config: TrainConfig, file: Path, overrides: Sequ
         "nodes": shape.nodes,
         "gpus-per-node": shape.gpus_per_node,
         "cpus-per-task": shape.cpus_per_node,
+        "mem": 0 if shape.memory_gib is None else f"{shape.memory_gib}G",
         "time": shape.time_limit,
     }.items():
         [line] = [line for line in script.splitlines() if line.startswith(f"#SBATCH --{option}=")]
@@ -78,7 +80,7 @@ def render_kubernetes(
         nodes=shape.nodes,
         gpus=shape.gpus_per_node,
         cpus=shape.cpus_per_node,
-        memory=shape.memory_gib,
+        memory=shape.memory_gib or KUBERNETES_MEMORY_GIB,
         hosts=hosts,
         port=port,
         image=json.dumps(image),
@@ -143,6 +145,11 @@ spec:
           containerName: train
           operator: In
           values: [2]
+      - action: Ignore # stopped by a signal after saving, as all pods are when one node is drained: not a failure
+        onExitCodes:
+          containerName: train
+          operator: In
+          values: [130, 138, 143]
       - action: Ignore # the node was drained or the pod preempted
         onPodConditions:
           - type: DisruptionTarget
@@ -152,6 +159,8 @@ spec:
       subdomain: {name}
       restartPolicy: Never
       terminationGracePeriodSeconds: 180 # a step and a save
+      # the image's user, and the volume's group: a fresh claim belongs to root
+      securityContext: {{runAsNonRoot: true, runAsUser: 10001, runAsGroup: 10001, fsGroup: 10001}}
       affinity:
         podAntiAffinity: # one pod a node
           requiredDuringSchedulingIgnoredDuringExecution:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from checkpoint.manifest import Probe
 from launch.trainer.guards import DivergedError
 from launch.trainer.ranks import RankEnvironment
 
@@ -18,11 +19,25 @@ def check_state(deepspeed_engine: Any, *, step: int, ranks: RankEnvironment, las
     torch.distributed.all_gather_object(found, first_not_finite(deepspeed_engine))
     for rank, name in enumerate(found):
         if name is not None:
-            where = "the start" if last_checkpoint is None else f"the checkpoint of step {last_checkpoint}"
             raise DivergedError(
                 f"step {step}: {name} is not finite (on rank {rank}), so nothing was saved; the run stopped. Lower "
-                f"optimizer.learning_rate and run again: it goes on from {where}"
+                f"optimizer.learning_rate and run again: it goes on from {_place(last_checkpoint)}"
             )
+
+
+def check_probe(probe: Probe, *, step: int, last_checkpoint: int | None) -> None:
+    """Before a save, on all ranks, which have measured the same. Raises DivergedError if no export could prove itself
+    by it: with weights that are numbers a forward pass may still have none."""
+    loss = probe.mean_negative_log_likelihood
+    if not math.isfinite(loss):
+        raise DivergedError(
+            f"step {step}: the loss on the probe is {loss}, so nothing was saved; the run stopped. Lower "
+            f"optimizer.learning_rate and run again: it goes on from {_place(last_checkpoint)}"
+        )
+
+
+def _place(last_checkpoint: int | None) -> str:
+    return "the start" if last_checkpoint is None else f"the checkpoint of step {last_checkpoint}"
 
 
 def first_not_finite(deepspeed_engine: Any) -> str | None:

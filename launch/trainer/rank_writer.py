@@ -28,7 +28,6 @@ from checkpoint.manifest import (
     describe_files,
     file_record,
     sync_directory,
-    write_durably,
 )
 from launch.trainer.host_copy import HostCopy
 
@@ -113,9 +112,15 @@ class RankWriter:
         files += describe_files(share.partial, share.others)
         for folder in {path.parent for path, _ in share.states}:
             sync_directory(folder)
-        done = _RankDone(save_key=share.save_key, files=tuple(files))
-        write_durably(_done_file(share.partial, share.rank), done.model_dump_json().encode())
+        self._say_done(_RankDone(save_key=share.save_key, files=tuple(files)))
         self.written = True
+
+    def _say_done(self, done: _RankDone) -> None:
+        """By a rename, the last thing done in the folder: rank 0 takes it away as soon as all have said so."""
+        file = _done_file(self._share.partial, self._share.rank)
+        unfinished = file.with_name(f".{file.name}")
+        unfinished.write_text(done.model_dump_json(), encoding="utf-8")
+        unfinished.replace(file)
 
     def _gather(self) -> tuple[FileRecord, ...] | None:
         """The files of all ranks, by path; None if the save was abandoned. Raises OSError for files never seen."""

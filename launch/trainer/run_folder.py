@@ -142,7 +142,7 @@ def prepare_run(
 
     `resolved` is the config as YAML; `previous` the one that the folder's config.yaml holds, if it has one; `earlier`
     those of data that was changed before (`data_history.py`).
-    Raises TrainingError, a line a difference, if this start would be another run; CheckpointError.
+    Raises TrainingError, a line a difference, if this start would be another run; what `newest_verified` raises.
     """
     run_dir = config.run_dir
     record = check_same_run(config, previous, inputs)

@@ -9,7 +9,7 @@ from launch.config import TrainConfig
 from launch.data.loader import PackedSamples
 from launch.trainer.engine import Engine
 from launch.trainer.evaluate import measure_probe
-from launch.trainer.finite_state import check_state
+from launch.trainer.finite_state import check_probe, check_state
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.state import Checkpoints
@@ -51,6 +51,7 @@ class Saves:
         with self._heartbeat.pause("save"):
             check_state(self._engine.deepspeed, step=step, ranks=self._ranks, last_checkpoint=last_checkpoint)
             probe = measure_probe(self._engine, self._validation, self._config)
+            check_probe(probe, step=step, last_checkpoint=last_checkpoint)
             # a resume from here tells no earlier step again, so what was told must be on the disk first
             self._teller.sync()
             self._checkpoints.save(

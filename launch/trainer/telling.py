@@ -22,8 +22,8 @@ from model.cost import flops_per_token
 @dataclass(frozen=True)
 class StepResult:
     """What one step was: `loss`, the cross-entropy, and `z_loss`, which was trained with it (None: there is none), are
-    means over the global batch; `left_out` is why no rank stepped, and `skipped_steps` how often that was in the run, as
-    its checkpoints keep it; `reports` is what each rank had to say."""
+    means over the global batch; `left_out` is why no rank stepped, and `skipped_steps` how often that was in the run,
+    as its checkpoints keep it; `reports` is what each rank had to say."""
 
     loss: float
     z_loss: float | None

@@ -97,6 +97,11 @@ def test_what_is_no_dataset_of_this_tokenizer_is_refused(exported_run: Path, web
 
     with pytest.raises(CheckpointError, match="is no dataset of `smollm2 pipeline run`"):
         measure(tmp_path / "nothing")
+    shard = next(web.glob("*.arrow"))
+    shard.rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match=r"is not whole \(.*\); restore it, or evaluate on another"):
+        measure(web, split="train")
+    (tmp_path / "away").rename(shard)
     with pytest.raises(CheckpointError, match=r"has no split 'test', but train, validation; set evaluation\.split"):
         measure(web, split="test")
     manifest = json.loads((web / "manifest.json").read_text())
@@ -132,15 +137,17 @@ class TestLmEval:
         self, exported_run: Path, harness: Callable[[str], Path], tmp_path: Path
     ) -> None:
         results = {"arc": {"alias": "arc", "acc,none": 0.5, "acc_stderr,none": 0.1, "exact,strict": 1, "n,none": "N/A"}}
+        results["arc"]["f1,none"] = math.nan  # JSON has no such number, and what is written must be readable
         calls = harness(
             "folder = pathlib.Path(sys.argv[sys.argv.index('--output_path') + 1]) / 'model'; folder.mkdir()\n"
-            f"report = {{'results': {results!r}, 'lm_eval_version': '0.4'}}\n"
+            f"nan = float('nan'); report = {{'results': {results!r}, 'lm_eval_version': '0.4'}}\n"
             "(folder / 'results_1.json').write_text(json.dumps(report))\n"
         )
         config = EvaluationConfig(lm_eval_tasks=("arc", "hella"), lm_eval_include=tmp_path, lm_eval_limit=7)
         found = evaluate_export(exported_run, 4, config)
         assert found.metrics == {"lm_eval/arc/acc": 0.5, "lm_eval/arc/exact,strict": 1.0}
         assert found.versions["lm_eval"] == "0.4"
+        assert read_evaluation(exported_run, 4) == found
         call = json.loads(calls.read_text())
         assert call[call.index("--tasks") + 1] == "arc,hella"
         assert call[call.index("--limit") + 1] == "7"

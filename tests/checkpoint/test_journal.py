@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_position_after_each_batch_goes_on_with_the_next_row(tmp_path: Path) -> 
     sent: list[tuple[int, float]] = []
     for batch in read_batches(log, new_journal(), batch_rows=2):
         sent += [(row.step, row.value) for row in batch.rows]
-        rest = told(log, new_journal(offset=batch.offset, last_steps=batch.last_steps))
+        rest = told(log, new_journal(offset=batch.offset, last_steps=batch.last_steps, timestamp_ms=batch.timestamp_ms))
         assert sent + rest == everything
     assert len(sent) == 5
 
@@ -47,7 +48,7 @@ def replayed_from(path: Path, *, batch_rows: int = 1000) -> int | None:
     """As a shipper finds it that reads the journal anew before every batch."""
     journal, tag = new_journal(), None
     while batch := next(iter(read_batches(path, journal, batch_rows=batch_rows)), None):
-        journal = new_journal(offset=batch.offset, last_steps=batch.last_steps, replayed_from=batch.replayed_from)
+        batch.leave_at(journal := new_journal())
         tag = batch.tags.get("smollm2.replayed_from", tag)
     assert tag == (None if journal.replayed_from is None else str(journal.replayed_from))
     return journal.replayed_from
@@ -90,7 +91,9 @@ def test_batches_hold_at_most_the_rows_asked_for(tmp_path: Path) -> None:
 def test_nothing_new_makes_no_batch(tmp_path: Path) -> None:
     log = tmp_path / "log"
     write_metrics(log, (1, 9.0))
-    assert list(read_batches(log, new_journal(offset=log.stat().st_size))) == []
+    (batch,) = read_batches(log, new_journal())
+    batch.leave_at(journal := new_journal())
+    assert list(read_batches(log, journal)) == []
 
 
 def test_line_that_is_still_being_written_waits(tmp_path: Path) -> None:
@@ -157,3 +160,26 @@ def test_spoilt_journal_is_made_again(tmp_path: Path) -> None:
     journal_file(tmp_path).parent.mkdir()
     journal_file(tmp_path).write_text('{"offset": ')
     assert read_journal(tmp_path) is None
+
+
+def test_a_log_that_lost_lines_in_a_power_cut_is_read_on_from_where_it_lost_them(tmp_path: Path) -> None:
+    """The trainer makes its log durable at each checkpoint; the service ships what it sees, and notes that durably."""
+    log = tmp_path / "log"
+    write_metrics(log, *((step, 9.0) for step in range(1, 11)))
+    durable = log.read_bytes()
+    time.sleep(0.002)
+    write_metrics(log, *((step, 8.0) for step in range(11, 31)))
+    journal = new_journal()
+    for batch in read_batches(log, journal):
+        batch.leave_at(journal)
+    log.write_bytes(durable)
+    time.sleep(0.002)
+    with EventWriter(log) as again:
+        again.write("params", step=10, world_size=4)
+        again.write("state", step=10, state="failed", reason="no memory")
+    (batch,) = read_batches(log, journal)
+    assert (batch.params, batch.tags["smollm2.last_failure"]) == ([{"world_size": 4}], "failed: no memory")
+    batch.leave_at(journal)
+    write_metrics(log, *((step, 7.0) for step in range(11, 41)))
+    # of the steps that were shipped before they were lost, the first telling stays
+    assert told(log, journal) == [(step, 7.0) for step in range(31, 41)]

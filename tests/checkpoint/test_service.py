@@ -692,6 +692,24 @@ def test_a_run_folder_may_be_named_itself(new_run: RunMaker) -> None:
     assert find_runs(run.parent) == [run]
 
 
+def test_a_folder_whose_file_system_is_away_hides_no_run(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, run = new_run("away", run_key="1" * 32), new_run("here", run_key="2" * 32)
+    write_log(run, steps=3)
+    stat = Path.stat
+
+    def not_there(path: Path, **settings: Any) -> os.stat_result:
+        if path.is_relative_to(away):
+            raise OSError(107, "Transport endpoint is not connected", str(path))
+        return stat(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", not_there)
+    status = make_service(run.parent).run_until_done()
+    assert {told.name: told.is_shipped for told in status.runs}["here"]
+    assert ["away: the run: " in problem and "not connected" in problem for problem in status.problems] == [True]
+
+
 def test_a_link_to_a_run_beside_it_is_no_second_run(new_run: RunMaker, tmp_path: Path) -> None:
     run = new_run()
     (run.parent / "current").symlink_to(run.name)

@@ -122,6 +122,27 @@ def test_overrides_win_in_order(write) -> None:
     assert (training.steps, training.optimizer.learning_rate) == (7, 0.01)
 
 
+@pytest.mark.parametrize("value", ["runs/exp #2", "#2", "runs/exp#2", "a # b"])
+def test_an_overrides_text_is_not_cut_at_a_comment(write, value: str) -> None:
+    assert load(write(""), Training, [f"label={value}"]).label == value
+
+
+@pytest.mark.parametrize("value", ["'exp #2'", '"exp #2"'])
+def test_a_quoted_override_is_yaml(write, value: str) -> None:
+    assert load(write(""), Training, [f"label={value}"]).label == "exp #2"
+
+
+def test_a_bracketed_override_is_yaml(write) -> None:
+    path = write("")
+    assert load(path, Training, ["weights={code: 1} # half"]).weights == {"code": 1}
+    assert load(path, Training, ["sources=[{type: files, path: a}] # one"]).sources == (Files(type="files", path="a"),)
+
+
+def test_an_empty_or_null_override_is_none(write) -> None:
+    path = write("label: a")
+    assert [load(path, Training, [override]).label for override in ("label=", "label=null")] == [None, None]
+
+
 def test_an_override_reaches_into_a_referenced_file(write) -> None:
     write("learning_rate: 5e-4", "slow.yaml")
     training = load(write("optimizer: slow.yaml"), Training, ["optimizer.warmup_steps=3"])

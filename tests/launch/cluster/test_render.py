@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,6 +51,14 @@ def test_slurm_script_is_the_shipped_one_with_other_numbers_and_the_config(tmp_p
     assert any(line.startswith("#SBATCH --signal=B:") for line in script)
 
 
+def test_slurm_script_takes_all_memory_of_a_node_unless_told(tmp_path: Path) -> None:
+    def memory(*arguments: str) -> list[str]:
+        return [line for line in rendered(tmp_path, *arguments).splitlines() if line.startswith("#SBATCH --mem")]
+
+    assert memory("slurm", RECIPE) == ["#SBATCH --mem=0"]
+    assert memory("slurm", RECIPE, "--memory-gib", "200") == ["#SBATCH --mem=200G"]
+
+
 def test_slurm_script_passes_shellcheck(tmp_path: Path) -> None:
     checker = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if checker is None:
@@ -92,6 +101,52 @@ def test_manifest_has_a_pod_a_node_that_finds_the_first(tmp_path: Path) -> None:
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(found["ConfigMap"]["data"]["hostfile"])
     assert [(host.name, host.slots) for host in read_hostfile(hostfile)] == [(f"mine-{n}.mine", 4) for n in range(4)]
+
+
+def test_manifest_asks_for_memory(tmp_path: Path) -> None:
+    def memory(*arguments: str) -> str:
+        [container] = documents(tmp_path, *arguments)["Job"]["spec"]["template"]["spec"]["containers"]
+        return str(container["resources"]["requests"]["memory"])
+
+    assert memory() == "512Gi"
+    assert memory("--memory-gib", "200") == "200Gi"
+
+
+def test_pod_may_write_a_fresh_claim_as_the_images_user(tmp_path: Path) -> None:
+    [user] = re.findall(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    context = documents(tmp_path)["Job"]["spec"]["template"]["spec"]["securityContext"]
+    assert context == {
+        "runAsNonRoot": True,
+        "runAsUser": int(user),
+        "runAsGroup": int(user),
+        "fsGroup": int(user),
+    }
+
+
+def test_service_watches_the_runs_of_the_rendered_job(tmp_path: Path) -> None:
+    service = ROOT / "configs" / "service" / "kubernetes.yaml"
+    [watcher, _] = yaml.safe_load_all(service.read_text())
+    watching, training = (job["spec"]["template"]["spec"] for job in (watcher, documents(tmp_path)["Job"]))
+    assert watching["securityContext"] == training["securityContext"]
+    assert watching["containers"][0]["image"] == training["containers"][0]["image"] == "smollm2:latest"
+    [trained] = [volume for volume in training["volumes"] if volume["name"] == "work"]
+    assert trained in watching["volumes"]
+    # a run folder of the recipes, runs/…, lies under the trainer's /workspace
+    assert {"name": "work", "mountPath": "/runs", "subPath": "runs"} in watching["containers"][0]["volumeMounts"]
+    assert "docker build -t smollm2 ." in (ROOT / "Dockerfile").read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "action"),
+    [(1, None), (2, "FailJob"), (137, None), (130, "Ignore"), (138, "Ignore"), (143, "Ignore")],
+)
+def test_pod_that_stopped_after_saving_is_no_failure(tmp_path: Path, code: int, action: str | None) -> None:
+    job = documents(tmp_path)["Job"]["spec"]
+    names = [container["name"] for container in job["template"]["spec"]["containers"]]
+    # Kubernetes takes the first rule that matches; without one the failure counts against backoffLimit
+    exits = [rule["onExitCodes"] | rule for rule in job["podFailurePolicy"]["rules"] if "onExitCodes" in rule]
+    assert all(rule["operator"] == "In" and rule["containerName"] in names for rule in exits)
+    assert next((rule["action"] for rule in exits if code in rule["values"]), None) == action
 
 
 def pod_command(tmp_path: Path, deepspeed: str, *overrides: str) -> list[str]:

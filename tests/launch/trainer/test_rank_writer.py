@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_first_rank_publishes_when_all_have_written(partial: Path, write: Callab
     assert [file.path for file in files] == [f"zero/rank_{rank}.pt" for rank in range(WORLD_SIZE)]
     assert find_problems(partial, files, owned=(partial / "zero").iterdir()) == []
     assert [path.name for path in partial.iterdir()] == ["zero"]
+
+
+def test_a_rank_that_has_said_it_is_done_needs_the_folder_no_more(
+    partial: Path, write: Callable[..., RankWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may read what the last one says, and take the folder away, before that one has the processor again."""
+    replace = Path.replace
+
+    def replace_and_take_away(path: Path, target: Path) -> Path:
+        renamed = replace(path, target)
+        shutil.rmtree(partial / DONE_FOLDER)
+        return renamed
+
+    monkeypatch.setattr(Path, "replace", replace_and_take_away)
+    last = ended(write(1))
+    assert (last.error, last.written) == (None, True)
 
 
 def test_straggler_of_another_attempt_is_not_believed(write: Callable[..., RankWriter]) -> None:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from checkpoint import digests
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import (
+    CheckpointError,
     CheckpointManifest,
     describe_files,
     partial_directory,
@@ -123,10 +125,35 @@ def test_damaged_checkpoint_is_passed_over_and_named(config: TrainConfig, inputs
 
 
 def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs: Inputs) -> None:
-    add_checkpoint(config, inputs, 50).joinpath("zero", "weights.pt").unlink()
+    add_checkpoint(config, inputs, 50)
+    add_checkpoint(config, inputs, 100).joinpath("zero", "weights.pt").unlink()
     begun = start(config, inputs)
-    assert begun.step == 0
-    assert begun.remarks == ("passed over checkpoint step-00000050/zero/weights.pt: missing", "of the data")
+    assert begun.step == 50
+    assert begun.remarks == ("passed over checkpoint step-00000100/zero/weights.pt: missing", "of the data")
+
+
+def test_a_run_with_no_whole_checkpoint_does_not_begin_anew_by_itself(config: TrainConfig, inputs: Inputs) -> None:
+    for step in (50, 100):
+        add_checkpoint(config, inputs, step).joinpath("zero", "weights.pt").unlink()
+    folder = config.run_dir / "checkpoints"
+    words = (
+        rf"no checkpoint in {folder} is whole \(the newest: step-00000100/zero/weights.pt: missing\); mend one, or move"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        start(config, inputs)
+    folder.rename(config.run_dir / "moved")
+    assert start(config, inputs).step == 0
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_now_does_not_begin_anew(
+    config: TrainConfig, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_checkpoint(config, inputs, 50)
+    with monkeypatch.context() as patched:
+        patched.setattr(digests, "_digest_range", lambda place, pace: OSError(116, "Stale file handle"))
+        with pytest.raises(OSError, match="Stale file handle"):
+            start(config, inputs)
+    assert start(config, inputs).step == 50
 
 
 def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: Inputs) -> None:
