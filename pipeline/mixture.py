@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -36,7 +36,13 @@ class StageFields(_Fields):
     """`data.stages`: the weights by source up to a number of tokens of the run, None for the rest of it."""
 
     until_tokens: int | None = Field(default=None, ge=1)
-    weights: dict[str, float]
+    weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]]
+
+    @model_validator(mode="after")
+    def _a_source_is_read(self) -> Self:
+        if not any(self.weights.values()):
+            raise ValueError("weights are all 0; give a source more")
+        return self
 
 
 class DataFields(_Fields):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from pipeline.normal_forms import normalized
+
 _ASCII_WHITE_SPACE = b" \t\n\r\v\f"
 
 # for bytes of UTF-8: what is not ASCII stays, and is looked at word by word
@@ -29,7 +31,7 @@ def comparable_bytes(text: str) -> bytes:
     places of their spaces alone are hardly ever two texts.
     """
     if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
+        text = normalized(text, form="NFC")
     return text.encode().translate(None, _ASCII_WHITE_SPACE)
 
 
@@ -53,7 +55,7 @@ def comparable_words(text: str) -> list[bytes]:
 def _words_of(piece: str) -> list[bytes]:
     """Of a piece without ASCII punctuation and space."""
     characters = []
-    for character in unicodedata.normalize("NFKD", piece.casefold()):
+    for character in normalized(piece.casefold(), form="NFKD"):
         if character.isdecimal():
             characters.append("0")
         elif character.isalnum():

@@ -48,6 +48,6 @@ def rejection(view: DocumentView, config: C4Config) -> Reason | None:
 
 def _is_kept(line: str, config: C4Config) -> bool:
     words = line.split()
-    if len(words) < config.min_words_per_line or max(map(len, words)) > config.max_word_characters:
+    if len(words) < config.min_words_per_line or max(map(len, words), default=0) > config.max_word_characters:
         return False
     return not config.require_terminal_mark or (line.endswith(config.terminal_marks) and not line.endswith("..."))

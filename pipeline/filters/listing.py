@@ -13,7 +13,7 @@ _COMMENT = re.compile(r"(?:^|\s)#.*")
 def read_list(path: Path) -> list[str]:
     """The entries in their order, stripped. Raises PipelineError for a file that cannot be read or has none."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path}: not UTF-8 text (byte {error.start}); wanted one entry a line") from None
     except OSError as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from pipeline.filter_config import UnicodeConfig
 from pipeline.filters.view import DocumentView
+from pipeline.normal_forms import normalized
 
 
 def rejection(view: DocumentView, config: UnicodeConfig) -> None:
@@ -28,5 +27,5 @@ def rejection(view: DocumentView, config: UnicodeConfig) -> None:
             explain=False,
         )
     if config.normalization is not None:
-        text = unicodedata.normalize(config.normalization, text)
+        text = normalized(text, form=config.normalization)
     view.text = text

@@ -11,6 +11,9 @@ from pipeline.filter_config import UrlConfig
 from pipeline.filters.listing import read_list
 from pipeline.filters.view import DocumentView
 
+# urlsplit passes over white space and control characters at the start
+_BEFORE_HOST = re.compile(r"[\x00-\x20]*(?:[a-z][a-z0-9+.-]*:)?//")
+
 
 def rejection(view: DocumentView, config: UrlConfig) -> Literal["url_domain", "url_word"] | None:
     domains, words = wanted(config)
@@ -27,7 +30,8 @@ def rejection(view: DocumentView, config: UrlConfig) -> Literal["url_domain", "u
 def _host(url: str) -> str:
     """Without a scheme, what stands before the first slash is the host. Empty for a URL that is none."""
     try:
-        return urlsplit(url if "//" in url else f"//{url}").hostname or ""
+        # a host may end with the dot of the root of all names
+        return (urlsplit(url if _BEFORE_HOST.match(url) else f"//{url}").hostname or "").rstrip(".")
     except ValueError:
         return ""
 

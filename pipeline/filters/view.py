@@ -17,7 +17,10 @@ from pipeline.filters.words import words
 
 # A mark that ends a sentence, with the quotes and brackets that it closes, before white space. Not the dots of an
 # ellipsis, and not the dot of an abbreviation or an initial (`e.g.`, `J. Smith`).
-_SENTENCE_END = re.compile(r"(?:(?<!\.)(?<!\b\w)\.(?!\.)|[!?])[!?]*[\"')\]\u2019\u201d]*(?=\s)|[\u3002\uff01\uff1f]")
+# A run of `!` and `?` is looked at from its beginning only and never given back: else long runs take quadratic time.
+_SENTENCE_END = re.compile(
+    r"(?:(?<!\.)(?<!\b\w)\.(?!\.)|(?<![!?])[!?])[!?]*+[\"')\]\u2019\u201d]*+(?=\s)|[\u3002\uff01\uff1f]"
+)
 
 
 class DocumentView:

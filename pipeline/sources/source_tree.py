@@ -15,8 +15,9 @@ from pathlib import Path
 from pipeline.document import Record, SourceError
 from pipeline.source_config import SourceTreeConfig
 from pipeline.sources.code_header import with_header
+from pipeline.sources.local_paths import is_absence
 from pipeline.sources.piece import Piece, whole_file
-from pipeline.sources.storage import readable, stored_file
+from pipeline.sources.storage import cannot_be_listed, readable, stored_file
 from pipeline.sources.text import read_document
 
 PYTHON_STANDARD_LIBRARY = "python:stdlib"
@@ -27,7 +28,7 @@ def find_pieces(config: SourceTreeConfig, *, unit_size_bytes: int) -> Iterator[P
     root = _root(config)
     if not root.is_dir():
         raise SourceError(f"source {config.name!r}: root {root} is not a folder (from {Path.cwd()})")
-    chosen = list(_walk(root, include=config.include, exclude=config.exclude))
+    chosen = list(_walk(root, config))
     if not chosen:
         raise SourceError(
             f"source {config.name!r}: no file below {root} is included; include is {', '.join(config.include)}"
@@ -46,8 +47,8 @@ def is_chosen(path: str, *, include: Sequence[str], exclude: Sequence[str]) -> b
     """Whether a path (relative, with `/`) matches a glob of `include` and none of `exclude`.
 
     `*` and `?` stay within a folder, `**` spans any number of them, `[a-c]` is one of these characters.
+    Raises SourceError for a glob that has no meaning.
     """
-
     return _matches(tuple(include), path) and not _matches(tuple(exclude), path)
 
 
@@ -55,16 +56,21 @@ def _root(config: SourceTreeConfig) -> Path:
     return Path(sysconfig.get_paths()["stdlib"] if config.root == PYTHON_STANDARD_LIBRARY else config.root)
 
 
-def _walk(root: Path, *, include: Sequence[str], exclude: Sequence[str]) -> Iterator[str]:
+def _walk(root: Path, config: SourceTreeConfig) -> Iterator[str]:
     """Paths of the chosen regular files. Links to folders are not followed: they may lead round in circles."""
     # globs that exclude all of a folder, such as **/site-packages/**, save the walk through it
-    whole_folders = tuple(pattern for pattern in exclude if pattern.endswith("/**"))
-    for folder, subfolders, names in os.walk(root):
+    whole_folders = tuple(pattern for pattern in config.exclude if pattern.endswith("/**"))
+
+    def refuse(error: OSError) -> None:
+        if not is_absence(error):
+            raise cannot_be_listed(error, source=config.name) from None
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         relative = Path(folder).relative_to(root)
         subfolders[:] = [name for name in subfolders if not _matches(whole_folders, f"{(relative / name).as_posix()}/")]
         for name in names:
             path = (relative / name).as_posix()
-            if is_chosen(path, include=include, exclude=exclude) and (root / path).is_file():
+            if is_chosen(path, include=config.include, exclude=config.exclude) and (root / path).is_file():
                 yield path
 
 
@@ -75,6 +81,13 @@ def _matches(globs: tuple[str, ...], path: str) -> bool:
 @lru_cache
 def _compiled(globs: tuple[str, ...]) -> re.Pattern[str]:
     nothing = "(?!)"
+    for pattern in globs:
+        try:
+            re.compile(_expression(pattern))
+        except re.error as error:
+            raise SourceError(
+                f"glob {pattern!r} cannot be used: {error.msg}; wanted characters in [ ], ranges upwards, as in [a-z]"
+            ) from None
     return re.compile("|".join(map(_expression, globs)) or nothing, re.DOTALL)
 
 

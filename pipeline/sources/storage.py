@@ -9,7 +9,6 @@ Credentials and endpoints come from the environment, as the store's own tools ta
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from pipeline.document import SourceError, one_line
+from pipeline.sources.local_paths import matching_paths
 
 # what the stores of fsspec call the mark of an object's contents, and, failing that, its time of change; blob_id and
 # xet_hash are the Hugging Face hub's, sha is GitHub's, CRC a zip file's
@@ -46,7 +46,7 @@ class StoredFile:
 def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
     """The files of all globs, each once, by the first of its paths, in the order of the sorted paths.
 
-    Raises SourceError for a glob that matches no file, and for a store that cannot be asked.
+    Raises SourceError for a glob that matches no file, a folder that cannot be read, and a store that cannot be asked.
     """
     found: dict[str, StoredFile] = {}
     for pattern in globs:
@@ -54,9 +54,11 @@ def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
             with _telling(f"source {source!r}: {pattern} cannot be listed"):
                 matches = _find_objects(pattern)
         else:
-            # not Path.glob: it takes no absolute patterns
-            paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
-            matches = [stored_file(path) for path in paths]
+            try:
+                paths = sorted(matching_paths(pattern))
+            except OSError as error:
+                raise cannot_be_listed(error, source=source) from None
+            matches = [stored_file(path) for path in paths if Path(path).is_file()]
         if not matches:
             where = "" if is_url(pattern) else f" (from {Path.cwd()})"
             if not is_url(pattern) and Path(pattern).is_dir():
@@ -65,6 +67,13 @@ def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
         for file in matches:
             found.setdefault(file.path if is_url(file.path) else os.path.realpath(file.path), file)
     return sorted(found.values(), key=lambda file: file.path)
+
+
+def cannot_be_listed(error: OSError, *, source: str) -> SourceError:
+    return SourceError(
+        f"source {source!r}: {readable(error.filename)} cannot be listed: {error.strerror}; "
+        "make it readable, or leave it out of the source's globs"
+    )
 
 
 def stored_file(path: str | Path) -> StoredFile:

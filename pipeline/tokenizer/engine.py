@@ -69,18 +69,23 @@ class TokenizersEngine:
         tokenizer.no_truncation()
 
     def encode(self, texts: Sequence[str]) -> FlatIds:
-        try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # tokenizers raises bare Exception, as for an unknown word without an unk_token
-            reason = " ".join(str(error).split())[:200]
-            raise TokenizerError(
-                f"the tokenizer cannot encode this corpus: {reason}; "
-                "give it an unknown token (unk_token or unk_id of its model), or take another tokenizer"
-            ) from None
+        encodings = encode_batch(self._tokenizer, texts, name="the tokenizer")
         rows = [np.array(encoding.ids, dtype=TOKEN_DTYPE) for encoding in encodings]
         offsets = np.zeros(len(rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         return FlatIds(np.concatenate([*rows, np.empty(0, TOKEN_DTYPE)]), offsets)
+
+
+def encode_batch(tokenizer: tokenizers.Tokenizer, texts: Sequence[str], *, name: str) -> list[tokenizers.Encoding]:
+    """Raises TokenizerError, which calls the tokenizer by `name`, if it cannot encode a text."""
+    try:
+        return tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    except Exception as error:  # tokenizers raises bare Exception, as for an unknown word without an unk_token
+        reason = " ".join(str(error).split())[:200]
+        raise TokenizerError(
+            f"{name} cannot encode this corpus: {reason}; "
+            "give it an unknown token (unk_token or unk_id of its model), or take another tokenizer"
+        ) from None
 
 
 class SplintrEngine:

@@ -13,6 +13,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
+from pipeline.tokenizer.engine import encode_batch
 from pipeline.tokenizer.train import TokenizerError
 
 _BATCH_CHARACTERS = 1 << 20
@@ -53,7 +54,10 @@ def load_tokenizer(path: Path, *, option: str) -> Tokenizer:
 
 
 def measure(texts: Iterable[str], tokenizers: Mapping[str, Tokenizer]) -> Fertility:
-    """The fertility of each tokenizer on the same texts. Reads them as a stream; tokenizers use all cores."""
+    """The fertility of each tokenizer on the same texts. Reads them as a stream; tokenizers use all cores.
+
+    Raises TokenizerError, naming the tokenizer, for a text that it cannot encode.
+    """
     documents = text_bytes = words = 0
     tokens = dict.fromkeys(tokenizers, 0)
     for batch in batches(texts, size=len, min_size=_BATCH_CHARACTERS):
@@ -61,6 +65,6 @@ def measure(texts: Iterable[str], tokenizers: Mapping[str, Tokenizer]) -> Fertil
         text_bytes += sum(len(text.encode()) for text in batch)
         words += sum(len(text.split()) for text in batch)
         for name, tokenizer in tokenizers.items():
-            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            encodings = encode_batch(tokenizer, batch, name=f"tokenizer {name}")
             tokens[name] += sum(map(len, encodings))
     return Fertility(documents=documents, text_bytes=text_bytes, words=words, tokens=tokens)

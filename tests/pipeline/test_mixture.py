@@ -196,3 +196,22 @@ def test_a_batch_of_less_than_a_sequence_is_one_line(config_file: Path, capsys: 
     assert main(["mixture", str(config_file), "batch_tokens=9"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("batch_tokens=9 is less than one sequence of data.sequence_length=10; raise it")
+
+
+@pytest.mark.parametrize(
+    ("weights", "reason"),
+    [
+        ("{web: 0}", "weights are all 0; give a source more"),
+        ("{}", "weights are all 0; give a source more"),
+        ("{web: -1}", "weights.web"),
+        ("{web: nan}", "weights.web"),
+        ("{web: inf}", "weights.web"),
+    ],
+)
+def test_a_stage_without_a_share_is_one_line(
+    config_file: Path, capsys: pytest.CaptureFixture[str], weights: str, reason: str
+) -> None:
+    assert main(["mixture", str(config_file), f"data.stages=[{{weights: {weights}}}]"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "data.stages" in line
+    assert reason in line

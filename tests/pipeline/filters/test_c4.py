@@ -92,3 +92,8 @@ def test_citations_are_removed_before_the_end_is_looked_at() -> None:
     assert cleaned("Some[1] words[edit] are also here.[citation needed]") == "Some words are also here."
     assert cleaned("Some[1] words are [a].[2]", remove_citations=False) is None
     assert cleaned("Some words [ 3 ] [1,2] [a] are.") == "Some words [ 3 ] [1,2] [a] are."
+
+
+def test_an_empty_line_is_judged_by_its_end_where_lines_need_no_words() -> None:
+    assert cleaned("", min_words_per_line=0) is None
+    assert cleaned("", min_words_per_line=0, require_terminal_mark=False) == ""

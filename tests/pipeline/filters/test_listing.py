@@ -26,3 +26,8 @@ def test_a_list_that_cannot_be_used_is_one_line(tmp_path: Path, content: bytes |
         (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(PipelineError, match=message + "$"):
         read_list(tmp_path / "list.txt")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_entry(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    assert read_list(tmp_path / "list.txt") == ["one", "two"]

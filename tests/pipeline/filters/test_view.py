@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import pytest
+import re
 
-from pipeline.filters.view import DocumentView, sentences_of_line
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.filters.view import _SENTENCE_END, DocumentView, sentences_of_line
 
 
 def test_parts_of_a_text() -> None:
@@ -54,3 +58,22 @@ def test_the_same_text_keeps_its_parts() -> None:
 )
 def test_sentences(line: str, sentences: list[str]) -> None:
     assert sentences_of_line(line) == sentences
+
+
+# as it was before it had to be linear
+PLAIN_SENTENCE_END = re.compile(
+    r"(?:(?<!\.)(?<!\b\w)\.(?!\.)|[!?])[!?]*[\"')\]\u2019\u201d]*(?=\s)|[\u3002\uff01\uff1f]"
+)
+
+
+@settings(max_examples=1000)
+@given(line=st.text(".!?\"') a\n\u3002", max_size=30))
+def test_sentences_end_where_the_plain_pattern_says(line: str) -> None:
+    ends = [match.end() for match in PLAIN_SENTENCE_END.finditer(line)]
+    assert [match.end() for match in _SENTENCE_END.finditer(line)] == ends
+
+
+@pytest.mark.timeout(60)
+def test_a_long_run_of_marks_takes_no_quadratic_time() -> None:
+    line = "!" * 1_000_000 + "x"  # the plain pattern takes hours
+    assert sentences_of_line(line) == [line]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,26 @@ def test_special_tokens_name_the_repository_and_the_file(tmp_path: Path, fields:
     (piece,) = source_tree.find_pieces(config, unit_size_bytes=1)
     header = (("<repo_name>", name), ("<file_sep>", "a/b.py\n"))
     assert list(source_tree.read_piece(config, piece)) == [Document("a/b.py", "x = 1\n", header=header)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"), [("[z-a].py", "bad character range z-a"), ("[!].py", "unterminated character set")]
+)
+def test_a_glob_without_a_meaning_is_named(pattern: str, reason: str) -> None:
+    with pytest.raises(SourceError) as raised:
+        chosen("a.py", "*.py", "*.c", pattern)
+    assert str(raised.value) == (
+        f"glob {pattern!r} cannot be used: {reason}; wanted characters in [ ], ranges upwards, as in [a-z]"
+    )
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, refuse_folder: Callable[[Path], None]) -> None:
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "a.py").touch()
+    refuse_folder(tmp_path / "secret")
+    with pytest.raises(
+        SourceError, match=r"^source 'code': .*/secret cannot be listed: Permission denied; make it readable, or leave"
+    ):
+        list(source_tree.find_pieces(config_of(tmp_path), unit_size_bytes=1))
+    config = config_of(tmp_path, exclude=("secret/**",))
+    assert len(list(source_tree.find_pieces(config, unit_size_bytes=1))) == 1

@@ -63,3 +63,9 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path: Path, content: bytes | None,
         (tmp_path / "t.json").write_bytes(content)
     with pytest.raises(TokenizerError, match=message):
         load_tokenizer(tmp_path / "t.json", option="--reference")
+
+
+def test_a_text_that_cannot_be_encoded_names_the_tokenizer() -> None:
+    words = Tokenizer(models.WordLevel({"one": 0}, unk_token="[UNK]"))
+    with pytest.raises(TokenizerError, match=r"^tokenizer words cannot encode this corpus: [^\n]+; give it an unknown"):
+        measure(["two"], {"words": words})
