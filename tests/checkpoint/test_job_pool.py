@@ -150,7 +150,10 @@ def test_the_command_line_of_a_worker_tells_no_password(new_run: RunMaker) -> No
         pool.poll()
         worker = pool._lanes[0]._worker
         assert worker is not None
-        assert b"checkpoint.worker" in (command := Path(f"/proc/{worker.pid}/cmdline").read_bytes())
+        # empty for a moment after exec
+        while not (command := Path(f"/proc/{worker.pid}/cmdline").read_bytes()):
+            assert worker.poll() is None
+        assert b"checkpoint.worker" in command
         assert b"secret" not in command
     finally:
         pool.close()
