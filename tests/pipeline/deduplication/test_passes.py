@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -236,11 +237,8 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(
         dataset.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "replace", replace_or_die)
-            try:
+            with contextlib.suppress(KeyboardInterrupt):
                 deduplicate(sections, UNITS, partition_rows=100, dataset=dataset)
-            except KeyboardInterrupt:
-                pass
-            else:
                 break
         assert outcomes(sections, UNITS, partition_rows=100, dataset=dataset) == whole
         for name in ("deduplication.json", "contaminated.jsonl"):
