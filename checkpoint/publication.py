@@ -5,7 +5,9 @@ The file may be deleted at any time: the destinations are then compared with the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,11 +17,22 @@ from pydantic import TypeAdapter, ValidationError
 from checkpoint.manifest import CheckpointError, write_durably
 
 LATEST = "latest"
+OWNER = "run-key"
+_STEP = re.compile(r"step-(\d+)")
 _PUBLISHED = TypeAdapter(dict[str, frozenset[int]])
 
 
 class Destination(Protocol):
-    """A place for one run's exports. Files are created, never replaced; what is there is told by its digest."""
+    """A place for one run's exports. Files are created, never replaced; what is there is told by its digest.
+
+    The file `run-key` says whose place it is: two runs may have one name, and their steps are then not to be mixed.
+    """
+
+    def claim(self, run_key: str) -> AbstractContextManager[None]:
+        """Have the place for this run, from now on, and as far as it can be had alone, while the block runs.
+
+        Raises PublicationError if it is another run's, LockBusyError if another process publishes there.
+        """
 
     def location(self, step: int) -> str:
         """Where the export of a step is, for people."""
@@ -56,6 +69,25 @@ class PublicationError(CheckpointError):
 
 class UnreachableError(CheckpointError):
     """A destination that does not answer or refuses this user; it says nothing of the export."""
+
+
+def require_owner(place: str, *, owner: str, run_key: str) -> None:
+    if owner != run_key:
+        raise PublicationError(
+            f"{place} is of another run of this name ({OWNER} is {owner[:80]!r}, wanted {run_key!r}); change "
+            "`name` in this run's run.json, or publish elsewhere"
+        )
+
+
+def named_step(place: str, text: str) -> int:
+    """The step that the text of `latest` names; -1 for none. Raises PublicationError for a text that names nothing."""
+    if not text:
+        return -1
+    if not (match := _STEP.fullmatch(text)):
+        raise PublicationError(
+            f"{place}/{LATEST} is {text[:80]!r}, wanted step-NUMBER; remove it, or publish elsewhere"
+        )
+    return int(match[1])
 
 
 def publication_file(run: Path) -> Path:

@@ -1,11 +1,12 @@
 """Copies a proven export to another place, so that what arrives there is what was proven, byte for byte.
 
 Nothing is ever replaced. Files go one by one, so that a publication that was cut short goes on where it was; each is
-checked by digest against the proof when it has arrived; `latest` moves last, and never back.
+checked by digest against the proof when it has arrived; `latest` moves last, and never back. A place is one run's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 from checkpoint.export_folder import CARD_FILE, PROOF_FILE, digest_export, digest_file, find_export
@@ -19,17 +20,21 @@ def publish_export(run: Path, step: int, url: str) -> Publication:
     """Publish the export of a step at `url`: /a/folder, s3://BUCKET/PREFIX or hf://OWNER/NAME.
 
     Raises PublicationError for an export that is not proven or is not what was proven, and for a destination that
-    holds something else in its place; UnreachableError for one that does not answer; LockBusyError if another process
-    publishes the run.
+    holds something else in its place or is another run's; UnreachableError for one that does not answer; LockBusyError
+    if another process publishes the run.
     """
-    destination = open_destination(url, run_name=_folder_name(run))
+    record = read_run(run)
+    destination = open_destination(url, run_name=_folder_name(run, record.name))
     busy = f"another publication of {run} is under way; wait for its end"
     with exclusive_lock(run / "service" / ".publication.lock", busy=busy):
-        return _publish(run, step, url, destination)
+        folder, digests = proven_files(run, step)
+        with destination.claim(record.run_key):
+            done = _send(destination, step, folder, digests)
+        note_published(run, step, url)
+    return done
 
 
-def _publish(run: Path, step: int, url: str, destination: Destination) -> Publication:
-    folder, digests = proven_files(run, step)
+def _send(destination: Destination, step: int, folder: Path, digests: Mapping[str, str]) -> Publication:
     missing = {}
     for name, wanted in digests.items():
         got = destination.digest(step, name)
@@ -45,7 +50,6 @@ def _publish(run: Path, step: int, url: str, destination: Destination) -> Public
         _compare(destination.location(step), name, got=got, wanted=digests[name], why=why)
     destination.complete(step)
     latest = destination.move_latest(step, {name: folder / name for name in digests})
-    note_published(run, step, url)
     return Publication(destination.location(step), sent=len(missing), found=len(digests) - len(missing), latest=latest)
 
 
@@ -90,9 +94,8 @@ def open_destination(url: str, *, run_name: str) -> Destination:
     return DirectoryDestination(Path(url), run_name=run_name)
 
 
-def _folder_name(run: Path) -> str:
+def _folder_name(run: Path, name: str) -> str:
     """The run's name, unless it leads out of the destination: a run folder may come from anywhere."""
-    name = read_run(run).name
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
         raise PublicationError(f"the run's name {name!r} leads out of the destination; change it in {run / RUN_FILE}")

@@ -1,15 +1,20 @@
-"""A folder as a destination: `FOLDER/RUN/step-00000100/`, whole or absent, and `FOLDER/RUN/latest`."""
+"""A folder as a destination: `FOLDER/RUN/step-00000100/`, whole or absent, and `FOLDER/RUN/latest`.
+
+A copy of a run folder has the run's key too, and its own locks: publications exclude each other in the destination.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import step_name, sync_directory, write_durably
-from checkpoint.publication import LATEST, PublicationError
+from checkpoint.publication import LATEST, OWNER, PublicationError, named_step, require_owner
 
 
 class DirectoryDestination:
@@ -17,6 +22,18 @@ class DirectoryDestination:
 
     def __init__(self, folder: Path, *, run_name: str) -> None:
         self._folder = folder / run_name
+
+    @contextmanager
+    def claim(self, run_key: str) -> Iterator[None]:
+        busy = f"another publication to {self._folder} is under way; wait for its end"
+        with exclusive_lock(self._folder / ".publication.lock", busy=busy):
+            path = self._folder / OWNER
+            if path.exists():
+                owner = path.read_text(encoding="utf-8", errors="replace").strip()
+                require_owner(str(self._folder), owner=owner, run_key=run_key)
+            else:
+                write_durably(path, f"{run_key}\n".encode())
+            yield
 
     def location(self, step: int) -> str:
         return str(self._folder / step_name(step))
@@ -62,11 +79,11 @@ class DirectoryDestination:
 
     def move_latest(self, step: int, files: Mapping[str, Path]) -> int:
         path = self._folder / LATEST
-        named = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-        if named < step_name(step):  # names sort as their steps do
+        text = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+        named = named_step(str(self._folder), text)
+        if named < step:
             write_durably(path, f"{step_name(step)}\n".encode())
-            named = step_name(step)
-        return int(named.removeprefix("step-"))
+        return max(named, step)
 
     def _partial(self, step: int) -> Path:
         return self._folder / f".partial-{step_name(step)}"

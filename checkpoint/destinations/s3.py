@@ -2,8 +2,7 @@
 
 Objects are created with `If-None-Match: *`, and read back, under the e-tag that they were found with, to be hashed:
 what a store tells of its objects differs from store to store, their bytes do not. `latest` is moved with `If-Match`, so
-that two publishers never move it back. Credentials and the endpoint are AWS's own (environment variables
-and files).
+that two publishers never move it back. Credentials and the endpoint are AWS's own (environment variables and files).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.manifest import CheckpointError, step_name
-from checkpoint.publication import LATEST, PublicationError, UnreachableError
+from checkpoint.publication import LATEST, OWNER, PublicationError, UnreachableError, named_step, require_owner
 
 _READ_BYTES = 16 * 2**20
 _PART_BYTES, _CONCURRENT_PARTS = 16 * 2**20, 2  # the memory of an upload
@@ -35,6 +34,17 @@ class S3Destination:
         self._root = "/".join(filter(None, (bucket, prefix, run_name)))
         # what others put there must be seen
         self._store: Any = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+
+    @contextmanager
+    def claim(self, run_key: str) -> Iterator[None]:
+        key = f"{self._root}/{OWNER}"
+        with self._errors_in_one_line(key):
+            etag = self._etag(key)
+            if etag is None:
+                self._put(key, run_key, IfNoneMatch="*")
+            else:
+                require_owner(f"s3://{self._root}", owner=self._text(key, etag), run_key=run_key)
+        yield
 
     def location(self, step: int) -> str:
         return f"s3://{self._root}/{step_name(step)}"
@@ -63,15 +73,19 @@ class S3Destination:
 
     def move_latest(self, step: int, files: Mapping[str, Path]) -> int:
         key = f"{self._root}/{LATEST}"
-        bucket, _, name = key.partition("/")
         with self._errors_in_one_line(key):
             etag = self._etag(key)
-            named = b"".join(self._read(key, etag)).decode().strip() if etag is not None else ""
-            if named < step_name(step):
-                condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}
-                named = step_name(step)
-                self._store.call_s3("put_object", Bucket=bucket, Key=name, Body=f"{named}\n".encode(), **condition)
-        return int(named.removeprefix("step-"))
+            named = named_step(f"s3://{self._root}", "" if etag is None else self._text(key, etag))
+            if named < step:
+                self._put(key, step_name(step), **({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag}))
+        return max(named, step)
+
+    def _put(self, key: str, text: str, **condition: str) -> None:
+        bucket, _, name = key.partition("/")
+        self._store.call_s3("put_object", Bucket=bucket, Key=name, Body=f"{text}\n".encode(), **condition)
+
+    def _text(self, key: str, etag: str) -> str:
+        return b"".join(self._read(key, etag)).decode(errors="replace").strip()
 
     def _etag(self, key: str) -> str | None:
         try:

@@ -12,6 +12,7 @@ import pytest
 
 from checkpoint.export_folder import PROOF_FILE, ProofReport, digest_export
 from checkpoint.manifest import export_directory
+from checkpoint.run_record import read_run, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -35,6 +36,15 @@ def add_export() -> Callable[..., Path]:
         return export
 
     return add
+
+
+@pytest.fixture
+def other_run(new_run: Callable[..., Path], add_export: Callable[..., Path]) -> Path:
+    """A run of another folder and key that is named `small` too, with a proven export of step 9."""
+    made = new_run("elsewhere", run_key="e" * 32)
+    write_run(made, read_run(made).model_copy(update={"name": "small"}))
+    add_export(made, 9, weights=b"other")
+    return made
 
 
 @pytest.fixture

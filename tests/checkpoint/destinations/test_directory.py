@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def test_latest_never_moves_back(run: Path, tmp_path: Path, add_export: AddExpor
 def test_a_killed_publication_shows_nothing_and_goes_on(run: Path, tmp_path: Path, files: int) -> None:
     program = (
         "import os, signal, sys\nfrom pathlib import Path\nfrom checkpoint.publish import publish_export\n"
-        f"left = {files}\n"
+        f"left = {files + 1}\n"  # one is that of run-key
         "def audit(event, arguments):\n"
         "    global left\n"
         "    if event == 'os.rename' and 'models' in str(arguments[0]):\n"
@@ -67,7 +68,8 @@ def test_a_killed_publication_shows_nothing_and_goes_on(run: Path, tmp_path: Pat
         f"publish_export(Path({str(run)!r}), 4, {str(tmp_path / 'models')!r})\n"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9
-    assert [path.name for path in (tmp_path / "models" / "small").iterdir()] == [".partial-step-00000004"]
+    left = sorted(path.name for path in (tmp_path / "models" / "small").iterdir())
+    assert left == [".partial-step-00000004", ".publication.lock", "run-key"]
     done = publish_export(run, 4, str(tmp_path / "models"))
     assert (done.sent, done.found) == (4 - files, files)
     assert contents(tmp_path / "models" / "small" / "step-00000004") == contents(run / "exports" / "step-00000004")
@@ -158,3 +160,41 @@ def test_two_publications_of_a_run_are_one_too_many(run: Path, tmp_path: Path) -
     ):
         publish_export(run, 4, str(tmp_path / "models"))
     assert not (tmp_path / "models").exists()
+
+
+def test_another_run_of_the_same_name_is_refused(run: Path, tmp_path: Path, other_run: Path) -> None:
+    models = tmp_path / "models" / "small"
+    publish_export(run, 4, str(tmp_path / "models"))
+    refused = r"models/small is of another run of this name \(run-key is 'f+', wanted 'e+'\); change `name`"
+    with pytest.raises(PublicationError, match=refused):
+        publish_export(other_run, 9, str(tmp_path / "models"))
+    assert (models / "latest").read_text() == "step-00000004\n"
+    assert not (models / "step-00000009").exists()
+    write_run(other_run, read_run(other_run).model_copy(update={"name": "renamed"}))
+    publish_export(other_run, 9, str(tmp_path / "models"))
+    assert (tmp_path / "models" / "renamed" / "latest").read_text() == "step-00000009\n"
+
+
+def test_a_copy_of_the_run_folder_goes_on_where_the_run_was(run: Path, tmp_path: Path, add_export: AddExport) -> None:
+    publish_export(run, 4, str(tmp_path / "models"))
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    add_export(moved, 8)
+    assert publish_export(moved, 8, str(tmp_path / "models")).latest == 8
+
+
+def test_two_copies_of_a_run_folder_take_turns(run: Path, tmp_path: Path) -> None:
+    with (
+        exclusive_lock(tmp_path / "models" / "small" / ".publication.lock", busy=""),
+        pytest.raises(LockBusyError, match=r"another publication to .*models/small is under way; wait for its end"),
+    ):
+        publish_export(run, 4, str(tmp_path / "models"))
+    assert not (tmp_path / "models" / "small" / "run-key").exists()
+
+
+def test_a_latest_that_names_nothing_is_one_line(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "models" / "small").mkdir(parents=True)
+    (tmp_path / "models" / "small" / "latest").write_text("v2\n")
+    with pytest.raises(PublicationError, match=r"small/latest is 'v2', wanted step-NUMBER; remove it, or publish"):
+        publish_export(run, 4, str(tmp_path / "models"))
+    assert (tmp_path / "models" / "small" / "latest").read_text() == "v2\n"

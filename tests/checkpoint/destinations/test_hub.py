@@ -71,20 +71,22 @@ def test_a_branch_an_export_and_main_for_the_newest(
     assert first.stdout == f"published hf://{REPOSITORY}@step-00000004: 4 files sent, 0 were there; latest is step 4\n"
     assert hub.private == {REPOSITORY: True}
     attributes = {".gitattributes": b"*.safetensors filter=lfs\n"}
-    assert hub.files(REPOSITORY, "step-00000004") == hub.files(REPOSITORY) == {**exported(run, 4), **attributes}
+    owner = {"run-key": b"f" * 32 + b"\n"}
+    assert hub.files(REPOSITORY, "step-00000004") == {**exported(run, 4), **attributes}
+    assert hub.files(REPOSITORY) == {**exported(run, 4), **attributes, **owner}
     assert len(hub.uploads) == 1  # once for both branches
     add_export(run, 2, weights=b"older")
     older = publish(run, 2, f"hf://{REPOSITORY}", **environment)
     assert "latest is step 4" in older.stdout
     assert hub.files(REPOSITORY, "step-00000002") == {**exported(run, 2), **attributes}
-    assert hub.files(REPOSITORY) == {**exported(run, 4), **attributes}
+    assert hub.files(REPOSITORY) == {**exported(run, 4), **attributes, **owner}
 
 
 def test_a_publication_that_was_cut_short_goes_on_without_sending_again(
     hub: Any, run: Path, publish: Publish, environment: dict[str, str]
 ) -> None:
     def cut(method: str, path: str) -> None:
-        if path.endswith("/commit/main"):
+        if path.endswith("/commit/main") and hub.uploads:  # after the claim
             raise hub_server.RefusedError(500)
 
     hub.before = cut
@@ -116,6 +118,18 @@ def test_a_branch_that_somebody_moves_meanwhile_is_not_overwritten(
     assert "config.json is sha256:" in again.stderr
     assert "remove it, or publish elsewhere" in again.stderr
     assert hub.files(REPOSITORY, "step-00000004") == {"config.json": b"theirs"}
+
+
+def test_another_run_is_refused_in_one_line(
+    hub: Any, run: Path, other_run: Path, publish: Publish, environment: dict[str, str]
+) -> None:
+    publish(run, 4, f"hf://{REPOSITORY}", **environment)
+    refused = publish(other_run, 9, f"hf://{REPOSITORY}", **environment)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"smollm2 checkpoint: hf://{REPOSITORY} is of another run")
+    assert refused.stderr.count("\n") == 1
+    assert list(hub.branches[REPOSITORY]) == ["main", "step-00000004"]
+    assert hub.files(REPOSITORY)["model.safetensors"] == b"weights"
 
 
 def test_a_wrong_token_is_one_line_without_the_token(

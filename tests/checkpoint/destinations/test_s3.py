@@ -43,6 +43,7 @@ def test_what_arrives_is_what_was_proven_and_latest_names_it(store: Any, run: Pa
     assert stored(store) == {
         **{f"{KEY}/{path.name}": path.read_bytes() for path in export.iterdir()},
         "smollm2/small/latest": b"step-00000004\n",
+        "smollm2/small/run-key": b"f" * 32 + b"\n",
     }
 
 
@@ -58,7 +59,7 @@ def test_an_object_in_its_place_is_never_replaced(store: Any, run: Path) -> None
     store.put_object(Bucket="models", Key=f"{KEY}/config.json", Body=b"theirs")
     with pytest.raises(PublicationError, match=r"config.json is sha256:.*; remove it, or publish elsewhere"):
         publish_export(run, 4, URL)
-    assert stored(store) == {f"{KEY}/config.json": b"theirs"}
+    assert stored(store) == {f"{KEY}/config.json": b"theirs", "smollm2/small/run-key": b"f" * 32 + b"\n"}
 
 
 def test_an_object_that_somebody_makes_meanwhile_is_not_replaced(store: Any, run: Path) -> None:
@@ -90,6 +91,32 @@ def test_latest_never_moves_back_and_not_over_somebody_elses_move(
     assert stored(store)["smollm2/small/latest"] == b"step-00000005\n"
 
 
+def test_another_run_of_the_same_name_is_refused(store: Any, run: Path, other_run: Path) -> None:
+    publish_export(run, 4, URL)
+    before = stored(store)
+    with pytest.raises(PublicationError, match=r"^s3://models/smollm2/small is of another run of this name \(run-key"):
+        publish_export(other_run, 9, URL)
+    assert stored(store) == before
+
+
+def test_of_two_runs_that_claim_at_once_one_has_the_place(
+    store: Any, run: Path, other_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from checkpoint.destinations.s3 import S3Destination
+
+    store.put_object(Bucket="models", Key="smollm2/small/run-key", Body=b"f" * 32)
+    monkeypatch.setattr(S3Destination, "_etag", lambda self, key: None)  # as it was a moment before
+    with pytest.raises(PublicationError, match=r"run-key was made by somebody else meanwhile; publish again"):
+        publish_export(other_run, 9, URL)
+    assert stored(store) == {"smollm2/small/run-key": b"f" * 32}
+
+
+def test_a_latest_that_names_nothing_is_one_line(store: Any, run: Path) -> None:
+    store.put_object(Bucket="models", Key="smollm2/small/latest", Body=b"step-\xff")
+    with pytest.raises(PublicationError, match=r"^s3://models/smollm2/small/latest is 'step-.*', wanted step-NUMBER"):
+        publish_export(run, 4, URL)
+
+
 def test_a_large_file_goes_in_parts_and_is_read_back(store: Any, run: Path, add_export: AddExport) -> None:
     weights = bytes(range(256)) * 150_000  # 38 MB: more than two parts
     add_export(run, 5, weights=weights)
@@ -105,10 +132,10 @@ def test_a_server_that_is_away_is_one_line(
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(UnreachableError, match=r"^s3://models/smollm2/small/step-00000004/\S+: \w+: [^\n]+$"):
+    with pytest.raises(UnreachableError, match=r"^s3://models/smollm2/small/run-key: \w+: [^\n]+$"):
         publish_export(run, 4, URL)
 
 
 def test_a_bucket_that_does_not_exist_is_one_line(store: Any, run: Path) -> None:
-    with pytest.raises(UnreachableError, match=r"^s3://nowhere/small/step-00000004/\S+: [^\n]*bucket"):
+    with pytest.raises(UnreachableError, match=r"^s3://nowhere/small/run-key: [^\n]*bucket"):
         publish_export(run, 4, "s3://nowhere")
