@@ -18,6 +18,7 @@ from launch.trainer.guards import ReplicaError
 from launch.trainer.ranks import RankEnvironment
 
 _INTEGERS = {2: torch.int16, 4: torch.int32}
+_PIECE = 2**20  # elements that are taken at once: each costs 24 bytes for a moment, on a GPU that may be nearly full
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _checksum(parameters: Sequence[torch.Tensor]) -> int:
     """Of the bits, in their order: sums of whole numbers, exact on every device."""
     total = 0
     for parameter in parameters:
-        bits = parameter.detach().view(_INTEGERS[parameter.element_size()]).flatten().to(torch.int64)
-        places = torch.arange(1, bits.numel() + 1, device=bits.device)
-        total = total * 31 + int((bits * places).sum())
-    return total % (1 << 63)
+        for piece in parameter.detach().view(_INTEGERS[parameter.element_size()]).flatten().split(_PIECE):
+            places = torch.arange(1, piece.numel() + 1, device=piece.device)
+            total = (total * 31 + int((piece.to(torch.int64) * places).sum())) % (1 << 63)
+    return total

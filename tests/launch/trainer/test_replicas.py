@@ -13,7 +13,7 @@ import torch
 
 from launch.trainer.guards import ReplicaError
 from launch.trainer.ranks import RankEnvironment
-from launch.trainer.replicas import Replicated, _checksum, check_replicas, difference
+from launch.trainer.replicas import _PIECE, Replicated, _checksum, check_replicas, difference
 
 SAME = Replicated(weights=11, learning_rate=5, engine_steps=100, batch_number=100)
 
@@ -42,6 +42,16 @@ def test_checksum_sees_one_bit_and_an_exchange_of_places(dtype: torch.dtype) -> 
     assert len({_checksum([weights]), _checksum([changed]), _checksum([weights.flip(0)])}) == 3
     assert _checksum([weights[:4], weights[4:]]) != _checksum([weights[4:], weights[:4]])
     assert _checksum([]) == 0
+
+
+def test_checksum_sees_an_exchange_of_whole_pieces_and_holds_one_at_a_time() -> None:
+    weights = torch.arange(4 * _PIECE, dtype=torch.float32)
+    turned = torch.cat(weights.split(_PIECE)[::-1])
+    assert _checksum([weights]) != _checksum([turned])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        _checksum([weights])
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert largest <= _PIECE * 8  # an int64 copy of one piece
 
 
 def rank(number: int, store: Path, results: Queue[str]) -> None:
