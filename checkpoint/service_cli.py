@@ -182,7 +182,7 @@ def _serve(arguments: argparse.Namespace, load_config: LoadConfig) -> int:
     overrides = ["redraw_seconds=0"] if arguments.once else []
     overrides += [f"tracking_uri={arguments.tracking_uri}"] if arguments.tracking_uri else []
     config = load_config(arguments, overrides)
-    if not find_runs(folder) and arguments.once:
+    if arguments.once and not find_runs(folder):
         raise CheckpointError(
             f"{folder} holds no run folder (none with run.json); `smollm2 launch train` makes one, and so does "
             "`smollm2 pipeline run` with run_dir"
@@ -198,6 +198,14 @@ def _serve(arguments: argparse.Namespace, load_config: LoadConfig) -> int:
         logger.info("stopped")
         # to watch until the signal is the watcher's whole job; a single pass was cut short
         return 128 + signal.SIGTERM if arguments.once else 0
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        raise
+    except OSError as error:
+        if arguments.once:
+            raise
+        # a full disk, a file server that is away: 2 would tell systemd not to try again
+        logger.error("smollm2 checkpoint: the service could not begin in %s: %s; start it again", folder, error)
+        return 1
 
 
 def _watch(service: Service) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -177,6 +178,32 @@ def test_serve_once_that_is_stopped_exits_143(
         assert command("serve", "--once", run.parent) == 128 + signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code"),
+    [(errno.ESTALE, 1), (errno.EIO, 1), (errno.ENOSPC, 1), (errno.EACCES, 2), (errno.ENOTDIR, 2)],
+)
+def test_a_service_that_meets_a_passing_trouble_at_its_start_may_be_started_again(
+    new_run: RunMaker,
+    command: Command,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    trouble: int,
+    code: int,
+) -> None:
+    def lease(folder: Path) -> None:
+        raise OSError(trouble, os.strerror(trouble), str(folder))
+
+    monkeypatch.setattr("checkpoint.service_cli.hold_lease", lease)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert command("serve", new_run().parent) == code
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (told,) = [line for line in [*caplog.messages, *capsys.readouterr().err.splitlines()] if "smollm2 " in line]
+    assert os.strerror(trouble) in told
 
 
 @pytest.mark.parametrize(
