@@ -35,7 +35,8 @@ COPY pipeline pipeline
 COPY model model
 COPY launch launch
 COPY checkpoint checkpoint
-RUN pip install --no-cache-dir -c constraints.txt ".[s3]"
+# nvidia-ml-py tells how busy a GPU is; liger-kernel is an implementation of the loss
+RUN pip install --no-cache-dir -c constraints.txt ".[s3,web]" liger-kernel nvidia-ml-py
 
 FROM nvidia/cuda:${CUDA}-cudnn-runtime-ubuntu${UBUNTU}
 # g++ and Python's headers: DeepSpeed and torch.compile build small kernels at the first start.
