@@ -69,7 +69,8 @@ def _checksum(parameters: Sequence[torch.Tensor]) -> int:
     """Of the bits, in their order: sums of whole numbers, exact on every device."""
     total = 0
     for parameter in parameters:
-        for piece in parameter.detach().view(_INTEGERS[parameter.element_size()]).flatten().split(_PIECE):
+        bits = parameter.detach().view(_INTEGERS[parameter.element_size()]).flatten()
+        for piece in torch.split(bits, _PIECE):
             places = torch.arange(1, piece.numel() + 1, device=piece.device)
             total = (total * 31 + int((piece.to(torch.int64) * places).sum())) % (1 << 63)
     return total
