@@ -88,7 +88,10 @@ class PipelineConfig(Section):
         default=None, ge=0, lt=1 << 64, description="None: documents stay in the order of the sources"
     )
     shuffle_bucket_bytes: int = Field(
-        default=128 << 20, ge=1, le=2 << 30, description="a shuffle takes memory for about two"
+        default=128 << 20,
+        ge=1,
+        le=2 << 30,
+        description="a shuffle takes memory for about two; they are larger where there would be more than 2,048",
     )
     executor: ExecutorKind = "local"
     workers: int | None = Field(default=None, ge=1, description="None: one for each core, or CPU of the cluster")

@@ -75,7 +75,7 @@ def _add_shuffle(verbs: argparse._SubParsersAction[Any]) -> None:
         "shuffle",
         help="the same documents in a random order",
         description="Make OUT of the documents of DATASET in a random order, by a seed. Needs disk for them twice, and "
-        "memory for about two buckets, whatever the size of the dataset.",
+        "memory for about two buckets.",
         epilog="example: smollm2 pipeline shuffle data/all data/shuffled --seed 1",
     )
     shuffle.add_argument("dataset", type=Path, metavar="DATASET")
@@ -86,7 +86,8 @@ def _add_shuffle(verbs: argparse._SubParsersAction[Any]) -> None:
         type=_bucket_mib,
         default=128,
         metavar="N",
-        help="up to 2048; the order does not depend on it (default: 128)",
+        help="up to 2048; more than N where there would be more than 2,048 buckets; the order does not depend on it "
+        "(default: 128)",
     )
     shuffle.set_defaults(run=_shuffle)
 

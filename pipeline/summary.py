@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from pipeline.derived.new_dataset import read_tokenizer_of
 from pipeline.empty_validation import empty_validation_warning
 from pipeline.lengths import Lengths
-from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, SplitRecord
+from pipeline.shards.format import DatasetManifest, SplitRecord
 from pipeline.shards.reader import read_rows
 
 BAR_CHARACTERS = 40
@@ -33,7 +34,10 @@ def sample_documents(dataset: Path, split: SplitRecord, *, count: int) -> Iterat
 
 
 def summary(dataset: Path, manifest: DatasetManifest, lengths: Lengths, *, samples: int) -> Iterator[str]:
-    """The lines that `inspect` prints. `lengths` are those of the training split."""
+    """The lines that `inspect` prints. `lengths` are those of the training split.
+
+    Raises DatasetError, before the samples, if the tokenizer is missing or not that of the manifest.
+    """
     yield from _counts(dataset, manifest)
     yield from _sources(manifest)
     train = manifest.splits["train"]
@@ -46,7 +50,7 @@ def summary(dataset: Path, manifest: DatasetManifest, lengths: Lengths, *, sampl
     if train.documents:
         yield f"  mean {train.tokens / train.documents:,.1f}, median about {lengths.median():,}"
         yield f"  longest {lengths.longest_tokens:,}: {lengths.longest}"
-    tokenizer = Tokenizer.from_file(str(dataset / TOKENIZER_FILE))
+    tokenizer = Tokenizer.from_buffer(read_tokenizer_of(dataset, manifest))
     for document_id, ids in sample_documents(dataset, train, count=samples):
         text = tokenizer.decode(ids[:SAMPLE_TOKENS].tolist(), skip_special_tokens=False)
         more = f" … {len(ids) - SAMPLE_TOKENS:,} more tokens" if len(ids) > SAMPLE_TOKENS else ""

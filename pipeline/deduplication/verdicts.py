@@ -79,7 +79,7 @@ class _Removals:
             file = ArrayFile(path)
             # those found within the unit, and of those found across units its share
             for found in (file.section(unit), file.section(len(file) - 1)):
-                start, stop = np.searchsorted(found["document"], [first, first + len(section["verdict"])])
+                start, stop = _places(found["document"], first, first + len(section["verdict"]))
                 documents.append(found["document"][start:stop] - found["document"].dtype.type(first))
                 places.append(found["place"][start:stop])
         self._documents, self._places = np.concatenate(documents), np.concatenate(places)
@@ -87,5 +87,11 @@ class _Removals:
         self._documents, self._places = self._documents[order], self._places[order]
 
     def of(self, document: int) -> set[int]:
-        start, stop = np.searchsorted(self._documents, [document, document + 1])
+        start, stop = _places(self._documents, document, document + 1)
         return set(self._places[start:stop].tolist())
+
+
+def _places(numbers: Array, *wanted: int) -> Array:
+    """Where each of `wanted`, up to the number of all documents, would stand."""
+    # of another type than theirs, numpy would first copy all the numbers
+    return np.searchsorted(numbers, np.array(wanted, numbers.dtype))

@@ -1,12 +1,14 @@
-"""A dataset of the same documents in a random order, by a seed, in memory that does not grow with the dataset.
+"""A dataset of the same documents in a random order, by a seed, in bounded memory.
 
 Each document draws a number, and the new order is that of the numbers. Documents are first laid into buckets by ranges
 of the numbers, then each bucket is sorted in memory; so the bytes do not depend on the size of the buckets, and the
-reference is one line: `sorted(range(documents), key=numbers.__getitem__)`. Needs room for the documents twice.
+reference is one line: `sorted(range(documents), key=numbers.__getitem__)`. Needs room for the documents twice, and
+memory for about two buckets.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,12 @@ from pipeline.shards.format import (
 )
 from pipeline.shards.reader import Rows, read_rows, rows_of
 
+log = logging.getLogger(__name__)
+
 BUCKET_SIZE_BYTES = 128 << 20
+# every bucket is opened again for each quarter of one that is laid: small ones cost the square of the dataset
+_MOST_BUCKETS = 2048
+_LARGEST_BUCKET_BYTES = 2 << 30  # Arrow counts the ids of a bucket in 32 bits
 _BUCKET_SCHEMA = SCHEMA.append(pa.field("number", pa.uint64()))
 
 
@@ -39,7 +46,7 @@ def shuffle(
     bucket_size_bytes: int = BUCKET_SIZE_BYTES,
     shard_size_bytes: int = SHARD_SIZE_BYTES,
 ) -> DatasetManifest:
-    """Make the dataset `output`; a document stays in its split.
+    """Make the dataset `output`; a document stays in its split. Buckets are larger where there would be too many.
 
     Raises PipelineError if `output` exists, DatasetError if the dataset is damaged.
     """
@@ -56,28 +63,49 @@ def add_shuffled(
     """Add all documents to `new` in the order of their numbers. The buckets lie in `scratch` for a while."""
     source = next(iter(manifest.sources)) if len(manifest.sources) == 1 else None
     for name, record in manifest.splits.items():
-        buckets = _Buckets(scratch / ".buckets", record, bucket_size_bytes=bucket_size_bytes)
+        size_bytes = bucket_size_for(record, asked_bytes=bucket_size_bytes)
+        buckets = _Buckets(scratch / ".buckets", record, bucket_size_bytes=size_bytes)
         _scatter(
             dataset,
             record,
             buckets,
             Draw(seed, purpose="shuffle", split=name),
-            # laid together: with hundreds of buckets each still gets pieces of many kilobytes
-            scatter_size_bytes=bucket_size_bytes // 2,
+            # laid together, and held two to three times meanwhile; each of 2,048 buckets gets at least 16 KiB of it
+            scatter_size_bytes=size_bytes // 4,
         )
         for rows, order in buckets.sorted():
             new.add(name, rows, order, source=source)
             del rows, order  # before the next bucket is read
 
 
+def bucket_size_for(record: SplitRecord, *, asked_bytes: int) -> int:
+    """What was asked for; of a split that has more than 2,048 of these, a 2,048th, up to 2 GiB. That is logged."""
+    size_bytes = max(asked_bytes, min(_LARGEST_BUCKET_BYTES, -(-_size_bytes(record) // _MOST_BUCKETS)))
+    if size_bytes > asked_bytes:
+        log.info(
+            "shuffle: buckets of %s bytes, not %s, of which there would be more than %s; it takes memory for about two",
+            f"{size_bytes:,}",
+            f"{asked_bytes:,}",
+            f"{_MOST_BUCKETS:,}",
+        )
+    return size_bytes
+
+
+def _size_bytes(record: SplitRecord) -> int:
+    return sum(shard.size_bytes for shard in record.shards)
+
+
 def _scatter(dataset: Path, record: SplitRecord, buckets: _Buckets, draw: Draw, *, scatter_size_bytes: int) -> None:
     held: list[Rows] = []
+    held_bytes = 0
     for shard in record.shards:
         for rows in read_rows(dataset, shard):
-            held.append(rows)
-            if sum(rows.ids.nbytes for rows in held) >= scatter_size_bytes:
+            size_bytes = rows.ids.nbytes + rows.names.nbytes
+            if held and held_bytes + size_bytes > scatter_size_bytes:
                 buckets.lay(held, draw)
-                held = []
+                held, held_bytes = [], 0
+            held.append(rows)
+            held_bytes += size_bytes
     if held:
         buckets.lay(held, draw)
 
@@ -86,28 +114,23 @@ class _Buckets:
     """Files of documents whose numbers are in one range each. A file is a row of Arrow streams, one for each `lay`."""
 
     def __init__(self, directory: Path, record: SplitRecord, *, bucket_size_bytes: int) -> None:
-        size_bytes = sum(shard.size_bytes for shard in record.shards)
         self._directory = directory
-        self._count = max(1, -(-size_bytes // bucket_size_bytes))
+        self._count = max(1, -(-_size_bytes(record) // bucket_size_bytes))
         # numbers of bucket k are below the k-th of these; the last bucket takes what is left
         self._limits = np.array([(k << 64) // self._count for k in range(1, self._count)], dtype=np.uint64)
         directory.mkdir(exist_ok=True)
 
     def lay(self, held: list[Rows], draw: Draw) -> None:
-        """Append documents to their buckets, in their order."""
-        pieces: dict[int, list[pa.RecordBatch]] = {}
-        for rows in held:
-            numbers = draw.take(len(rows))
-            buckets = np.searchsorted(self._limits, numbers, side="right")
-            order = np.argsort(buckets, kind="stable")
-            batch = _batch(rows, numbers).take(pa.array(order))
-            bounds = np.searchsorted(buckets[order], np.arange(self._count + 1))
-            for bucket in np.flatnonzero(np.diff(bounds)).tolist():
-                pieces.setdefault(bucket, []).append(batch.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket]))
-        for bucket, batches in pieces.items():
+        """Append documents to their buckets, in their order: one piece a bucket, not one for each of `held`."""
+        numbers = draw.take(sum(map(len, held)))
+        buckets = np.searchsorted(self._limits, numbers, side="right")
+        order = np.argsort(buckets, kind="stable")
+        batch = _batch(held, numbers).take(pa.array(order))
+        bounds = np.searchsorted(buckets[order], np.arange(self._count + 1))
+        for bucket in np.flatnonzero(np.diff(bounds)).tolist():
+            piece = batch.slice(bounds[bucket], bounds[bucket + 1] - bounds[bucket])
             with self._path(bucket).open("ab") as file, pa.ipc.new_stream(file, _BUCKET_SCHEMA) as stream:
-                for batch in batches:
-                    stream.write_batch(batch)
+                stream.write_batch(piece)
 
     def sorted(self) -> Iterator[tuple[Rows, list[int]]]:
         """The documents of one bucket after the other, and their order. A bucket is removed when it is done."""
@@ -127,9 +150,13 @@ class _Buckets:
         return self._directory / f"{bucket:06d}.arrow"
 
 
-def _batch(rows: Rows, numbers: NDArray[np.uint64]) -> pa.RecordBatch:
-    input_ids = pa.ListArray.from_arrays(pa.array(rows.bounds.astype(np.int32)), pa.array(rows.ids))
-    return pa.RecordBatch.from_arrays([input_ids, rows.names, pa.array(numbers)], schema=_BUCKET_SCHEMA)
+def _batch(held: list[Rows], numbers: NDArray[np.uint64]) -> pa.RecordBatch:
+    lengths = np.concatenate([rows.lengths for rows in held])
+    bounds = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    ids = np.concatenate([rows.ids for rows in held])
+    input_ids = pa.ListArray.from_arrays(pa.array(bounds), pa.array(ids))
+    names = pa.concat_arrays([rows.names for rows in held])
+    return pa.RecordBatch.from_arrays([input_ids, names, pa.array(numbers)], schema=_BUCKET_SCHEMA)
 
 
 def _read_streams(path: Path) -> pa.RecordBatch:

@@ -89,7 +89,10 @@ def _plain(array: pa.Array, *, where: str) -> pa.Array:
         array = array.storage
     if pa.types.is_dictionary(array.type):
         array.indices.validate(full=True)
-        return _plain(array.dictionary, where=where).take(array.indices)  # which minds indices out of bounds
+        values = _plain(array.dictionary, where=where)
+        if values.type == pa.binary_view():
+            values = values.cast(pa.large_binary())  # take knows no views
+        return values.take(array.indices)  # which minds indices out of bounds
     if array.type in _AS_BYTES:
         array = array.cast(_AS_BYTES[array.type])
     if pa.types.is_nested(array.type):

@@ -115,7 +115,8 @@ def _ends_by_table(read: _Read, size_bytes: int) -> list[int] | None:
         return None
     ends, end = [], 0
     for frame in range(frames):
-        end += int.from_bytes(table[8 + frame * entry_bytes :][:4], "little")
+        at = 8 + frame * entry_bytes
+        end += int.from_bytes(table[at : at + 4], "little")
         ends.append(end)
     return ends if end == size_bytes - table_bytes else None
 

@@ -46,7 +46,8 @@ class StoredFile:
 def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
     """The files of all globs, each once, by the first of its paths, in the order of the sorted paths.
 
-    Raises SourceError for a glob that matches no file, a folder that cannot be read, and a store that cannot be asked.
+    Raises SourceError for a glob that matches no file or a link that leads nowhere, a folder that cannot be read, and a
+    store that cannot be asked.
     """
     found: dict[str, StoredFile] = {}
     for pattern in globs:
@@ -58,7 +59,7 @@ def find_files(globs: Sequence[str], *, source: str) -> list[StoredFile]:
                 paths = sorted(matching_paths(pattern))
             except OSError as error:
                 raise cannot_be_listed(error, source=source) from None
-            matches = [stored_file(path) for path in paths if Path(path).is_file()]
+            matches = list(_files_at(paths, source=source))
         if not matches:
             where = "" if is_url(pattern) else f" (from {Path.cwd()})"
             if not is_url(pattern) and Path(pattern).is_dir():
@@ -158,6 +159,17 @@ class _Remote(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
+
+
+def _files_at(paths: Sequence[str], *, source: str) -> Iterator[StoredFile]:
+    for path in paths:
+        if Path(path).is_file():
+            yield stored_file(path)
+        elif Path(path).is_symlink() and not Path(path).exists():  # what has vanished is no link
+            raise SourceError(
+                f"source {source!r}: {readable(path)} is a link that leads nowhere, so its documents would be missing; "
+                "restore its target, or remove the link"
+            )
 
 
 def _find_objects(pattern: str) -> list[StoredFile]:

@@ -128,6 +128,26 @@ def test_inspect_has_a_row_for_each_source_and_names_the_longest(
     assert f"  longest {len(ids)}: {name}" in lines
 
 
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(Path.unlink, "is missing"), (lambda path: path.write_bytes(b"{"), "has changed since the dataset was made")],
+)
+def test_inspect_of_a_dataset_without_its_tokenizer_is_one_line_behind_the_counts(
+    dataset: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], object], reason: str
+) -> None:
+    tokenizer = dataset / "tokenizer.json"
+    content = tokenizer.read_bytes()
+    try:
+        damage(tokenizer)
+        assert main(["inspect", str(dataset)]) == 2
+    finally:
+        tokenizer.write_bytes(content)
+    printed = capsys.readouterr()
+    assert "tokens a document" in printed.out
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"smollm2 pipeline: {tokenizer} {reason}; copy it again from where ")
+
+
 def test_inspect_draws_the_lengths(dataset: Path, tmp_path: Path) -> None:
     assert main(["inspect", str(dataset), "--plot", str(tmp_path / "lengths.png")]) == 0
     assert (tmp_path / "lengths.png").read_bytes().startswith(b"\x89PNG")

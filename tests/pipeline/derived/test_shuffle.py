@@ -3,14 +3,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.derived.shuffle import shuffle
-from pipeline.shards.format import Split, read_manifest
+from pipeline.derived import shuffle as shuffling
+from pipeline.derived.shuffle import bucket_size_for, shuffle
+from pipeline.shards.format import ShardRecord, Split, SplitRecord, read_manifest, split_record
 from pipeline.shards.verify import verify_dataset
 
 Document = tuple[str, tuple[int, ...]]
@@ -61,6 +64,70 @@ def test_the_bytes_do_not_depend_on_the_buckets(dataset: Path, tmp_path: Path) -
         made.append({path.relative_to(output): path.read_bytes() for path in files})
     assert made[0] == made[1]
     assert len(read_manifest(tmp_path / "one" / "shuffled").splits["train"].shards) > 1
+
+
+def split_of(size_bytes: int) -> SplitRecord:
+    shard = ShardRecord(path="data-00000-000.arrow", documents=1, tokens=1, size_bytes=size_bytes, digest="sha256:0")
+    return split_record([shard])
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "asked_mib", "mib"),
+    [
+        (1 << 30, 128, 128),
+        (256 << 30, 128, 128),
+        (1 << 40, 128, 512),
+        (1 << 40, 1024, 1024),
+        (4 << 40, 128, 2048),
+        (6 << 40, 1, 2048),
+    ],
+)
+def test_buckets_grow_with_the_dataset_up_to_2_gib(
+    size_bytes: int, asked_mib: int, mib: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert bucket_size_for(split_of(size_bytes), asked_bytes=asked_mib << 20) == mib << 20
+    assert len(caplog.messages) == (mib > asked_mib)
+    for message in caplog.messages:
+        assert message == (
+            f"shuffle: buckets of {mib << 20:,} bytes, not {asked_mib << 20:,}, of which there would be more than "
+            "2,048; it takes memory for about two"
+        )
+
+
+def pieces_in(path: Path) -> int:
+    pieces = 0
+    with pa.memory_map(str(path)) as file:
+        while file.tell() < file.size():
+            with pa.ipc.open_stream(file) as stream:
+                pieces += sum(1 for _ in stream)
+    return pieces
+
+
+def test_one_of_few_buckets_gets_one_piece_of_all_that_is_laid_together(
+    tmp_path: Path,
+    make_dataset: Callable[..., Path],
+    make_documents: Callable[..., list[Document]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset = make_dataset(tmp_path / "dataset", [make_documents(40, seed=seed) for seed in range(12)])
+    lay, read = shuffling._Buckets.lay, shuffling._read_streams
+    laid, pieces = [], []
+
+    def counting_lay(buckets: Any, held: Any, draw: Any) -> None:
+        laid.append(len(held))
+        lay(buckets, held, draw)
+
+    def counting_read(path: Path) -> pa.RecordBatch:
+        pieces.append(pieces_in(path))
+        return read(path)
+
+    monkeypatch.setattr(shuffling, "_MOST_BUCKETS", 2)
+    monkeypatch.setattr(shuffling._Buckets, "lay", counting_lay)
+    monkeypatch.setattr(shuffling, "_read_streams", counting_read)
+    shuffle(dataset, tmp_path / "out", seed=1, bucket_size_bytes=1)
+    assert laid == [2] * 6
+    assert pieces == [6, 6]
 
 
 def test_another_seed_is_another_order(dataset: Path, tmp_path: Path, read_documents: Read) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.document import BadRecord, Document, Record, SourceError, UnwantedRecord
 from pipeline.source_config import ArrowConfig
-from pipeline.sources.columns import column_records, require_columns
+from pipeline.sources.columns import column_records, raw_values, require_columns
 
 
 def config_of(**fields: Any) -> ArrowConfig:
@@ -71,6 +71,21 @@ def test_a_dictionary_may_hold_strings_that_are_not_utf8() -> None:
         Document("a:1", "good"),
         "missing_field",
     ]
+
+
+@pytest.mark.parametrize("kind", [pa.string_view(), pa.binary_view()])
+def test_a_dictionary_may_hold_views(kind: pa.DataType) -> None:
+    values = pa.array(["short", "too long to lie in its view"], kind)
+    texts = pa.DictionaryArray.from_arrays(pa.array([1, 0, None, 1], pa.uint32()), values)
+    assert raw_values(texts, where="a") == [
+        b"too long to lie in its view",
+        b"short",
+        None,
+        b"too long to lie in its view",
+    ]
+    outside = pa.DictionaryArray.from_arrays(pa.array([2]), values, safe=False)
+    with pytest.raises(pa.ArrowException):
+        raw_values(outside, where="a")
 
 
 def test_two_columns_of_a_name_that_is_read_are_refused() -> None:

@@ -14,6 +14,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -188,6 +189,33 @@ def test_a_file_that_is_cut_while_its_table_is_read_is_left_to_its_reader(tmp_pa
     # the footer was still there, the table is not
     table = iter([content[-9:], b""])
     assert frames._ends_by_table(lambda offset, count: next(table), len(content)) is None
+
+
+class Counting(bytes):
+    """Bytes that count how many of them were copied by slices."""
+
+    copied = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        part = super().__getitem__(key)
+        if isinstance(part, bytes):
+            Counting.copied += len(part)
+            return Counting(part)
+        return part
+
+
+def test_a_table_is_read_in_linear_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame_count = 2000
+    content = with_table([b"x"] * frame_count)
+    monkeypatch.setattr(Counting, "copied", 0)
+
+    def read(offset: int, count: int) -> bytes:
+        return Counting(content[offset : offset + count])
+
+    ends = frames._ends_by_table(read, len(content))
+    assert ends is not None
+    assert len(ends) == frame_count
+    assert Counting.copied <= 4 * frame_count
 
 
 def test_one_line_over_many_frames_is_of_the_first(tmp_path: Path) -> None:

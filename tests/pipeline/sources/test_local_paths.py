@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.document import SourceError
+from pipeline.sources import storage
 from pipeline.sources.local_paths import matching_paths
 from pipeline.sources.storage import find_files
 
@@ -55,7 +56,7 @@ def test_a_linked_folder_is_read_by_the_first_of_its_paths(tmp_path: Path) -> No
     for name in ("elsewhere/deep/1", "data/a-b/2", "data/z/3"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for link, target in {"data/a": "data/a-b", "data/m": "data/z", "data/far": "elsewhere", "data/none": "x"}.items():
+    for link, target in {"data/a": "data/a-b", "data/m": "data/z", "data/far": "elsewhere"}.items():
         (tmp_path / link).symlink_to(tmp_path / target)
     expected = [f"{tmp_path}/data/{name}" for name in ("a-b/2", "far/deep/1", "m/3")]
     assert listed(f"{tmp_path}/data/**/*") == expected
@@ -73,7 +74,29 @@ def test_links_to_parents_do_not_lead_round_in_circles(tmp_path: Path) -> None:
         (deep / name).symlink_to(tmp_path / "data")
         (deep / f"{name}-itself").symlink_to(deep / f"{name}-itself")
     assert list(matching_paths(f"{tmp_path}/**/*.jsonl")) == [f"{deep}/a.jsonl"]
-    assert listed(f"{tmp_path}/**") == [f"{deep}/a.jsonl"]
+    assert listed(f"{tmp_path}/**/*.jsonl") == [f"{deep}/a.jsonl"]
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "**/*", "**", "b.jsonl"])
+@pytest.mark.parametrize("target", ["none", "b.jsonl"])
+def test_a_link_that_leads_nowhere_is_named_where_the_pattern_matches_it(
+    tmp_path: Path, pattern: str, target: str
+) -> None:
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "b.jsonl").symlink_to(target)
+    with pytest.raises(SourceError) as raised:
+        listed(f"{tmp_path}/{pattern}")
+    assert str(raised.value) == (
+        f"source 'corpus': {tmp_path}/b.jsonl is a link that leads nowhere, so its documents would be missing; "
+        "restore its target, or remove the link"
+    )
+    assert listed(f"{tmp_path}/a*") == [f"{tmp_path}/a.jsonl"]
+
+
+def test_a_file_that_vanishes_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").touch()
+    monkeypatch.setattr(storage, "matching_paths", lambda pattern: [f"{tmp_path}/a.jsonl", f"{tmp_path}/gone.jsonl"])
+    assert listed(f"{tmp_path}/*.jsonl") == [f"{tmp_path}/a.jsonl"]
 
 
 @pytest.mark.parametrize("pattern", ["**/*.jsonl", "*/*.jsonl", "**"])
