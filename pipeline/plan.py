@@ -18,7 +18,7 @@ from pipeline.document import PipelineError, SourceError
 from pipeline.filter_config import look_into_text
 from pipeline.report import MAX_EXAMPLES, examples_per_unit
 from pipeline.sources.catalog import reader_of
-from pipeline.sources.piece import Piece
+from pipeline.sources.piece import PackedPieces, Piece
 
 # what a kill costs a worker at most: less than ten seconds, whatever the engine (benchmarks/lost_work.py). Filters that
 # look into a text go through some 2 to 7 MB/s, everything else through 7 to 45
@@ -28,8 +28,8 @@ FILTERED_UNIT_SIZE_BYTES = 8 << 20
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
 
-# whose pieces are ranges of bytes
-_TYPES_OF_RANGES = ("jsonl",)
+# whose pieces are ranges of a file or table, of bytes, row groups, record batches or rows, which joined read the same
+_TYPES_OF_RANGES = ("jsonl", "parquet", "arrow", "huggingface")
 
 MAX_NAMED_PIECES = 8
 
@@ -81,16 +81,16 @@ def make_plan(config: PipelineConfig) -> Plan:
     Raises SourceError for a source that has no input or cannot be opened.
     """
     cut_bytes = config.unit_size_bytes or _default_unit_size_bytes(config)
-    pieces: dict[str, list[Piece]] = {}
+    pieces: dict[str, PackedPieces] = {}
     for source in config.sources:
-        pieces[source.name] = list(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
+        pieces[source.name] = PackedPieces(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
         if not pieces[source.name]:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
     return Plan(units_of(pieces, config))
 
 
 def units_of(
-    pieces: Mapping[str, Sequence[Piece]], config: PipelineConfig, *, first_index: int = 0
+    pieces: Mapping[str, Sequence[Piece] | PackedPieces], config: PipelineConfig, *, first_index: int = 0
 ) -> tuple[Unit, ...]:
     """Units of the pieces of each source, numbered on; of the default size, or larger, no more than about MAX_UNITS."""
     unit_size_bytes = config.unit_size_bytes
@@ -101,15 +101,14 @@ def units_of(
     types = {source.name: source.type for source in config.sources}
     units: list[Unit] = []
     for source, of_source in pieces.items():
-        groups = list(group_pieces(of_source, unit_size_bytes=unit_size_bytes))
+        joins = types[source] in _TYPES_OF_RANGES
+        # joined as they come: all pieces of a corpus of many TB are millions of row groups
+        groups = [
+            _joined(group) if joins else group for group in group_pieces(of_source, unit_size_bytes=unit_size_bytes)
+        ]
         max_examples = examples_per_unit(len(groups)) if groups else 0
         units += [
-            Unit(
-                index=index,
-                source=source,
-                pieces=_joined(group) if types[source] in _TYPES_OF_RANGES else group,
-                max_examples=max_examples,
-            )
+            Unit(index=index, source=source, pieces=group, max_examples=max_examples)
             for index, group in enumerate(groups, start=first_index + len(units))
         ]
     return tuple(units)
@@ -145,9 +144,18 @@ def group_pieces(pieces: Iterable[Piece], *, unit_size_bytes: int) -> Iterator[t
         yield tuple(group)
 
 
-def plan_to_json(plan: Plan) -> bytes:
-    # a unit at a time: all of them as dicts are ten times the text
-    return b"[" + b", ".join(json.dumps(_as_dict(unit)).encode() for unit in plan.units) + b"]"
+def json_parts(plan: Plan) -> Iterator[bytes]:
+    """A run's `plan.json`, a unit at a time: all of them as dicts are ten times the text."""
+    yield b"["
+    for number, unit in enumerate(plan.units):
+        yield (b", " if number else b"") + json.dumps(_as_dict(unit)).encode()
+    yield b"]"
+
+
+def is_stored_in(path: Path, plan: Plan) -> bool:
+    """Whether a `plan.json` holds this plan, to the byte."""
+    with path.open("rb") as file:
+        return all(file.read(len(part)) == part for part in json_parts(plan)) and not file.read(1)
 
 
 def _as_dict(unit: Unit) -> dict[str, Any]:

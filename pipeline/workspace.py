@@ -29,7 +29,7 @@ from pipeline.config import PipelineConfig, content_of, differences
 from pipeline.document import PipelineError
 from pipeline.lock import LockedError, locked
 from pipeline.packed_models import PackedModels
-from pipeline.plan import Plan, changed_inputs, plan_to_json
+from pipeline.plan import Plan, changed_inputs, is_stored_in, json_parts
 from pipeline.shards.format import (
     MANIFEST_FILE,
     SPLITS,
@@ -38,6 +38,7 @@ from pipeline.shards.format import (
     DatasetManifest,
     split_directory,
     write_durably,
+    write_parts_durably,
 )
 from pipeline.status import STATUS_FILE
 from pipeline.unit import DISTRUST_FILE, UnitRecord, unit_record_path
@@ -123,8 +124,8 @@ class Workspace:
         self.units_directory.mkdir(parents=True, exist_ok=True)
         write_durably(self._config_path, json.dumps(content_of(config), indent=1).encode())
         if not self._plan_path.is_file():
-            write_durably(self._plan_path, plan_to_json(plan))
-        elif self._plan_path.read_bytes() != plan_to_json(plan):
+            write_parts_durably(self._plan_path, json_parts(plan))
+        elif not is_stored_in(self._plan_path, plan):
             if changes := changed_inputs(self._plan_path, plan):
                 raise PipelineError(
                     f"the input has changed since the run in {self.dataset} began: {some_of(changes)}; "

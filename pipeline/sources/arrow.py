@@ -43,12 +43,14 @@ def find_pieces(config: ArrowConfig, *, unit_size_bytes: int) -> Iterator[Piece]
 
 
 def read_piece(config: ArrowConfig, piece: Piece) -> Iterator[Record]:
-    """Raises SourceError, naming the file, if it is damaged."""
+    """A record batch at a time, in the memory of one. Raises SourceError, naming the file, if it is damaged."""
     name = readable(piece.path)
     with _open(piece.path, version=piece.version) as stream:
         if _is_file(stream):
-            batch = pa.ipc.open_file(stream).get_batch(piece.start)
-            yield from _records(config, batch, location=f"{name}:{piece.start}", first_row=0)
+            reader = pa.ipc.open_file(stream)
+            for number in range(piece.start, piece.stop):
+                # no name for the batch, which is gone before the next is read
+                yield from _records(config, reader.get_batch(number), location=f"{name}:{number}", first_row=0)
             return
         row = 0
         for batch in pa.ipc.open_stream(stream):

@@ -35,18 +35,22 @@ def find_pieces(config: ParquetConfig, *, unit_size_bytes: int) -> Iterator[Piec
 
 
 def read_piece(config: ParquetConfig, piece: Piece) -> Iterator[Record]:
-    """Raises SourceError, naming the file, if a page of it is damaged."""
+    """A row group at a time, in the memory of one. Raises SourceError, naming the file, if a page of it is damaged."""
     with _open(piece.path, version=piece.version) as file:
-        row = 0
-        for batch in file.iter_batches(
-            batch_size=BATCH_ROWS,
-            row_groups=range(piece.start, piece.stop),
-            columns=top_columns(config, file.schema_arrow),
-            use_threads=False,
-        ):
-            location = f"{readable(piece.path)}:{piece.start}"
-            yield from column_records(config, batch, location=location, first_row=row)
-            row += batch.num_rows
+        for group in range(piece.start, piece.stop):
+            yield from _records(config, file, group, location=f"{readable(piece.path)}:{group}")
+
+
+def _records(config: ParquetConfig, file: pq.ParquetFile, group: int, *, location: str) -> Iterator[Record]:
+    row = 0
+    for batch in file.iter_batches(
+        batch_size=BATCH_ROWS,
+        row_groups=[group],
+        columns=top_columns(config, file.schema_arrow),
+        use_threads=False,
+    ):
+        yield from column_records(config, batch, location=location, first_row=row)
+        row += batch.num_rows
 
 
 @contextmanager

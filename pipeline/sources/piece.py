@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from pipeline.sources.storage import StoredFile
@@ -23,6 +24,35 @@ class Piece:
     start: int
     stop: int
     size_bytes: int
+
+
+class PackedPieces:
+    """Pieces in their order, in 28 bytes each and two strings a file: a sixth of what row groups are as objects.
+
+    Every look at a piece makes it anew.
+    """
+
+    def __init__(self, pieces: Iterable[Piece]) -> None:
+        self._files: list[tuple[str, str]] = []
+        self._numbers_of_files, self._starts = array("I"), array("q")
+        self._stops, self._sizes = array("q"), array("q")
+        for piece in pieces:
+            file = (piece.path, piece.version)
+            if not self._files or self._files[-1] != file:
+                self._files.append(file)
+            self._numbers_of_files.append(len(self._files) - 1)
+            self._starts.append(piece.start)
+            self._stops.append(piece.stop)
+            self._sizes.append(piece.size_bytes)
+
+    def __iter__(self) -> Iterator[Piece]:
+        columns = (self._numbers_of_files, self._starts, self._stops, self._sizes)
+        for number, start, stop, size_bytes in zip(*columns, strict=True):
+            path, version = self._files[number]
+            yield Piece(path, version, start, stop, size_bytes)
+
+    def __len__(self) -> int:
+        return len(self._starts)
 
 
 def whole_file(file: StoredFile) -> Piece:

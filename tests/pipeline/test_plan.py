@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from pipeline import plan as plan_module
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError, SourceError
 from pipeline.plan import (
@@ -16,11 +22,13 @@ from pipeline.plan import (
     Unit,
     changed_inputs,
     group_pieces,
+    is_stored_in,
+    json_parts,
     make_plan,
-    plan_to_json,
     units_of,
 )
-from pipeline.sources.piece import Piece
+from pipeline.run import run
+from pipeline.sources.piece import PackedPieces, Piece
 
 
 def piece(name: str, size_bytes: int) -> Piece:
@@ -47,13 +55,102 @@ def test_a_large_input_is_cut_into_so_many_units_by_grouping_its_ranges(
     assert len(units_of({"corpus": ranges}, make_config(unit_size_bytes=UNIT_SIZE_BYTES))) == len(ranges)
 
 
-def test_ranges_that_follow_each_other_in_a_unit_are_one(make_config: Callable[..., PipelineConfig]) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow"])
+def test_ranges_that_follow_each_other_in_a_unit_are_one(make_config: Callable[..., PipelineConfig], kind: str) -> None:
     ranges = [Piece("a", "1", start, start + 10, 30) for start in (0, 10, 20, 40)] + [Piece("b", "1", 50, 60, 30)]
-    (unit,) = units_of({"corpus": ranges}, make_config())
+    (unit,) = units_of({"corpus": ranges}, make_config(sources=[{"name": "corpus", "type": kind, "files": ["a"]}]))
     assert unit.pieces == (Piece("a", "1", 0, 30, 90), Piece("a", "1", 40, 50, 30), Piece("b", "1", 50, 60, 30))
-    parquet = {"name": "corpus", "type": "parquet", "files": ["a"]}
-    (unit,) = units_of({"corpus": ranges}, make_config(sources=[parquet]))
-    assert unit.pieces == tuple(ranges)  # row groups, which name their records
+
+
+def test_files_of_a_stream_stay_pieces_of_their_own(make_config: Callable[..., PipelineConfig]) -> None:
+    files = [Piece("web/train", "1", start, start + 1, 30) for start in range(3)]
+    source = {"name": "corpus", "type": "huggingface_stream", "path": "web"}
+    (unit,) = units_of({"corpus": files}, make_config(sources=[source]))
+    assert unit.pieces == tuple(files)
+
+
+def write_columns(folder: Path, texts: list[str]) -> list[dict[str, Any]]:
+    """Sources of all kinds that are cut by rows, with duplicates and bad rows in many of their groups."""
+    datasets = pytest.importorskip("datasets")
+    content: list[bytes | None] = [text.encode() for text in texts]
+    content[7], content[50], content[33], content[61] = None, b"\xff\xfe", content[2], content[3]
+    table = pa.table({"text": pa.array(content, pa.binary()).view(pa.string())})
+    pq.write_table(table, folder / "a.parquet", row_group_size=3)
+    pq.write_table(table.slice(20), folder / "b.parquet", row_group_size=7)
+    for name, new in (("a.arrow", pa.ipc.new_file), ("b.arrow", pa.ipc.new_stream)):
+        with new(folder / name, table.schema) as writer:
+            writer.write_table(table.slice(9), max_chunksize=4)
+    datasets.Dataset.from_dict({"text": texts[30:]}).save_to_disk(str(folder / "saved"))
+    return [
+        *({"name": kind, "type": kind, "files": [f"{folder}/*.{kind}"]} for kind in ("parquet", "arrow")),
+        {"name": "saved", "type": "huggingface", "path": f"{folder}/saved", "loader": "load_from_disk"},
+    ]
+
+
+def test_joined_row_groups_give_the_bytes_that_single_ones_give(
+    tmp_path: Path,
+    make_config: Callable[..., PipelineConfig],
+    make_texts: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources = write_columns(tmp_path, make_texts(80, seed=5))
+    # as if the input were large: units of several of what each source is cut into
+    monkeypatch.setattr(plan_module, "UNIT_SIZE_BYTES", 2000)
+    monkeypatch.setattr(plan_module, "MAX_UNITS", 20)
+    pieces, made = [], []
+    for types in (plan_module._TYPES_OF_RANGES, ()):
+        monkeypatch.setattr(plan_module, "_TYPES_OF_RANGES", types)
+        config = make_config(
+            sources=sources,
+            output_dir=tmp_path / f"dataset-{len(types)}",
+            executor="serial",
+            max_bad_record_fraction=1,
+            deduplication={"exact": {}},
+        )
+        pieces.append([(unit.source, len(unit.pieces)) for unit in make_plan(config).units])
+        run(config)
+        report = json.loads((config.output_dir / "report.json").read_text())
+        dropped = [report["sources"][source["name"]]["dropped"] for source in sources]
+        files = [*sorted(config.output_dir.rglob("*.arrow")), config.output_dir / "manifest.json"]
+        made.append((dropped, {file.relative_to(config.output_dir): file.read_bytes() for file in files}))
+    joined, single = pieces
+    assert len(joined) == len(single) > 5
+    assert all(any(of == kind and count > 1 for of, count in single) for kind in ("parquet", "arrow", "saved"))
+    assert max(count for _, count in joined) <= 2  # the end of a file and the beginning of the next
+    assert made[0] == made[1]
+
+
+def test_a_plan_takes_no_memory_for_each_row_group(
+    make_config: Callable[..., PipelineConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_pieces(config: object, *, unit_size_bytes: int) -> Iterator[Piece]:
+        for group in range(20_000):
+            yield Piece(path="a.parquet", version="1", start=group, stop=group + 1, size_bytes=4_000_000 + group % 999)
+
+    monkeypatch.setattr(plan_module, "reader_of", lambda source: SimpleNamespace(find_pieces=find_pieces))
+    config = make_config(sources=[{"name": "corpus", "type": "parquet", "files": ["a"]}], unit_size_bytes=1 << 30)
+    tracemalloc.start()
+    try:
+        plan = make_plan(config)
+        held_bytes, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [len(unit.pieces) for unit in plan.units] == [1] * len(plan.units)
+    assert plan.units[-1].pieces[0].stop == 20_000
+    assert held_bytes < 100_000
+    assert peak_bytes < 20_000 * 40  # 28 in arrays that grow by an eighth; as objects 170
+
+
+def test_packed_pieces_are_the_pieces() -> None:
+    pieces = [
+        Piece("a", "1", 0, 1, 5),
+        Piece("a", "1", 1, 3, 0),
+        Piece("a", "2", 0, 1, 5),
+        Piece("b", "2", 0, 1 << 40, 7),
+    ]
+    packed = PackedPieces(iter(pieces))
+    assert (list(packed), list(packed), len(packed)) == (pieces, pieces, 4)
+    assert not PackedPieces([])
 
 
 def test_units_are_smaller_where_filters_look_into_texts(
@@ -100,10 +197,18 @@ def test_the_plan_covers_every_byte_once(corpus: Path, make_config: Callable[...
     assert all(unit.size_bytes <= 1000 for unit in plan.units)
 
 
-def test_the_plan_is_stored_whole() -> None:
+def test_the_plan_is_stored_whole(tmp_path: Path) -> None:
     pieces = (piece("a \udcff", 3), piece("ä", 4))  # a name that is not UTF-8
     plan = Plan((Unit(index=0, source="web", pieces=pieces), Unit(index=1, source="code", pieces=pieces[1:])))
-    assert plan_to_json(plan) == json.dumps([asdict(unit) for unit in plan.units]).encode()
+    content = b"".join(json_parts(plan))
+    assert content == json.dumps([asdict(unit) for unit in plan.units]).encode()
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    assert is_stored_in(path, plan)
+    assert not is_stored_in(path, Plan(plan.units[:1]))
+    for other in (content[:-1], content + b" ", content.replace(b"web", b"wob"), b""):
+        path.write_bytes(other)
+        assert not is_stored_in(path, plan)
 
 
 def test_changed_inputs_are_listed_a_line_a_file(
@@ -111,7 +216,7 @@ def test_changed_inputs_are_listed_a_line_a_file(
 ) -> None:
     config = make_config(unit_size_bytes=1000)
     stored = tmp_path / "plan.json"
-    stored.write_bytes(plan_to_json(make_plan(config)))
+    stored.write_bytes(b"".join(json_parts(make_plan(config))))
     assert changed_inputs(stored, make_plan(config)) == []
     (corpus / "0.jsonl").unlink()
     with (corpus / "1.jsonl").open("a") as file:

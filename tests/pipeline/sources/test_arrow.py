@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,32 @@ def test_rows_are_named_by_where_they_lie(tmp_path: Path, kind: str) -> None:
         [f"{path}:0:0", f"{path}:0:1", f"{path}:2:99"] if kind == "file" else [f"{path}:0", f"{path}:1", f"{path}:699"]
     )
     assert len(set(documents)) == 700
+
+
+def test_a_range_of_batches_gives_the_records_of_each(tmp_path: Path) -> None:
+    config = config_of(write(tmp_path / "a.arrow", TABLE, "file"))
+    _, second, third = pieces_of(config)
+    together = list(arrow.read_piece(config, replace(second, stop=third.stop)))
+    assert together == [record for piece in (second, third) for record in arrow.read_piece(config, piece)]
+    assert len(together) == 400
+
+
+def test_a_range_of_batches_is_read_in_the_memory_of_one(tmp_path: Path) -> None:
+    table = pa.table({"text": ["x" * 1000] * 8000})
+    config = config_of(write(tmp_path / "a.arrow", table, "file", batch_rows=1000))
+    first, *_, last = pieces_of(config)
+
+    def peak_bytes(piece: Piece) -> int:
+        tracemalloc.start()
+        try:
+            assert sum(1 for _ in arrow.read_piece(config, piece)) == 1000 * (piece.stop - piece.start)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    one_bytes = peak_bytes(first)
+    assert one_bytes > 1_000_000
+    assert peak_bytes(replace(first, stop=last.stop)) < 1.2 * one_bytes
 
 
 @both

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,22 @@ def test_each_row_group_is_a_piece(tmp_path: Path) -> None:
     pieces = list(parquet.find_pieces(config_of(file), unit_size_bytes=1))
     assert [(piece.start, piece.stop) for piece in pieces] == [(0, 1), (1, 2)]
     assert [record.text for record in read(config_of(file)) if isinstance(record, Document)] == ["a", "b", "c"]
+
+
+def test_a_range_of_row_groups_gives_the_records_of_each(tmp_path: Path) -> None:
+    texts = [f"text {n}" if n % 9 else None for n in range(1000)]
+    file = write(tmp_path / "a.parquet", {"text": texts}, row_group_size=300)  # more than a batch, and no multiple
+    config = config_of(file)
+    _, second, third, fourth = parquet.find_pieces(config, unit_size_bytes=1)
+    together = list(parquet.read_piece(config, replace(second, stop=fourth.stop)))
+    assert together == [record for piece in (second, third, fourth) for record in parquet.read_piece(config, piece)]
+    assert [record.document_id for record in together[298:303] if isinstance(record, Document)] == [
+        f"{file}:1:298",
+        f"{file}:1:299",
+        f"{file}:2:0",
+        f"{file}:2:1",
+        f"{file}:2:2",
+    ]
 
 
 def test_the_size_of_a_piece_is_that_of_its_text(tmp_path: Path) -> None:
