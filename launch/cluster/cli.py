@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from configs.load import load
+from configs.load import dump, load
 from launch.cluster.devices import DEVICES
 from launch.cluster.plan import WORLD_SIZES, Assumptions, divisible, plan
 from launch.cluster.plan_table import as_json, format_table
@@ -133,14 +133,12 @@ def _render(arguments: argparse.Namespace) -> int:
         memory_gib=arguments.memory_gib,
         time_limit=arguments.time,
     )
-    check_shape(config, shape)
+    check_shape(config, shape, scheduler=arguments.scheduler)
     if arguments.scheduler == "slurm":
         template = importlib.resources.files("configs").joinpath("cluster/slurm.sh").read_text(encoding="utf-8")
         text = render_slurm(template, config, arguments.config, arguments.overrides, shape)
     else:
-        text = render_kubernetes(
-            config, arguments.config, arguments.overrides, shape, image=arguments.image, claim=arguments.claim
-        )
+        text = render_kubernetes(config, dump(config), shape, image=arguments.image, claim=arguments.claim)
     if arguments.output is None:
         print(text, end="")
     else:

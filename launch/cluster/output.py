@@ -20,6 +20,7 @@ _HOST = r"(?:\S+: )?"  # pdsh puts the host before each line
 _LOGGER = re.compile(rf"{_HOST}\[\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d,\d+\] \[[A-Z]+\] \[")
 _WARNING = re.compile(rf"{_HOST}(?:\S+:\d+: \w*Warning: |[WI]\d{{4}} )")
 _SUCCESS = re.compile(r"\[INFO\] \[launch\.py:\S+ Process \d+ exits successfully")
+_RETURNED = re.compile(r"\[ERROR\] \[launch\.py:\S+ .* exits with return code = (-?\d+)$")
 _TRACEBACK = re.compile(rf"{_HOST}Traceback \(most recent call last\):")
 _CHAIN = re.compile(rf"{_HOST}(?:During handling of|The above exception was)")
 _EXCEPTION = re.compile(rf"{_HOST}[A-Za-z_][\w.]*(?:Error|Exception|Interrupt|Exit)\b")
@@ -34,6 +35,12 @@ def is_success(line: str) -> bool:
     """DeepSpeed's word that a rank has ended well."""
     # anywhere in it: a rank's unfinished line may stand before
     return _SUCCESS.search(line) is not None
+
+
+def returned_code(line: str) -> int | None:
+    """A node's exit code, where DeepSpeed's launcher there tells it: that of the first of its ranks to fail."""
+    found = _RETURNED.search(line)
+    return None if found is None else int(found[1]) % 256  # -9 as the node passes it on, 247
 
 
 def is_users(line: str) -> bool:

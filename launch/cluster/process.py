@@ -27,6 +27,7 @@ from launch.cluster.hostfile import format_hostfile
 from launch.cluster.launcher import (
     Hostfile,
     LauncherError,
+    Local,
     Placement,
     Slurm,
     build_command,
@@ -40,6 +41,7 @@ from launch.cluster.output import (
     is_logger_line,
     is_success,
     is_users,
+    returned_code,
     show,
 )
 from launch.cluster.silence import POLL_INTERVAL_S, SILENCE_S, Silence
@@ -62,9 +64,9 @@ def start_training(
     run_dir: Path,
     wish: StopWish | None = None,
 ) -> int:
-    """Train until the end and return the exit code: the first failing rank's, 130, 138 or 143 if a signal ended the run
-    after it had saved, 1 if a signal ended it before that, 0 if it came when all was done. `wish` is told the signal,
-    as it comes.
+    """Train until the end and return the exit code: the first failing rank's (on several nodes 2, if one of them says
+    so), 130, 138 or 143 if a signal ended the run after it had saved, 1 if a signal ended it before that, 0 if it came
+    when all was done. `wish` is told the signal, as it comes.
 
     Raises LauncherError, HostfileError or SlurmError before anything starts, OSError if the run folder takes no log.
     """
@@ -128,6 +130,8 @@ def run_command(
             if stragglers:
                 signals.send_to_session(signal.SIGKILL)
                 relay.wait(timeout_s=STRAGGLERS_GRACE_S)
+            if not isinstance(placement, Local):
+                code = code_of_nodes(relay.returned, code)
             if code and signals.received is not None:
                 state = signals.last_state(code)
                 if state == "killed":
@@ -147,6 +151,12 @@ def run_command(
     if code:
         _tell_failure(code, relay, log)
     return code
+
+
+def code_of_nodes(returned: Sequence[int], code: int) -> int:
+    """The user's mistake if a single node has met one, else what was told first. `code` is the launcher's own: pdsh and
+    srun return the largest of all, which after a mistake on one node is that of the ranks that waited for it."""
+    return USER_MISTAKE if USER_MISTAKE in returned else next(iter(returned), code)
 
 
 def _wait(child: subprocess.Popen[bytes], signals: ForwardedSignals, silence: Silence) -> int:
@@ -176,6 +186,7 @@ class Relay:
         self.held: deque[str] = deque(maxlen=HELD_LINES)
         self.saw_success = False
         self.saw_users_error = False
+        self.returned: list[int] = []  # the nodes' exit codes, in the order in which they were told
         self._log = log
         self._threads = [
             threading.Thread(target=self._read, args=(child.stdout, self._show_output), daemon=True),
@@ -203,6 +214,9 @@ class Relay:
 
     def _show_output(self, line: str) -> None:
         self.saw_success = self.saw_success or is_success(line)
+        code = returned_code(line)
+        if code is not None:
+            self.returned.append(code)
         if not is_logger_line(line):
             show(line, sys.stdout)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from launch.config import TrainConfig, TrainingError
 KUBERNETES_MEMORY_GIB = 512  # unless told: a pod that asks for no memory is the first to be evicted
 _FIRST_LINE = "config=${1:?give a config, such as configs/train/smollm2-135m.yaml}\n"
 _NAME_LENGTH = 52  # of a Job, whose pods' host names add the index and must stay under 64
+_MOUNT = "/etc/smollm2"  # of the ConfigMap
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,16 @@ class Shape:
     time_limit: str = "24:00:00"
 
 
-def check_shape(config: TrainConfig, shape: Shape) -> None:
-    """Raises TrainingError for a batch that does not divide over the ranks."""
-    config.accumulation_steps(world_size=shape.nodes * shape.gpus_per_node)
+def check_shape(config: TrainConfig, shape: Shape, *, scheduler: str) -> None:
+    """Raises TrainingError for a batch that does not divide over the ranks that the job starts, and for settings that
+    do not go with it."""
+    ranks = config.launcher.ranks_per_node or shape.gpus_per_node
+    if scheduler == "kubernetes" and ranks != shape.gpus_per_node:
+        raise TrainingError(
+            f"launcher.ranks_per_node={ranks}, but a pod starts a rank on each of its {shape.gpus_per_node} GPUs; "
+            f"render with --gpus-per-node {ranks}, or with launcher.ranks_per_node=null"
+        )
+    config.accumulation_steps(world_size=shape.nodes * ranks)
     if config.launcher.hostfile is not None:
         raise TrainingError(
             f"launcher.hostfile={config.launcher.hostfile} would go before the allocation; "
@@ -62,17 +71,15 @@ def render_slurm(template: str, config: TrainConfig, file: Path, overrides: Sequ
     return script.replace(_FIRST_LINE, f'set -- {words} "$@"\n{_FIRST_LINE}')
 
 
-def render_kubernetes(
-    config: TrainConfig, file: Path, overrides: Sequence[str], shape: Shape, *, image: str, claim: str
-) -> str:
-    """One YAML stream. `claim` is a volume that all nodes may write, with the datasets and the run folder in it."""
+def render_kubernetes(config: TrainConfig, resolved: str, shape: Shape, *, image: str, claim: str) -> str:
+    """One YAML stream. `resolved` is the config as YAML, which goes along; `claim` is a volume that all nodes may
+    write, with the datasets and the run folder in it."""
     name = kubernetes_name(config.name)
     port = config.launcher.master_port or DEFAULT_MASTER_PORT
     hosts = "\n".join(f"    {name}-{index}.{name} slots={shape.gpus_per_node}" for index in range(shape.nodes))
-    train = shlex.join([TRAIN_MODULE, str(file), *overrides])
     deepspeed = (
-        f"deepspeed --no_ssh --node_rank=$JOB_COMPLETION_INDEX --hostfile=/etc/smollm2/hostfile "
-        f"--master_addr={name}-0.{name} --master_port={port} --module {train}"
+        f"deepspeed --no_ssh --node_rank=$JOB_COMPLETION_INDEX --hostfile={_MOUNT}/hostfile "
+        f"--master_addr={name}-0.{name} --master_port={port} --module {TRAIN_MODULE} {_MOUNT}/config.yaml"
     )
     return _MANIFEST.format(
         name=name,
@@ -82,6 +89,8 @@ def render_kubernetes(
         cpus=shape.cpus_per_node,
         memory=shape.memory_gib or KUBERNETES_MEMORY_GIB,
         hosts=hosts,
+        resolved=textwrap.indent(resolved, "    ").rstrip(),
+        mount=_MOUNT,
         port=port,
         image=json.dumps(image),
         claim=json.dumps(claim),
@@ -128,6 +137,8 @@ metadata:
 data:
   hostfile: |
 {hosts}
+  config.yaml: | # resolved, with the overrides that it was rendered with
+{resolved}
 ---
 apiVersion: batch/v1
 kind: Job
@@ -196,15 +207,15 @@ spec:
           volumeMounts:
             - name: work
               mountPath: /workspace
-            - name: hostfile
-              mountPath: /etc/smollm2
+            - name: settings
+              mountPath: {mount}
             - name: shared-memory # NCCL between the GPUs of a node; the default is 64 MB
               mountPath: /dev/shm
       volumes:
         - name: work
           persistentVolumeClaim:
             claimName: {claim}
-        - name: hostfile
+        - name: settings
           configMap:
             name: {name}
         - name: shared-memory

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 on their way to the ranks, and whether the ranks have saved before they ended.
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1 on their way to the ranks, and whether the ranks have saved before they ended.
 
 The first signal is for the ranks alone, which finish their step, save and end; the second ends everything. On this
 machine the ranks are reached by their process ids. Those on other machines are reached through the run's folder

@@ -78,7 +78,7 @@ def preflight(
             findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
             findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
         findings += _data(config, missing=any(_lacks_dataset(node) for node in nodes))
-        ranks = sum(min(host.slots, config.launcher.ranks_per_node or host.slots) for host in hosts)
+        ranks = sum(_ranks_of(config, host) for host in hosts)
         findings += _batch(config, ranks)
         blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
         if blocking:
@@ -172,13 +172,17 @@ def _ask_nodes(
             findings.append(_unreached(placement, answer))
     devices = placement.devices if isinstance(placement, Local) else None
     nodes = [
-        Node(answer.host.name, answer.host.slots, answer.said, answer.asked_s, answer.answered_s, devices)
+        Node(answer.host.name, _ranks_of(config, answer.host), answer.said, answer.asked_s, answer.answered_s, devices)
         for answer in answers
         if answer.said is not None
     ]
     if len(nodes) == len(hosts):
         findings.append(ok("reach", "all", f"{len(nodes)} node{'s' * (len(nodes) != 1)} answered"))
     return nodes
+
+
+def _ranks_of(config: TrainConfig, host: Host) -> int:
+    return min(host.slots, config.launcher.ranks_per_node or host.slots)
 
 
 def _unreached(placement: Placement, answer: Answer) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import nullcontext, suppress
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -37,6 +38,8 @@ from model.hf import WeightsError
 from model.loss_selection import LossImplementationError, check_loss_implementation
 from pipeline.shards.format import DatasetError, Split
 
+_AFTER_WATCHDOG_S = 120.0
+
 
 def run_attempt(
     config: TrainConfig,
@@ -48,7 +51,7 @@ def run_attempt(
 ) -> int:
     """Returns the exit code. Raises TrainingError for what the user can mend, on every rank alike, and ReplicaError."""
     started_s = time.perf_counter()
-    _join_process_group(ranks, console)
+    _join_process_group(config, ranks, console)
     start = _share(start)
     for remark in start.remarks:
         console.line(remark)
@@ -77,12 +80,14 @@ def run_attempt(
     return code
 
 
-def _join_process_group(ranks: RankEnvironment, console: Console) -> None:
+def _join_process_group(config: TrainConfig, ranks: RankEnvironment, console: Console) -> None:
     get_accelerator().set_device(ranks.local_rank)
     on_cpu = get_accelerator().device_name() == "cpu"
     if on_cpu:
         load_cpu_operator(console.line)
-    deepspeed.init_distributed(verbose=False)
+    # the others wait here while rank 0 verifies a checkpoint; the watchdog comes first, and names who is late
+    timeout_s = config.watchdog.pause_s + _AFTER_WATCHDOG_S
+    deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout_s))
     if on_cpu:
         torch.distributed.barrier()
         unlink_buffer(rank=ranks.rank, address=os.environ["MASTER_ADDR"], port=os.environ["MASTER_PORT"])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 from launch.config import Compile, TrainConfig, TrainingError
 from model.attention_backends.selection import KERNELS
@@ -33,6 +34,11 @@ def check_compile(config: TrainConfig, *, device_type: str, attention: str, firs
             f"compile=deepcompile cannot go on from step {first_step}: DeepSpeed 0.19 begins it in a run's first step "
             "only; go on with compile=layers"
         )
+    if config.compile == "deepcompile" and not _can_build_deepcompile():
+        raise TrainingError(
+            "compile=deepcompile needs nvcc, for DeepSpeed builds its operators at the first start, and there is none "
+            "here; install the CUDA toolkit (a CUDA image of the devel kind has it), or take compile=layers"
+        )
     if config.compile == "none":
         return
     if device_type == "cpu":
@@ -53,6 +59,17 @@ def check_compile(config: TrainConfig, *, device_type: str, attention: str, firs
             f"and {attention} is not; take attn_implementation={KERNELS[attention].instead}, "
             "activation_checkpointing=full, or compile=none"
         )
+
+
+def _can_build_deepcompile() -> bool:
+    """Whether nvcc is where DeepSpeed 0.19 asks it for its version (op_builder/builder.py, installed_cuda_version)."""
+    import torch
+    from deepspeed.git_version_info import installed_ops
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if installed_ops.get("dc", False) or torch.version.hip is not None:
+        return True
+    return CUDA_HOME is not None and (Path(CUDA_HOME) / "bin" / "nvcc").is_file()
 
 
 class BuildClock:

@@ -12,15 +12,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from launch.cluster import process, silence
 from launch.cluster.launcher import Hostfile, LauncherError, Local
+from launch.cluster.output import returned_code
 from launch.cluster.process import run_command, usable_device_count
 from launch.cluster.stopping import StopWish
 from launch.config import LauncherConfig
 
+FAILURE = "node-1: [2026-11-26 17:28:09,302] [ERROR] [launch.py:259:main] ['python', '-u'] exits with return code = "
 SUCCESS = "[2026-11-25 15:31:04,406] [INFO] [launch.py:367:main] Process 1 exits successfully."
 LOCAL = Local(ranks=1, master_port=1)
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,6 +101,22 @@ def test_zero_without_a_rank_that_ended_well_is_a_failure(run, capsys):
     assert run("print('step 1')") == 1
     assert "DeepSpeed's launcher ended before its ranks did" in capsys.readouterr().err
     assert run("print('step 1')", Hostfile((), LauncherConfig(remote_launcher="openmpi"))) == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "code"),
+    [
+        ((2, -6, 72), 2),
+        ((72, 2), 2),  # a node's last lines may come late
+        ((1, 72), 1),
+        ((-9, 1), 247),
+        ((), 72),
+    ],
+)
+def test_exit_code_of_several_nodes_is_the_mistake_or_what_was_told_first(run, told: tuple[int, ...], code: int):
+    lines = "".join(f'print("{FAILURE}{number}"); ' for number in told)
+    assert run(f"import sys; {lines}sys.exit(72)", Hostfile((), LauncherConfig())) == code
+    assert run(f"import sys; {lines}sys.exit(72)") == 72  # one node's launcher returns the first itself
 
 
 def is_running(pid: int) -> bool:
@@ -238,6 +257,9 @@ def test_deepspeeds_ranks_get_the_signal_and_their_exit_code_comes_back(tiny_sta
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 143
     assert errors == "launch train: SIGTERM: the ranks finish their step and save; again: now\n"
+    # as the launchers of several nodes are read
+    log = (tmp_path / "run" / "logs" / "launcher.log").read_text().splitlines()
+    assert [code for code in map(returned_code, log) if code is not None] == [143]
 
 
 def test_devices_do_not_count_where_deepspeed_is_told_to_use_the_cpu(monkeypatch):
@@ -280,6 +302,22 @@ def test_silence_before_the_first_sign_of_life_is_a_start(tmp_path, monkeypatch)
     watch = silence.Silence(tmp_path)
     time.sleep(0.4)
     assert not watch.is_long()
+
+
+def test_pause_of_the_launcher_is_no_silence_of_the_ranks(tmp_path, monkeypatch):
+    """`scontrol suspend` stops it with the ranks, and it may be the first to wake."""
+    clock = SimpleNamespace(now_s=0.0)
+    monkeypatch.setattr(silence, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    folder = tmp_path / "logs" / "heartbeats"
+    folder.mkdir(parents=True)
+    watch = silence.Silence(tmp_path)
+    (folder / "rank-0.json").write_text("life")
+    long_at_s = []
+    for clock.now_s in (5.0, 10.0, 3610.0, *range(3615, 3741, 5)):
+        if watch.is_long():
+            long_at_s.append(clock.now_s)
+    # 5 s of silence before the pause and 120 after it are the first that are more than SILENCE_S
+    assert long_at_s == [3730, 3735, 3740]
 
 
 def test_first_signal_is_told_as_it_comes(tmp_path):

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
+from configs.load import load
 from launch.cli import main
 from launch.cluster.hostfile import read_hostfile
 from launch.cluster.render import kubernetes_name
-from launch.config import TrainingError
+from launch.config import TrainConfig, TrainingError
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = str(ROOT / "configs" / "train" / "smollm2-135m.yaml")
@@ -57,6 +58,12 @@ def test_slurm_script_takes_all_memory_of_a_node_unless_told(tmp_path: Path) -> 
 
     assert memory("slurm", RECIPE) == ["#SBATCH --mem=0"]
     assert memory("slurm", RECIPE, "--memory-gib", "200") == ["#SBATCH --mem=200G"]
+
+
+def test_batch_is_that_of_the_ranks_which_the_job_starts(tmp_path: Path) -> None:
+    # 2 x 5 GPUs would not share it
+    assert rendered(tmp_path, "slurm", RECIPE, "launcher.ranks_per_node=4", "--gpus-per-node", "5")
+    assert rendered(tmp_path, "kubernetes", RECIPE, "launcher.ranks_per_node=8")
 
 
 def test_slurm_script_passes_shellcheck(tmp_path: Path) -> None:
@@ -101,6 +108,21 @@ def test_manifest_has_a_pod_a_node_that_finds_the_first(tmp_path: Path) -> None:
     hostfile = tmp_path / "hostfile"
     hostfile.write_text(found["ConfigMap"]["data"]["hostfile"])
     assert [(host.name, host.slots) for host in read_hostfile(hostfile)] == [(f"mine-{n}.mine", 4) for n in range(4)]
+
+
+def test_manifest_brings_the_config_along_where_the_ranks_read_it(tmp_path: Path) -> None:
+    """The claim, in which they run, holds no configs."""
+    prompts = """{prompts: ["It's {a} # b", "two\\n\\n lines: x"]}"""
+    overrides = ["name=It's {mine}", "run_dir=runs/a b", f"validation.samples={prompts}"]
+    found = documents(tmp_path, *overrides)
+    file = tmp_path / "config.yaml"
+    file.write_text(found["ConfigMap"]["data"]["config.yaml"])
+    assert load(file, TrainConfig) == load(RECIPE, TrainConfig, overrides)
+    pod = found["Job"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [volume] = [volume["name"] for volume in pod["volumes"] if "configMap" in volume]
+    assert {"name": volume, "mountPath": "/etc/smollm2"} in container["volumeMounts"]
+    assert " --module launch.train /etc/smollm2/config.yaml &\n" in container["args"][0]
 
 
 def test_manifest_asks_for_memory(tmp_path: Path) -> None:
@@ -170,7 +192,7 @@ def test_deepspeed_reads_the_pods_command_as_meant(tmp_path: Path) -> None:
     parsed = parse_args((tmp_path / "called").read_text().splitlines())
     assert (parsed.no_ssh, parsed.node_rank, parsed.module) == (True, 1, True)
     assert (parsed.master_addr, parsed.master_port) == ("smollm2-135m-0.smollm2-135m", 29500)
-    assert (parsed.user_script, parsed.user_args) == ("launch.train", [RECIPE, "run_dir=it's $HOME"])
+    assert (parsed.user_script, parsed.user_args) == ("launch.train", ["/etc/smollm2/config.yaml"])
 
 
 def test_pod_passes_the_signal_on_to_the_ranks_and_waits_for_their_saving(tmp_path: Path) -> None:
@@ -198,6 +220,11 @@ def test_pod_passes_the_signal_on_to_the_ranks_and_waits_for_their_saving(tmp_pa
         (["slurm", RECIPE, "--nodes", "0"], "'0' is not a whole number from 1 on"),
         (["pbs", RECIPE], "no scheduler 'pbs'"),
         (["kubernetes", RECIPE, "name=1"], "name='1' cannot be the name of a Kubernetes Job; begin it with a letter"),
+        (["slurm", RECIPE, "launcher.ranks_per_node=5"], "micro_batch_size * 10 ranks"),
+        (
+            ["kubernetes", RECIPE, "launcher.ranks_per_node=4"],
+            "launcher.ranks_per_node=4, but a pod starts a rank on each of its 8 GPUs; render with --gpus-per-node 4",
+        ),
         (["slurm", RECIPE, "launcher.hostfile=hosts"], "launcher.hostfile=hosts would go before the allocation"),
     ],
 )

@@ -18,7 +18,7 @@ from launch.cluster.stopping import DOUBLE_DELIVERY_S
 ROOT = Path(__file__).resolve().parents[3]
 
 STARTER = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from launch.cluster import process, stopping
 from launch.cluster.hostfile import Host
@@ -28,6 +28,7 @@ from launch.config import LauncherConfig
 kind, stand_in, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 stopping.TOLD_WITHIN_S = float(sys.argv[4])
 process.STRAGGLERS_GRACE_S = 1.0
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored, where the tests run under nohup
 hosts = (Host("a", 1), Host("b", 1))
 placement = {
     "local": Local(ranks=1, master_port=1),
@@ -137,6 +138,23 @@ def test_second_signal_ends_ranks_that_do_not_listen_and_is_no_save(tmp_path):
     code, shown = started.end()
     assert code == 1
     assert "launch train: ended by SIGINT without a new checkpoint; see" in shown
+
+
+def test_terminal_that_closes_is_as_sigterm(tmp_path):
+    started = Started("local", tree('print("rank saves", flush=True); sys.exit(128 + number)'), tmp_path)
+    started.send(signal.SIGHUP)
+    assert started.end() == (143, WAITING.format(name="SIGTERM"))
+    assert "\nrank saves" in started.log
+
+
+def test_terminal_that_closes_while_the_ranks_save_ends_nothing(tmp_path):
+    deed = 'print("rank notes", flush=True); time.sleep(3); sys.exit(128 + number)'
+    started = Started("local", tree(deed), tmp_path)
+    started.send(signal.SIGINT)
+    started.wait_for("rank notes")
+    time.sleep(DOUBLE_DELIVERY_S)
+    started.send(signal.SIGHUP)
+    assert started.end() == (130, WAITING.format(name="SIGINT"))
 
 
 def test_signal_that_comes_twice_at_once_is_one(tmp_path):

@@ -102,11 +102,14 @@ def test_signal_during_an_attempt_ends_it_all_whatever_the_exit_code(tmp_path: P
     assert len(told(tmp_path)) == 1
 
 
-def test_signal_between_attempts_ends_the_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_between_attempts_ends_the_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     monkeypatch.setattr(supervisor, "FIRST_DELAY_S", 600.0)
-    # a SIGTERM that came too early would end the tests
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM))
+    # one that came too early would end the tests
+    before = signal.signal(number, lambda number, frame: None)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), number))
 
     def start(wish: StopWish) -> int:
         timer.start()
@@ -115,7 +118,7 @@ def test_signal_between_attempts_ends_the_waiting(tmp_path: Path, monkeypatch: p
     try:
         assert supervise(start, run_dir=tmp_path, max_restarts=9) == 143
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(number, before)
 
 
 def test_delay_doubles_up_to_ten_minutes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,25 @@ def test_bad_lines_of_a_hostfile_and_a_host_that_is_not_there(
     assert any(line.startswith("reach nowhere.invalid: ") for line in lines)
 
 
+def test_slots_are_the_ranks_that_the_run_starts(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("here slots=4000\n")
+    # a host that is this machine
+    (tmp_path / "ssh").write_text('#!/bin/bash\nexec bash -c "${@: -1}"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with socket.socket() as listener:  # so that there is no trial
+        listener.bind(("", 0))
+        listener.listen()
+        port = f"launcher.master_port={listener.getsockname()[1]}"
+        _, findings = found(config, capsys, f"launcher.hostfile={hostfile}", "launcher.ranks_per_node=1", port)
+    assert list(problems(findings)) == ["port"]
+    [slots] = [finding for finding in findings if finding["check"] == "slots"]
+    assert slots["what"] == f"1 of {len(os.sched_getaffinity(0))} cores"
+
+
 def test_gpus_are_those_that_the_user_has_chosen(train_config: Callable[..., TrainConfig], tmp_path: Path) -> None:
     used_mib = (70000, 0, 0, 70000)
     table = "".join(f"{index}, H100, 81559, {used}, uuid-{index}\n" for index, used in enumerate(used_mib))

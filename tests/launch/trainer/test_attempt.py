@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,7 @@ def fail(
 
     device = SimpleNamespace(set_device=lambda rank: None, device_name=lambda: "none")
     monkeypatch.setattr(attempt, "get_accelerator", lambda: device)
-    monkeypatch.setattr(attempt.deepspeed, "init_distributed", lambda verbose: None)
+    monkeypatch.setattr(attempt.deepspeed, "init_distributed", lambda verbose, timeout: None)
     monkeypatch.setattr(attempt, "_share", lambda start: start)
     monkeypatch.setattr(attempt, "_build", cannot)
     ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
@@ -53,6 +54,17 @@ def test_failure_that_a_full_disk_cannot_take_down_keeps_its_cause(fail: Callabl
     events_file(tmp_path / "run").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match="the cause"):
         fail()
+
+
+def test_process_group_waits_longer_than_the_watchdog(
+    fail: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's 10 minutes would end the ranks that wait for rank 0, which verifies a large checkpoint."""
+    given: list[timedelta] = []
+    monkeypatch.setattr(attempt.deepspeed, "init_distributed", lambda verbose, timeout: given.append(timeout))
+    with pytest.raises(TrainingError, match="the cause"):
+        fail()
+    assert given == [timedelta(seconds=1800 + 120)]
 
 
 def test_a_loss_that_cannot_run_here_is_the_users_to_mend(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,20 @@ def test_deepcompile_is_refused_on_a_cpu(train_config: Callable[..., TrainConfig
 def test_deepcompile_is_refused_where_a_run_goes_on(train_config: Callable[..., TrainConfig]) -> None:
     config = train_config(compile="deepcompile", precision="float32")
     assert "compile=deepcompile cannot go on from step 40" in refusal(config, device_type="cuda", first_step=40)
+
+
+def test_deepcompile_is_refused_without_nvcc(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = train_config(compile="deepcompile", precision="float32")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # triton, which a machine without GPUs may lack
+    for home in (None, str(tmp_path)):  # a CUDA image of the runtime kind has the folder, and no compiler in it
+        monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", home)
+        assert "compile=deepcompile needs nvcc, for DeepSpeed builds" in refusal(config, device_type="cuda")
+        check_compile(train_config(compile="layers"), device_type="cuda", attention="sdpa")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").touch()
+    check_compile(config, device_type="cuda", attention="sdpa")
 
 
 def test_missing_compiler_is_named(train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:

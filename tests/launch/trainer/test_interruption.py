@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,11 +32,37 @@ def test_first_signal_counts_and_later_ones_are_borne() -> None:
         assert signals.received is signal.SIGINT
 
 
-def test_handlers_are_given_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.fixture
+def harmless_hang_up() -> Iterator[None]:
+    """By default SIGHUP would end the tests, and under nohup it is ignored."""
+    before = signal.signal(signal.SIGHUP, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("harmless_hang_up")
+def test_terminal_that_closes_is_as_sigterm() -> None:
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.flags() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.usefixtures("harmless_hang_up")
+def test_terminal_that_closes_is_nothing_under_nohup() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with StopSignals() as signals:
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.received is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("harmless_hang_up")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_handlers_are_given_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with StopSignals():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+        assert signal.getsignal(number) is not before
+    assert signal.getsignal(number) is before
 
 
 def test_one_rank_asked_is_all_ranks_asked() -> None:
