@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoint.child_environment import child_environment
 from checkpoint.config import EvaluationConfig
 from checkpoint.evaluation import Evaluation, write_evaluation
 from checkpoint.export_folder import Export, digest_file, find_export
@@ -141,7 +142,7 @@ def _run_lm_eval(export: Export, config: EvaluationConfig) -> tuple[dict[str, fl
             command += ["--include_path", str(config.lm_eval_include)]
         if config.lm_eval_limit is not None:
             command += ["--limit", str(config.lm_eval_limit)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
         results = sorted(Path(folder).rglob("results_*.json"))
         if done.returncode or not results:
             last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300]

@@ -100,9 +100,9 @@ def prove_export(run: Path, step: int) -> Export:
 
 
 def renew_model_card(run: Path, step: int, *, license_name: str | None) -> None:
-    """Write a published export's card anew, with an evaluation that has come since.
+    """Write a published export's card anew, with an evaluation that has come since; None keeps the card's licence.
 
-    Raises CheckpointError if the step is not published, or its checkpoint is gone.
+    Raises CheckpointError if the step is not published, its checkpoint is gone, or its card cannot be read.
     """
     directory = export_directory(run, step)
     manifest = read_manifest(checkpoint_directory(run, step))

@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from checkpoint.manifest import CheckpointError, export_directory, exports_directory, step_name
+from checkpoint.records import folder_exists, list_folder
 
 PROOF_FILE = "proof.json"
 CARD_FILE = "README.md"  # words about the model, which are not proven and may be written anew
@@ -70,7 +71,7 @@ def find_export(run: Path, step: int) -> Export | None:
 def find_export_directory(run: Path, step: int) -> Path | None:
     """Where the export of a step is, whatever is in it; None if there is none."""
     places = (export_directory(run, step), quarantine_directory(run, step))
-    return next((place for place in places if place.is_dir()), None)
+    return next((place for place in places if folder_exists(place)), None)
 
 
 def describe_proof(export: Export) -> str:
@@ -108,8 +109,9 @@ def read_proof(export: Path) -> ProofReport:
 
 
 def list_exports(run: Path) -> tuple[dict[int, Export], dict[int, str]]:
-    """Every export of a run by step, ascending, published or quarantined; and what is wrong with the unreadable."""
-    names = [path.name.removeprefix(".quarantine-") for path in exports_directory(run).glob("*step-*")]
+    """Every export of a run by step, ascending, published or quarantined; and what is wrong with those without a
+    readable proof. Raises OSError if the exports cannot be read."""
+    names = [path.name.removeprefix(".quarantine-") for path in list_folder(exports_directory(run), "*step-*")]
     numbers = [name.removeprefix("step-") for name in names if name.startswith("step-")]
     exports: dict[int, Export] = {}
     problems: dict[int, str] = {}

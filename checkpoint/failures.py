@@ -7,6 +7,7 @@ since begins anew.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -21,7 +22,10 @@ _LONGEST_SHIP_PAUSE_S = 300.0
 
 
 class Failure(BaseModel):
-    """Of one job. `retry_s` (Unix time) is None for one that is not tried again by itself: it is quarantined."""
+    """Of one job. `retry_s` (Unix time) is None for one that is not tried again by itself: it is quarantined.
+
+    `is_requested`: a person asked for the job, which may be one that nothing else would bring about.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +36,8 @@ class Failure(BaseModel):
     pause_s: float
     retry_s: float | None
     manifest_mtime_ns: int
+    failed_s: float = 0.0
+    is_requested: bool = False
 
     @property
     def is_quarantined(self) -> bool:
@@ -65,7 +71,7 @@ class Failures:
         # a clock that was set back makes nobody wait for longer than the pause
         return not 0 < failure.retry_s - time.time() <= failure.pause_s + 1
 
-    def record(self, job: Job, outcome: Outcome) -> Failure | None:
+    def record(self, job: Job, outcome: Outcome, *, is_requested: bool = False) -> Failure | None:
         """Take down how a job ended; the failure, if it failed."""
         if outcome.blame == "nobody":
             self.forget(job)
@@ -86,6 +92,8 @@ class Failures:
             pause_s=pause_s,
             retry_s=None if given_up else time.time() + pause_s,
             manifest_mtime_ns=self._mark(job),
+            failed_s=time.time(),
+            is_requested=is_requested or (job in self._failures and self._failures[job].is_requested),
         )
         self._failures[job] = failure
         self._write()
@@ -100,11 +108,12 @@ class Failures:
         if self._failures.pop(job, None) is not None:
             self._write()
 
-    def forget_all_but(self, steps: set[int]) -> None:
-        """Forget the jobs of steps that are gone."""
-        gone = [job for job in self._failures if job.step is not None and job.step not in steps]
-        for job in gone:
-            self.forget(job)
+    def forget_where(self, is_over: Callable[[Failure], bool]) -> None:
+        """Forget those of which it is true."""
+        kept = {job: failure for job, failure in self._failures.items() if not is_over(failure)}
+        if len(kept) < len(self._failures):
+            self._failures = kept
+            self._write()
 
     def _mark(self, job: Job) -> int:
         return 0 if job.step is None else manifest_mtime_ns(self._run, job.step)

@@ -6,6 +6,7 @@ Behind the door `manifest.py`. Imports the standard library, pydantic and xxhash
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 from pydantic import Field
 
 from checkpoint.digests import RANGE_BYTES, combine, count_ranges, digest_ranges_of
-from checkpoint.records import Record
+from checkpoint.records import Record, file_exists
 
 MANIFEST_FILE = "manifest.json"
 
@@ -52,8 +53,14 @@ def find_problems(
 
     `owned` are paths that may hold nothing but the records' files; `bytes_per_second` bounds the reading.
     """
-    problems = {record.path: _find_problem(checkpoint, record) for record in records}
+    problems: dict[str, str | None] = {}
     errors: dict[str, OSError] = {}
+    for record in records:
+        try:
+            problems[record.path] = _find_problem(checkpoint, record)
+        except OSError as error:
+            problems[record.path] = f"cannot be read: {error.strerror or error}"
+            errors[record.path] = error
     readable = [record for record in records if problems[record.path] is None]
     ranges = [(checkpoint / record.path, index) for record in readable for index in range(len(record.range_digests))]
     got = digest_ranges_of(ranges, bytes_per_second=bytes_per_second)
@@ -85,11 +92,12 @@ def raise_unless_read(problems: Sequence[Problem]) -> None:
 
 
 def _find_problem(checkpoint: Path, record: FileRecord) -> str | None:
-    """What shows without reading the file."""
+    """What shows without reading the file. Raises OSError if it cannot be looked at."""
     path = checkpoint / record.path
-    if not path.resolve().is_relative_to(checkpoint.resolve()):
+    # `Path.resolve` raises RuntimeError for a link to itself, up to Python 3.12
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(checkpoint)):
         return "a link that leads out of the checkpoint; do not trust it"
-    if not path.is_file():
+    if not file_exists(path):
         return "missing"
     size_bytes = path.stat().st_size
     if size_bytes != record.size_bytes:

@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from typing import IO, Protocol
 
 from pydantic import BaseModel
 
+from checkpoint.child_environment import child_environment
 from checkpoint.jobs import HEAVY_KINDS, LIGHT_KINDS, Context, Job, Outcome, describe_os_error
 from checkpoint.process_memory import private_bytes
 
@@ -183,7 +183,8 @@ class _Lane:
             pipes += [worker.stdin, worker.stdout]
         for pipe in pipes:
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(BrokenPipeError):  # of a job that it did not live to take
+                    pipe.close()
 
 
 def _how(exit_code: int) -> str:
@@ -193,7 +194,5 @@ def _how(exit_code: int) -> str:
 
 
 def _environment(*, without: str) -> dict[str, str]:
-    """Without the page's token, which no job needs; with this code's folder, wherever the service was started."""
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-    return {name: value for name, value in os.environ.items() if name != without} | {"PYTHONPATH": path}
+    """Without the page's token, which no job needs."""
+    return {name: value for name, value in child_environment().items() if name != without}

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import math
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from checkpoint.config import ServiceConfig
-from checkpoint.manifest import CheckpointError, checkpoint_directory, step_name
+from checkpoint.evaluation import evaluation_file, list_evaluations
+from checkpoint.export_folder import CARD_FILE
+from checkpoint.manifest import CheckpointError, checkpoint_directory, export_directory, step_name
 from checkpoint.reading import hold_checkpoint
 from checkpoint.verdicts import Verdict, check, manifest_mtime_ns, remember
 
@@ -127,6 +131,7 @@ class Performer:
         return {"verdict": export.proof.verdict}
 
     def _evaluate(self, job: Job) -> dict[str, Any]:
+        """Measures, and renews the card; where that alone was not reached, it is all that is done."""
         from checkpoint.evaluate import evaluate_export
         from checkpoint.export import renew_model_card
 
@@ -134,7 +139,9 @@ class Performer:
         config = self._context.config
         assert config.evaluation is not None
         with hold_checkpoint(checkpoint_directory(job.run, job.step)):  # its manifest is what the card is made of
-            evaluation = evaluate_export(job.run, job.step, config.evaluation)
+            evaluation = list_evaluations(job.run).get(job.step)
+            if evaluation is None or evaluation.config != config.evaluation or not card_is_older(job.run, job.step):
+                evaluation = evaluate_export(job.run, job.step, config.evaluation)
             renew_model_card(job.run, job.step, license_name=config.license)
         return dict(evaluation.metrics)
 
@@ -143,10 +150,37 @@ class Performer:
         return _verify(job, bytes_per_second=self._context.config.scrub_bytes_per_second or math.inf)
 
     def _prune(self, job: Job) -> dict[str, Any]:
+        """Holds what is yet to be measured, as who measures will: what is held is not deleted."""
+        from checkpoint.agenda import Memory, owed_evaluations
+        from checkpoint.failures import Failures
         from checkpoint.prune import prune
+        from checkpoint.run_watch import RunWatch
 
-        pruned = prune(job.run, self._context.config)
+        config = self._context.config
+        with ExitStack() as held:
+            if config.evaluation is not None and not _is_above_mark(job.run, config):
+                failures = Failures(job.run, config.jobs)
+                for step in owed_evaluations(RunWatch(job.run).look(), Memory(), failures, config):
+                    held.enter_context(hold_checkpoint(checkpoint_directory(job.run, step)))
+            pruned = prune(job.run, config)
         return {"deleted": list(pruned.deleted), "freed_bytes": pruned.freed_bytes}
+
+
+def card_is_older(run: Path, step: int) -> bool:
+    """Whether an export's card was written before what was measured of it: who measured got no further."""
+    card, evaluation = export_directory(run, step) / CARD_FILE, evaluation_file(run, step)
+    try:
+        return card.stat().st_mtime_ns < evaluation.stat().st_mtime_ns
+    except FileNotFoundError:
+        return True
+
+
+def _is_above_mark(run: Path, config: ServiceConfig) -> bool:
+    from checkpoint.prune import checkpoints_disk
+
+    assert config.retention is not None
+    usage = shutil.disk_usage(checkpoints_disk(run))
+    return usage.used > config.retention.disk_high_water_fraction * (usage.used + usage.free)
 
 
 def _curve(job: Job) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from checkpoint.agenda import Memory, heavy_job, light_jobs
+from checkpoint.agenda import Memory, heavy_job, is_over, light_jobs, owed_evaluations, unmeasurable
 from checkpoint.config import ServiceConfig
 from checkpoint.failures import Failures
 from checkpoint.jobs import HEAVY_KINDS, Job, Outcome, describe_os_error
@@ -21,6 +22,8 @@ from checkpoint.run_status import StatusReader
 from checkpoint.run_watch import RunFacts, RunWatch
 from checkpoint.status import RunStatus, Trouble
 from checkpoint.sweep import sweep
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
@@ -40,6 +43,8 @@ class ManagedRun:
         self.reader = StatusReader(run)
         self.jobs: dict[Job, object] = {}
         self.submissions: Counter[Job] = Counter()
+        self._due: set[Job] = set()
+        self._requested: set[Job] = set()
         self.status: RunStatus
         self._config = config
         self._watch, self._memory = RunWatch(run), Memory()
@@ -57,9 +62,9 @@ class ManagedRun:
         self._trouble, self._percent_above_mark = None, percent_above_mark
         try:
             if sweeping:
-                sweep(self.run)
+                self._sweep()
             facts = self._facts = self._watch.look()
-            self.failures.forget_all_but({*facts.steps, *facts.exports, *facts.unreadable})
+            self._go_over_failures(facts)
             due = [job for job in light_jobs(facts, self._memory, self._config) if self.failures.may_run(job)]
             if not any(job.kind in HEAVY_KINDS for job in self.jobs):
                 heavy = heavy_job(
@@ -70,11 +75,32 @@ class ManagedRun:
             self._trouble = str(error)
         except OSError as error:
             self._trouble = describe_os_error(error)
+            self._watch.forget()  # a folder that could not be listed is not one that was seen
         self.refresh_status()
-        return [job for job in due if job not in self.jobs]
+        self._due = {job for job in due if job not in self.jobs}
+        return [job for job in due if job in self._due]
+
+    def _sweep(self) -> None:
+        """What cannot be removed is told, and left to the next sweep: the look goes on."""
+        try:
+            sweep(self.run)
+        except (CheckpointError, OSError) as error:
+            reason = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            logger.warning("%s: what dead processes left could not be removed: %s", self.run.name, reason)
+
+    def _go_over_failures(self, facts: RunFacts) -> None:
+        """Forget what is to be told no longer, and take down what can be measured no more, before it is published."""
+        self.failures.forget_where(lambda failure: is_over(failure, facts, self._memory, self._config))
+        reason = "its checkpoint went before it was measured, and it is published without; keep more checkpoints"
+        for job in unmeasurable(facts, self._config):
+            if self.failures.of(job) is None:
+                self.failures.record(job, Outcome(blame="damage", reason=reason))
 
     def begin(self, job: Job) -> bool:
-        """Take a job in hand; False, with the trouble told, if another service has the run."""
+        """Take a job in hand; False, with the trouble told, if another service has the run.
+
+        A heavy one that the last look did not find due is one that a person asked for.
+        """
         busy = "another service looks after this run, so this one leaves it; end one of them"
         try:
             if not self._is_locked:
@@ -84,6 +110,9 @@ class ManagedRun:
             self._trouble = describe_os_error(error) if isinstance(error, OSError) else str(error)
             self.refresh_status()
             return False
+        if job.kind in HEAVY_KINDS and job not in self._due:
+            self._requested.add(job)
+        self._due.discard(job)
         self.submissions[job] += 1
         self.jobs[job] = self._state_of(job)
         return True
@@ -92,9 +121,10 @@ class ManagedRun:
         """Take down how a job ended."""
         state = self.jobs.pop(job)
         try:
-            self.failures.record(job, outcome)
+            self.failures.record(job, outcome, is_requested=job in self._requested)
         except OSError as error:
             self._trouble = describe_os_error(error)  # a full disk: the job is tried again, which is all that is lost
+        self._requested.discard(job)
         if outcome.blame == "nobody":
             self._remember(job, state)
         self._watch.forget()
@@ -135,7 +165,9 @@ class ManagedRun:
         if job.kind == "ship":
             return facts.shipped_state, time.monotonic()
         if job.kind == "prune":
-            return facts.pruned_state, self._percent_above_mark
+            percent = self._percent_above_mark
+            owed = () if percent else owed_evaluations(facts, self._memory, self.failures, self._config)
+            return (facts.pruned_state, percent), frozenset(owed)
         return facts.log if job.kind == "curve" else None
 
     def _remember(self, job: Job, state: object) -> None:
@@ -144,7 +176,7 @@ class ManagedRun:
         elif job.kind == "curve":
             self._memory.drawn = state
         elif job.kind == "prune":
-            self._memory.pruned = state
+            self._memory.pruned, self._memory.spared = cast("tuple[object, frozenset[int]]", state)
 
     def _troubles(self) -> Iterator[Trouble]:
         if self._trouble is not None:

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -44,7 +43,10 @@ from checkpoint.records import (
     FORMAT_VERSION,
     CheckpointError,
     Record,
+    file_exists,
+    list_folder,
     read_record,
+    remove_folder,
     sync_directory,
     write_durably,
 )
@@ -130,7 +132,7 @@ def step_name(step: int) -> str:
 
 
 def list_steps(run: Path) -> list[int]:
-    """Steps that have a complete checkpoint, ascending."""
+    """Steps that have a complete checkpoint, ascending. Raises OSError if that cannot be read."""
     return _list_steps_with(checkpoints_directory(run), MANIFEST_FILE)
 
 
@@ -144,7 +146,7 @@ def export_directory(run: Path, step: int) -> Path:
 
 
 def list_export_steps(run: Path) -> list[int]:
-    """Steps that have a published export, ascending."""
+    """Steps that have a published export, ascending. Raises OSError if that cannot be read."""
     return _list_steps_with(exports_directory(run), MODEL_CONFIG_FILE)
 
 
@@ -193,34 +195,35 @@ def publish_checkpoint(run: Path, manifest: CheckpointManifest) -> Path:
     partial, final = partial_directory(run, manifest.step), checkpoint_directory(run, manifest.step)
     write_durably(partial / MANIFEST_FILE, encode_manifest(manifest))
     replaced = final.with_name(f"{REPLACED}{final.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
+    remove_folder(replaced, ignore_errors=True)
+    if os.path.lexists(final):  # a link whose target is away is in the way too
         final.rename(replaced)
     partial.rename(final)
     sync_directory(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    remove_folder(replaced, ignore_errors=True)
     write_durably(checkpoints_directory(run) / "latest", f"{final.name}\n".encode())
     return final
 
 
 def recover_interrupted_replacement(run: Path) -> None:
     """Give a step that a crash left without a checkpoint the new one, else the old. For who holds the run's lock."""
-    for replaced in checkpoints_directory(run).glob(f"{REPLACED}step-*"):
+    for replaced in list_folder(checkpoints_directory(run), f"{REPLACED}step-*"):
         final = replaced.with_name(replaced.name.removeprefix(REPLACED))
         new = final.with_name(f".partial-{final.name}")
         if not final.exists():
-            (new if (new / MANIFEST_FILE).is_file() else replaced).rename(final)
+            (new if file_exists(new / MANIFEST_FILE) else replaced).rename(final)
             sync_directory(final.parent)
 
 
 def verify_checkpoint(checkpoint: Path, *, bytes_per_second: float = math.inf) -> list[Problem]:
     """Read and hash every file of the manifest again, at most so fast; an empty list means whole. DeepSpeed finds its
-    files by their names, so that one which the manifest does not name is a problem too."""
+    files by their names, so that one which the manifest does not name is a problem too. Raises OSError if manifest or
+    folder cannot be read; what cannot be read of the files is a problem with an `error`."""
     try:
         manifest = read_manifest(checkpoint)
     except CheckpointError as error:
         return [Problem(MANIFEST_FILE, str(error))]
-    owned = (checkpoint / ZERO_TAG).glob("*")
+    owned = list_folder(checkpoint / ZERO_TAG, "*")
     return find_problems(checkpoint, manifest.files, owned=owned, bytes_per_second=bytes_per_second)
 
 
@@ -250,9 +253,9 @@ def newest_verified(run: Path) -> tuple[int | None, Sequence[Problem]]:
 
 
 def _list_steps_with(folder: Path, file_name: str) -> list[int]:
-    names = (entry.name for entry in folder.glob("step-*") if (entry / file_name).is_file())
-    numbers = (name.removeprefix("step-") for name in names)
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    numbers = (entry.name.removeprefix("step-") for entry in list_folder(folder, "step-*"))
+    found = (number for number in numbers if number.isdecimal() and file_exists(folder / f"step-{number}" / file_name))
+    return sorted(map(int, found))
 
 
 def _seal(manifest: CheckpointManifest) -> str:

@@ -17,7 +17,8 @@ from urllib.parse import unquote
 from checkpoint.manifest import CheckpointError
 
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+# SQLAlchemy takes a password with / in it as it stands; up to the last @, which may be an unescaped one of a password
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^:/\s]*:[^@\s]*(?:@[^?\s]*)?|[^/\s]+)@")
 _SECRET_PARAMETER = re.compile(r"(?i)((?:password|passwd|token|secret)=)[^&\s;]+")
 _MIN_SECRET_CHARACTERS = 4  # what is shorter would take words apart, and keeps nobody out
 
@@ -36,7 +37,8 @@ def without_secrets(text: str, *, uri: str) -> str:
     secrets = {os.environ.get(name, "") for name in _SECRET_VARIABLES}
     for user in _CREDENTIALS.findall(uri):
         password = user.removesuffix("@").partition(":")[2]
-        secrets |= {password, unquote(password)}
+        # of one with an @, a client takes what comes after it for the host, and says so
+        secrets |= {password, unquote(password), *password.split("@")}
     for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _MIN_SECRET_CHARACTERS:
             text = text.replace(secret, "…")

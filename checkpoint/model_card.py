@@ -6,14 +6,16 @@ come. The proof is of what computes, so that the card is none of its files.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
+from huggingface_hub.repocard import metadata_load
 
 from checkpoint.evaluation import Evaluation, read_evaluation
 from checkpoint.export_folder import CARD_FILE, PROOF_FILE
-from checkpoint.manifest import CheckpointManifest, Probe, write_durably
+from checkpoint.manifest import MODEL_CONFIG_FILE, CheckpointError, CheckpointManifest, Probe, write_durably
 from checkpoint.prove import TOLERANCE_NATS
 from checkpoint.run_record import CONFIG_FILE, RunRecord, read_run
 from model.config import SmolLM2Config
@@ -21,7 +23,11 @@ from model.cost import count_parameters
 
 
 def write_model_card(folder: Path, run: Path, manifest: CheckpointManifest, *, license_name: str | None) -> None:
-    """Replace `folder`'s card. `license_name` is an identifier of the hub's list ("apache-2.0")."""
+    """Replace `folder`'s card. `license_name` is an identifier of the hub's list ("apache-2.0"); where it is None, the
+    card that is replaced keeps the one it states.
+
+    Raises CheckpointError if that card or the folder's config.json cannot be read.
+    """
     config = SmolLM2Config.model_validate(manifest.model)
     text = model_card(
         read_run(run),
@@ -29,7 +35,8 @@ def write_model_card(folder: Path, run: Path, manifest: CheckpointManifest, *, l
         config,
         evaluation=read_evaluation(run, manifest.step),
         training_config=_read_text(run / CONFIG_FILE),
-        license_name=license_name,
+        dtype=_dtype(folder / MODEL_CONFIG_FILE),
+        license_name=license_name or _stated_license(folder / CARD_FILE),
     )
     write_durably(folder / CARD_FILE, text.encode())
 
@@ -41,17 +48,18 @@ def model_card(
     *,
     evaluation: Evaluation | None,
     training_config: str,
+    dtype: str,
     license_name: str | None,
 ) -> str:
-    """The card's text. The same arguments give the same text."""
+    """The card's text; `dtype` is that of the weights beside it. The same arguments give the same text."""
     parts = [
         _metadata(license_name),
         f"# {record.name}, step {manifest.step:,}\n",
         f"A SmolLM2 model of {count_parameters(config).total:,} parameters, pretrained on {manifest.tokens_consumed:,} "
         "tokens. It continues text; it has not been taught to follow instructions.\n",
-        _usage(manifest.dtype),
+        _usage(dtype),
         "## Architecture\n",
-        _table(("", ""), _architecture(config)),
+        _table(("", ""), [*_architecture(config), ("dtype of these weights", dtype)]),
         "## Training data\n",
         _table(("source", "tokens read", "dataset"), _sources(record, manifest)),
         "## Training\n",
@@ -117,7 +125,7 @@ def _training(record: RunRecord, manifest: CheckpointManifest) -> list[tuple[str
         ("run", f"`{record.run_key}`"),
         ("step", f"{manifest.step:,}"),
         ("ranks, ZeRO stage", f"{manifest.world_size}, {manifest.zero_stage}"),
-        ("dtype", manifest.dtype),
+        ("dtype in training", manifest.dtype),
         ("config", f"`{manifest.config_digest}`"),
         ("tokenizer", f"`{manifest.tokenizer_digest}`"),
         ("code", f"`{record.code_revision}`"),
@@ -148,6 +156,26 @@ def _evaluation(manifest: CheckpointManifest, evaluation: Evaluation | None) -> 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def _dtype(config: Path) -> str:
+    """Of an export's weights, which need not be the training's."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["dtype"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        raise CheckpointError(f"{config} names no dtype; remove the export and make it again") from None
+
+
+def _stated_license(card: Path) -> str | None:
+    try:
+        stated = (metadata_load(card) or {}).get("license")
+    except FileNotFoundError:
+        return None
+    except (ValueError, yaml.YAMLError):
+        raise CheckpointError(
+            f"{card}: the front matter, which may state a licence, cannot be read; remove the card, or mend it"
+        ) from None
+    return stated if isinstance(stated, str) else None
 
 
 def _read_text(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoint.manifest import CheckpointError, checkpoint_directory, hold_checkpoint, step_name, sync_directory
+from checkpoint.records import list_folder
 
 
 def pins_directory(run: Path) -> Path:
@@ -16,8 +17,8 @@ def pins_directory(run: Path) -> Path:
 
 
 def list_pins(run: Path) -> frozenset[int]:
-    """The pinned steps."""
-    names = (path.name.removeprefix("step-") for path in pins_directory(run).glob("step-*"))
+    """The pinned steps. Raises OSError if they cannot be read."""
+    names = (path.name.removeprefix("step-") for path in list_folder(pins_directory(run), "step-*"))
     return frozenset(int(name) for name in names if name.isdecimal())
 
 

@@ -13,13 +13,13 @@ import errno
 import hashlib
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoint.child_environment import child_environment
 from checkpoint.export_folder import ProofReport
 from checkpoint.manifest import (
     MANIFEST_FILE,
@@ -61,7 +61,7 @@ def prove_directory(directory: Path, checkpoint: Path) -> ProofReport:
     Raises ProofError if the proof could not be carried out.
     """
     command = [sys.executable, "-m", "checkpoint.prove", str(directory), str(checkpoint / MANIFEST_FILE)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1"}
+    environment = child_environment(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         last_line = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -3,6 +3,8 @@
 A kill between the two leaves a hidden `.trash-step-…`, which the next pruning and the service's sweeper remove. The
 choice of what is whole comes from remembered verdicts, and from hashing where nothing is remembered, from the newest
 checkpoint down to the first that is whole.
+
+A checkpoint that was moved to another disk and linked back loses its link and frees nothing: what it leads to stays.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from checkpoint.config import RetentionConfig, ServiceConfig
@@ -28,6 +30,7 @@ from checkpoint.manifest import (
 )
 from checkpoint.pins import list_pins
 from checkpoint.reading import claim_checkpoint
+from checkpoint.records import folder_exists, list_folder, remove_folder
 from checkpoint.retention import Candidate, Decision, decide
 from checkpoint.run_record import LOCK_FILE
 from checkpoint.verdicts import check, manifest_mtime_ns, read_verdicts, valid_verdict
@@ -49,7 +52,8 @@ class Pruned:
 
 
 def prune(run: Path, config: ServiceConfig) -> Pruned:
-    """Decide and delete. Raises CheckpointError if another process prunes the run."""
+    """Decide and delete. Raises CheckpointError if another process prunes the run, OSError if what protects a
+    checkpoint cannot be read."""
     lock = checkpoints_directory(run) / LOCK_FILE
     with exclusive_lock(lock, busy=f"another pruning of {run} is under way; wait for its end"):
         empty_trash(run)
@@ -84,7 +88,13 @@ def plan(run: Path, config: ServiceConfig) -> tuple[Decision, ...]:
         )
         for step in steps
     ]
-    return decide(candidates, config.retention, bytes_to_free=_bytes_above_mark(run, config.retention))
+    decisions = decide(candidates, config.retention, bytes_to_free=_bytes_above_mark(run, config.retention))
+    return tuple(
+        replace(one, reasons=(*one.reasons, "a link: what it leads to stays"))
+        if not one.is_kept and checkpoint_directory(run, one.step).is_symlink()
+        else one
+        for one in decisions
+    )
 
 
 def unproven_exports(
@@ -108,16 +118,22 @@ def delete_checkpoint(run: Path, step: int) -> bool:
             return False
         checkpoint.rename(trash)
         sync_directory(trash.parent)
-    shutil.rmtree(trash)
+    remove_folder(trash)
     return True
 
 
 def empty_trash(run: Path) -> list[Path]:
     """Remove what an interrupted deletion left; the folders that were found."""
-    found = sorted(checkpoints_directory(run).glob(f"{TRASH}*"))
+    found = list_folder(checkpoints_directory(run), f"{TRASH}*")
     for folder in found:
-        shutil.rmtree(folder)
+        remove_folder(folder)
     return found
+
+
+def checkpoints_disk(run: Path) -> Path:
+    """The folder on whose disk a run's checkpoints lie, or will: theirs may be a link, or a mount of its own."""
+    checkpoints = checkpoints_directory(run)
+    return checkpoints if folder_exists(checkpoints) else run
 
 
 def _wholeness(run: Path, steps: Sequence[int]) -> dict[int, bool]:
@@ -171,7 +187,7 @@ def _candidate(
         )
     return Candidate(
         step,
-        size_bytes=sum(record.size_bytes for record in manifest.files),
+        size_bytes=0 if checkpoint.is_symlink() else sum(record.size_bytes for record in manifest.files),
         validation_loss=manifest.validation_loss,
         is_whole=is_whole,
         is_pinned=is_pinned,
@@ -182,5 +198,5 @@ def _candidate(
 
 
 def _bytes_above_mark(run: Path, config: RetentionConfig) -> int:
-    usage = shutil.disk_usage(run)
+    usage = shutil.disk_usage(checkpoints_disk(run))
     return max(0, usage.used - int(config.disk_high_water_fraction * (usage.used + usage.free)))

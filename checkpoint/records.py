@@ -1,12 +1,16 @@
-"""Small files that say what lies beside them: one JSON object each, versioned, replaced at once and for good.
+"""Small files that say what lies beside them: one JSON object each, versioned, replaced at once and for good; and the
+folders that hold them, of which what cannot be read is never taken for what is not there.
 
 Behind the doors `manifest.py` and `events.py`. Imports the standard library and pydantic only.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
+import shutil
+import stat
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,3 +65,42 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def list_folder(folder: Path, pattern: str) -> list[Path]:
+    """What lies in a folder under names of a pattern, sorted; nothing where there is no folder.
+
+    Raises OSError if it cannot be listed, or is a link that leads nowhere (a disk that is not mounted): `Path.glob`
+    takes both for an empty one.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if fnmatch.fnmatchcase(path.name, pattern))
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
+
+
+def file_exists(path: Path) -> bool:
+    """Raises OSError if that cannot be told, which `Path.is_file` takes for no."""
+    return stat.S_ISREG(_mode(path))
+
+
+def folder_exists(path: Path) -> bool:
+    """Raises OSError if that cannot be told, which `Path.is_dir` takes for no."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def remove_folder(folder: Path, *, ignore_errors: bool = False) -> None:
+    """Remove a folder with all that is in it; of a link to one, the link alone."""
+    if folder.is_symlink():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=ignore_errors)
+
+
+def _mode(path: Path) -> int:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0

@@ -57,8 +57,8 @@ def register_exports(
 
 
 def model_name(record: RunRecord) -> str:
-    """That of the run, without what MLflow does not take in a model's name."""
-    return re.sub(r"[/:]", "_", record.name)
+    """That of the run, without what MLflow does not take in a model's name, or does not find one by (')."""
+    return re.sub(r"[/:']", "_", record.name)
 
 
 def _tags(record: RunRecord, export: Export) -> dict[str, str]:
@@ -80,11 +80,10 @@ def _tags(record: RunRecord, export: Export) -> dict[str, str]:
 
 def _versions(client: Any, name: str) -> list[Any]:
     """Of all runs of the name, the oldest first."""
-    escaped = name.replace("'", "''")
     found: list[Any] = []
     token = None
     while True:
-        page = client.search_model_versions(f"name = '{escaped}'", page_token=token)
+        page = client.search_model_versions(f"name = '{name}'", page_token=token)
         found += page
         token = page.token
         if not token:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 
 from checkpoint.config import ServiceConfig
@@ -23,6 +25,7 @@ from checkpoint.job_pool import JobPool, JobRunner
 from checkpoint.jobs import Blame, Context, Job, JobKind, Outcome, describe_os_error
 from checkpoint.managed_run import ManagedRun
 from checkpoint.manifest import CheckpointError
+from checkpoint.prune import checkpoints_disk
 from checkpoint.run_record import RUN_FILE
 from checkpoint.status import Disk, JobCount, ServiceStatus
 
@@ -56,7 +59,9 @@ class Service:
         self._next_sweep_s = 0.0
         self._was_full = False
         self._ended: Counter[tuple[JobKind, Blame]] = Counter()
-        self.status = ServiceStatus(started_s=time.time(), looked_s=0.0, runs=(), queue=(), disk=self._disk())
+        self.status = ServiceStatus(
+            started_s=time.time(), looked_s=0.0, runs=(), queue=(), disk=self._disk(self.runs_directory)
+        )
 
     def run_until_done(self) -> ServiceStatus:
         """Look at every run and do what is to be done, until nothing is left that can be done now.
@@ -138,9 +143,11 @@ class Service:
         return [self._runs[folder] for folder in folders]
 
     def _look(self, runs: Iterable[ManagedRun], *, max_repeats: int | None, sweeping: bool = False) -> None:
-        disk = self._disk()
+        disk = self._disk(self.runs_directory)
+        percents = {self.runs_directory.stat().st_dev: disk.percent_above_mark}
         for run in runs:
-            for job in run.look(percent_above_mark=disk.percent_above_mark, sweeping=sweeping):
+            percent = self._percent_above_mark(run.run, percents)
+            for job in run.look(percent_above_mark=percent, sweeping=sweeping):
                 if max_repeats is None or run.submissions[job] < max_repeats:
                     self._submit(run, job)
         self._tell(disk)
@@ -207,9 +214,22 @@ class Service:
             disk=disk,
         )
 
-    def _disk(self) -> Disk:
+    def _percent_above_mark(self, run: Path, percents: dict[int, int]) -> int:
+        """Of the disk that a run's checkpoints lie on; `percents`, by device, are those measured in this look."""
+        if self.config.retention is None:
+            return 0
         try:
-            usage = shutil.disk_usage(self.runs_directory)
+            folder = checkpoints_disk(run)
+            device = folder.stat().st_dev
+            if device not in percents:
+                percents[device] = self._disk(folder).percent_above_mark
+        except (CheckpointError, OSError):
+            return 0  # the run's own look tells of it
+        return percents[device]
+
+    def _disk(self, folder: Path) -> Disk:
+        try:
+            usage = shutil.disk_usage(folder)
         except OSError as error:
             raise CheckpointError(describe_os_error(error)) from None
         retention = self.config.retention
@@ -221,20 +241,42 @@ def find_runs(directory: Path) -> list[Path]:
     """The folder itself if it is a run's, else the run folders directly below it, by name.
 
     One that this user may not enter (somebody else's, or a disk's `lost+found`) is none of his runs, and a link to
-    another of them is no second run.
+    another of them is no second run. One whose name is not UTF-8 is told once and passed over. Raises CheckpointError
+    for a folder that does not exist, and for one whose own path is not UTF-8.
     """
-    if (directory / RUN_FILE).is_file():
-        return [directory]
-    if not directory.is_dir():
+    is_itself_run = (directory / RUN_FILE).is_file()
+    if not is_itself_run and not directory.is_dir():
         raise CheckpointError(f"{directory} does not exist; name the folder that holds the run folders")
+    if not _is_utf8(directory.resolve()):
+        raise CheckpointError(f"{os.fsencode(directory.resolve())!r}: the path is not UTF-8; rename the folder")
+    if is_itself_run:
+        return [directory]
     return sorted(entry for entry in directory.iterdir() if _is_run(entry))
 
 
 def _is_run(folder: Path) -> bool:
     try:
         is_alias = folder.is_symlink() and folder.resolve().parent == folder.parent.resolve()
-        return not is_alias and (folder / RUN_FILE).is_file()
-    except PermissionError:
+        is_run = not is_alias and (folder / RUN_FILE).is_file()
+    except (PermissionError, RuntimeError):  # the latter of a link that leads to itself, up to Python 3.12
         return False
     except OSError:
-        return True  # a file system that does not answer: the run's own look tells of it, and hides no other run
+        is_run = True  # a file system that does not answer: the run's own look tells of it, and hides no other run
+    if is_run and not _is_utf8(folder):
+        _tell_of_name(folder)
+        return False
+    return is_run
+
+
+def _is_utf8(path: Path) -> bool:
+    """What is not cannot be written into a job, a journal or MLflow."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@cache  # told once, not at every look
+def _tell_of_name(folder: Path) -> None:
+    logger.warning("%r is passed over: the name is not UTF-8; rename the folder", os.fsencode(folder.name))

@@ -8,7 +8,6 @@ an hour (the lock may not be seen from here), and it is not the only copy of its
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from checkpoint.lock import LockBusyError, exclusive_lock, run_is_alive
 from checkpoint.manifest import MANIFEST_FILE, REPLACED, checkpoints_directory, exports_directory
 from checkpoint.prune import TRASH, empty_trash
+from checkpoint.records import file_exists, remove_folder
 from checkpoint.run_record import LOCK_FILE
 
 ORPHAN_AGE_S = 3600.0
@@ -26,7 +26,7 @@ def sweep(run: Path, *, min_age_s: float = ORPHAN_AGE_S) -> list[Path]:
     """The folders that were removed. Where somebody prunes or exports, his folders are left to him."""
     removed: list[Path] = []
     checkpoints, exports = checkpoints_directory(run), exports_directory(run)
-    if any(path.is_dir() for path in checkpoints.glob(".*")):
+    if any(path.is_dir() or path.is_symlink() for path in checkpoints.glob(".*")):
         with _lock_if_free(checkpoints) as is_free:
             if is_free:
                 removed += empty_trash(run)
@@ -35,7 +35,7 @@ def sweep(run: Path, *, min_age_s: float = ORPHAN_AGE_S) -> list[Path]:
         with _lock_if_free(exports) as is_free:
             partials = sorted(exports.glob(".partial-*")) if is_free else []
             for partial in partials:
-                shutil.rmtree(partial)
+                remove_folder(partial)
             removed += partials
     return removed + _sweep_files(run, min_age_s)
 
@@ -66,15 +66,15 @@ def _sweep_checkpoints(run: Path, min_age_s: float) -> list[Path]:
     removed = []
     for orphan in sorted(checkpoints_directory(run).glob(".*-step-*")):
         prefix, _, name = orphan.name.partition("step-")
-        step_exists = (orphan.with_name(f"step-{name}") / MANIFEST_FILE).is_file()
-        is_only_copy = (orphan / MANIFEST_FILE).is_file() and not step_exists
+        step_exists = file_exists(orphan.with_name(f"step-{name}") / MANIFEST_FILE)
+        is_only_copy = file_exists(orphan / MANIFEST_FILE) and not step_exists
         if prefix not in (".partial-", REPLACED) or is_only_copy or run_is_alive(run):
             continue
         if time.time() - _newest_change_s(orphan) >= min_age_s:
             # a trainer that begins now makes a folder of its own under this name
             trash = orphan.with_name(f"{TRASH}{orphan.name.removeprefix('.')}")
             orphan.rename(trash)
-            shutil.rmtree(trash)
+            remove_folder(trash)
             removed.append(orphan)
     return removed
 

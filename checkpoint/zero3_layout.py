@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from checkpoint.rank_file import read_rank_file
-from checkpoint.records import CheckpointError
+from checkpoint.records import CheckpointError, list_folder
 from checkpoint.stored_tensor import StoredTensor
 
 FLOAT32_BYTES = 4
@@ -105,7 +105,7 @@ def split_shares(numel: int, world_size: int) -> list[int]:
 def rank_files(zero_directory: Path) -> list[Path]:
     """The optimizer file of each rank, by rank; bf16 and fp16 runs prefix the names."""
     found: dict[int, Path] = {}
-    for path in zero_directory.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"):
+    for path in list_folder(zero_directory, "*zero_pp_rank_*_mp_rank_00_optim_states.pt"):
         rank = path.name.split("zero_pp_rank_")[1].split("_")[0]
         if rank.isdecimal():
             found[int(rank)] = path

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,28 @@ def edit_manifest() -> Callable[..., None]:
 def free_port() -> Callable[[], str]:
     """A port of 127.0.0.1 that nobody listens on."""
     return find_free_port
+
+
+@pytest.fixture(scope="session")
+def unlistable() -> Callable[..., AbstractContextManager[None]]:
+    """A folder that cannot be listed while a block runs, as root always can: `with unlistable(folder, errno.EIO):`."""
+    return fail_to_list
+
+
+@contextmanager
+def fail_to_list(folder: Path, number: int = errno.EACCES) -> Iterator[None]:
+    def failing(real: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def list_or_fail(path: Any = ".") -> Any:
+            if not isinstance(path, int) and Path(path) == folder:
+                raise OSError(number, os.strerror(number), str(path))
+            return real(path)
+
+        return list_or_fail
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("listdir", "scandir"):
+            patched.setattr(os, name, failing(getattr(os, name)))
+        yield
 
 
 def run_record(*, run_key: str, name: str) -> RunRecord:

@@ -153,6 +153,15 @@ class TestLmEval:
         assert call[call.index("--limit") + 1] == "7"
         assert call[call.index("--include_path") + 1] == str(tmp_path)
 
+    def test_what_lies_in_the_current_folder_is_not_it(
+        self, exported_run: Path, harness: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        harness("sys.exit('the installed one')\n")
+        (exported_run / "lm_eval.py").write_text("raise SystemExit('the one that lies there')")
+        monkeypatch.chdir(exported_run)
+        with pytest.raises(CheckpointError, match="lm_eval arc failed: the installed one"):
+            evaluate_export(exported_run, 4, EvaluationConfig(lm_eval_tasks=("arc",)))
+
     def test_its_last_words_are_the_reason(self, exported_run: Path, harness: Callable[[str], Path]) -> None:
         harness("sys.exit('no such task: arc')\n")
         with pytest.raises(CheckpointError, match="lm_eval arc failed: no such task: arc"):

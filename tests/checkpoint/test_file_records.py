@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import time
 from pathlib import Path
@@ -79,6 +81,28 @@ def test_truncated_file_is_told_with_both_sizes(tmp_path: Path, records: list[Fi
 def test_missing_file_is_told(tmp_path: Path, records: list[FileRecord]) -> None:
     (tmp_path / "a.pt").unlink()
     assert problems(tmp_path, records) == ["a.pt: missing"]
+
+
+def test_file_that_cannot_be_looked_at_is_not_a_missing_one(
+    tmp_path: Path, records: list[FileRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def fail(path: Path, **settings: Any) -> os.stat_result:
+        if path.name == "a.pt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert problems(tmp_path, records) == ["a.pt: cannot be read: Permission denied"]
+    with pytest.raises(PermissionError):
+        raise_unless_read(find_problems(tmp_path, records, owned=()))
+
+
+def test_link_to_itself_is_told(tmp_path: Path, records: list[FileRecord]) -> None:
+    (tmp_path / "a.pt").unlink()
+    (tmp_path / "a.pt").symlink_to("a.pt")
+    assert problems(tmp_path, records) == ["a.pt: cannot be read: Too many levels of symbolic links"]
 
 
 def test_swapped_files_are_both_told(tmp_path: Path, records: list[FileRecord]) -> None:

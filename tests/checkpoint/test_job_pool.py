@@ -142,6 +142,31 @@ def test_a_worker_that_is_killed_is_told_and_replaced(new_run: RunMaker, open_po
     assert end_of(pool, job)["curve"].blame == "nobody"
 
 
+def test_a_worker_that_is_killed_before_it_takes_its_job_is_told_and_replaced(
+    new_run: RunMaker, open_pool: Callable[..., JobPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, job = open_pool(), Job(kind="curve", run=new_run())
+    assert end_of(pool, job)["curve"].blame == "nobody"
+    worker = pool._lanes[0]._worker
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    answers, poll = [None], worker.poll  # it dies just after it was asked whether it lives
+    monkeypatch.setattr(worker, "poll", lambda: answers.pop() if answers else poll())
+    assert end_of(pool, job)["curve"].reason == "its process ended (signal SIGKILL): without a word"
+    assert end_of(pool, job)["curve"].blame == "nobody"
+
+
+def test_modules_in_the_services_current_folder_are_not_the_jobs(
+    make_run: RunMaker, open_pool: Callable[..., JobPool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("float32")
+    for name in ("model", "torch", "xxhash"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('executed')")
+    monkeypatch.chdir(tmp_path)
+    assert end_of(open_pool(), Job(kind="verify", run=run, step=4))["verify"].blame == "nobody"
+
+
 def test_the_command_line_of_a_worker_tells_no_password(new_run: RunMaker) -> None:
     uri = "postgresql://service:secret@127.0.0.1/mlflow"
     pool = JobPool(Context(config=ServiceConfig(tracking_uri=uri), tracking_uri=uri))

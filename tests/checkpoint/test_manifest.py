@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,8 @@ from checkpoint.manifest import (
     recover_interrupted_replacement,
     verify_checkpoint,
 )
+
+Unlistable = Callable[..., AbstractContextManager[None]]
 
 
 def save(run: Path, step: int, content: bytes = b"weights") -> Path:
@@ -103,6 +108,65 @@ def test_unreadable_manifest_is_passed_over(tmp_path: Path, monkeypatch: pytest.
         1,
         ["step-00000002/manifest.json: cannot be read: Input/output error"],
     )
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("read", [list_steps, newest_verified, recover_interrupted_replacement])
+def test_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, unlistable: Unlistable, read: Callable[[Path], object], number: int
+) -> None:
+    save(tmp_path, 1)
+    with unlistable(tmp_path / "checkpoints", number), pytest.raises(OSError, match="checkpoints") as caught:
+        read(tmp_path)
+    assert caught.value.errno == number
+
+
+def test_link_to_a_disk_that_is_not_mounted_is_not_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "disk")
+    with pytest.raises(FileNotFoundError):
+        newest_verified(tmp_path)
+    (tmp_path / "disk").mkdir()
+    assert newest_verified(tmp_path) == (None, [])
+
+
+def test_manifest_that_cannot_be_looked_at_is_not_a_missing_one(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    manifest_file = save(tmp_path, 2) / "manifest.json"
+    manifest_file.unlink()
+    manifest_file.symlink_to(manifest_file)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        list_steps(tmp_path)
+
+
+def test_checkpoint_whose_files_cannot_be_listed_is_neither_whole_nor_damaged(
+    tmp_path: Path, unlistable: Unlistable
+) -> None:
+    save(tmp_path, 1)
+    checkpoint = save(tmp_path, 2)
+    with unlistable(checkpoint / "zero"):
+        with pytest.raises(PermissionError):
+            verify_checkpoint(checkpoint)
+        step, problems = newest_verified(tmp_path)
+    assert (step, [str(problem) for problem in problems]) == (
+        1,
+        ["step-00000002/manifest.json: cannot be read: Permission denied"],
+    )
+
+
+@pytest.mark.parametrize("target_is_there", [True, False])
+def test_saving_a_step_again_replaces_a_link_and_leaves_what_it_leads_to(tmp_path: Path, target_is_there: bool) -> None:
+    checkpoint = save(tmp_path, 1)
+    bulk = checkpoint.rename(tmp_path / "bulk")
+    checkpoint.symlink_to(bulk)
+    if not target_is_there:
+        bulk.rename(tmp_path / "unmounted")
+    for content in (b"other weights", b"still others"):
+        save(tmp_path, 1, content)
+    assert not checkpoint.is_symlink()
+    assert (checkpoint / "zero" / "rank_0.pt").read_bytes() == b"still others"
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["latest", "step-00000001"]
+    kept = bulk if target_is_there else tmp_path / "unmounted"
+    assert (kept / "zero" / "rank_0.pt").read_bytes() == b"weights"
 
 
 def test_run_with_nothing_whole_has_no_newest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -48,6 +49,40 @@ def test_it_tells_of_data_tokens_config_proof_and_licence(exported_run: Path) ->
 
 def test_a_licence_is_not_invented(exported_run: Path) -> None:
     assert "license:" not in card_of(exported_run)
+
+
+def test_the_licence_of_the_export_stays_until_another_is_named(exported_run: Path) -> None:
+    for named, stated in (("apache-2.0", "apache-2.0"), (None, "apache-2.0"), ("mit", "mit"), (None, "mit")):
+        renew_model_card(exported_run, 4, license_name=named)
+        assert f"\nlicense: {stated}\n" in card_of(exported_run)
+        assert f"## Licence\n\n{stated}\n" in card_of(exported_run)
+
+
+@pytest.mark.parametrize("front_matter", [b"license: [a", b"- mit", b"license: \xff"])
+def test_front_matter_that_cannot_be_read_is_told(exported_run: Path, front_matter: bytes) -> None:
+    card = export_directory(exported_run, 4) / "README.md"
+    card.write_bytes(b"---\n" + front_matter + b"\n---\n")
+    with pytest.raises(
+        CheckpointError,
+        match=r"README\.md: the front matter, which may state a licence, cannot be read; remove the card",
+    ):
+        renew_model_card(exported_run, 4, license_name=None)
+    renew_model_card(exported_run, 4, license_name="mit")
+    assert "\nlicense: mit\n" in card_of(exported_run)
+
+
+def test_a_user_is_told_the_dtype_of_the_export_and_of_the_training(exported_run: Path, edit_manifest: Any) -> None:
+    edit_manifest(exported_run, 4, dtype="bfloat16")
+    renew_model_card(exported_run, 4, license_name=None)
+    for said in ('dtype="float32")', "| dtype of these weights | float32 |", "| dtype in training | bfloat16 |"):
+        assert said in card_of(exported_run)
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "{"])
+def test_a_config_without_a_dtype_is_told(exported_run: Path, config: str) -> None:
+    (export_directory(exported_run, 4) / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=r"config\.json names no dtype; remove the export and make it again"):
+        renew_model_card(exported_run, 4, license_name=None)
 
 
 def test_an_evaluation_comes_onto_the_card_and_leaves_the_proof_alone(exported_run: Path) -> None:

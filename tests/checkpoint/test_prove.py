@@ -158,6 +158,18 @@ def test_a_missing_file_is_the_exports_failure(folder: Path, manifest: Checkpoin
     assert "transformers cannot load it" in reasons(folder, manifest)
 
 
+def test_no_code_in_the_current_folder_is_executed(
+    exported_run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for who stands in a run folder that somebody else made."""
+    (exported_run / "checkpoint").mkdir()
+    for name in ("checkpoint/__init__", "pydantic", "torch", "xxhash"):
+        (exported_run / f"{name}.py").write_text("raise SystemExit('executed')")
+    monkeypatch.chdir(exported_run)
+    monkeypatch.setenv("PYTHONPATH", ":")  # of `export PYTHONPATH=$PYTHONPATH:`, which is the current folder too
+    assert prove_directory(folder, checkpoint_directory(exported_run, 4)).verdict == "passed"
+
+
 def test_manifest_that_is_none_is_an_error_and_no_verdict(exported_run: Path, folder: Path) -> None:
     (checkpoint_directory(exported_run, 4) / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"the proof of .* could not be carried out"):

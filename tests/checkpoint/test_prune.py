@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +83,63 @@ def test_the_best_and_the_pinned_stay(run_of: Callable[..., Path]) -> None:
     unpin(run, 3)
     prune(run, config(keep_best=1))
     assert list_steps(run) == [1, 4]
+
+
+@pytest.mark.parametrize("folder", ["pins", "exports"])
+def test_nothing_is_deleted_while_what_protects_it_cannot_be_read(
+    run_of: Callable[..., Path],
+    unlistable: Callable[..., AbstractContextManager[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    folder: str,
+) -> None:
+    run = run_of(1, 2, 3)
+    pin(run, 3)
+    with unlistable(run / folder):
+        with pytest.raises(PermissionError):
+            prune(run, config())
+        with pytest.raises(PermissionError):
+            delete_checkpoint(run, 3) if folder == "pins" else pruning.plan(run, config())
+        assert command(monkeypatch, "prune", run, "retention.keep_last=1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{run / folder}: Permission denied" in line
+    assert list_steps(run) == [1, 2, 3, 4]
+
+
+def test_nothing_is_deleted_while_an_export_cannot_be_looked_at(run_of: Callable[..., Path]) -> None:
+    run = run_of(1)
+    export = run / "exports" / "step-00000004"
+    shutil.rmtree(export)
+    export.symlink_to(export)
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        prune(run, config())
+    assert list_steps(run) == [1, 2, 4]
+
+
+def test_a_checkpoint_that_is_linked_loses_its_link_alone(run_of: Callable[..., Path], tmp_path: Path) -> None:
+    run = run_of(1, 2, 3)
+    moved = checkpoint_directory(run, 2).rename(tmp_path / "bulk")
+    checkpoint_directory(run, 2).symlink_to(moved)
+    pruned = prune(run, config())
+    assert pruned.deleted == (1, 2, 3)
+    assert [one.reasons for one in pruned.decisions[:2]] == [
+        ("no rule keeps it",),
+        ("no rule keeps it", "a link: what it leads to stays"),
+    ]
+    assert pruned.freed_bytes == pruned.decisions[0].size_bytes + pruned.decisions[2].size_bytes
+    assert (list_steps(run), list((run / "checkpoints").glob(".trash*"))) == ([4], [])
+    assert read_manifest(moved).step == 2
+
+
+@pytest.mark.parametrize("target_is_there", [True, False])
+def test_a_link_that_a_killed_deletion_left_is_swept(exported_run: Path, tmp_path: Path, target_is_there: bool) -> None:
+    checkpoints = exported_run / "checkpoints"
+    bulk = (checkpoints / "step-00000002").rename(tmp_path / "bulk")
+    trash = checkpoints / ".trash-step-00000002"
+    trash.symlink_to(bulk if target_is_there else tmp_path / "unmounted")
+    assert sweep(exported_run) == [trash]
+    assert not trash.is_symlink()
+    assert (bulk / "manifest.json").is_file()
 
 
 def test_the_one_that_latest_names_stays(run_of: Callable[..., Path]) -> None:
@@ -271,6 +330,19 @@ def test_a_disk_above_its_mark_takes_what_rules_keep_and_nothing_that_is_promise
     assert prune(run, config(keep_last=4, disk_high_water_fraction=mark)).deleted == (1,)
     assert prune(run, config(keep_last=4, disk_high_water_fraction=0.0001)).deleted == (3,)
     assert list_steps(run) == [2, 4]
+
+
+def test_the_disk_that_counts_is_that_of_the_checkpoints(
+    run_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(1, 2, 3)
+    used = {run: 100, run / "checkpoints": 0}
+    monkeypatch.setattr(pruning.shutil, "disk_usage", lambda folder: SimpleNamespace(used=used[folder], free=100))
+    assert prune(run, config(keep_last=4, disk_high_water_fraction=0.4)).deleted == ()
+    used[run], used[run / "checkpoints"] = 0, 100
+    assert prune(run, config(keep_last=4, disk_high_water_fraction=0.4)).deleted == (1,)
+    shutil.rmtree(run / "checkpoints")
+    assert pruning.checkpoints_disk(run) == run
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

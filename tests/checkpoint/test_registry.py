@@ -109,6 +109,19 @@ def test_runs_of_one_name_share_a_model_and_the_newer_run_is_the_latest(tracker:
     assert aliases(tracker, "team_small") == {"latest-verified": "50", "best": "900"}
 
 
+def test_a_name_with_a_quotation_mark_is_registered_once_and_has_its_aliases(
+    tracker: Tracker, new_run: RunMaker
+) -> None:
+    run = new_run('bob\'s "best" run')
+    name = model_name(read_run(run))
+    for _ in range(2):
+        register(tracker, run, {100: 3.5})
+        journal_file(run).unlink()
+    assert name == 'bob_s "best" run'
+    assert versions(tracker, name) == [("100", "passed")]
+    assert aliases(tracker, name) == {"latest-verified": "100", "best": "100"}
+
+
 def test_a_version_whose_making_was_not_answered_is_one_version(
     tracker: Tracker, new_run: RunMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

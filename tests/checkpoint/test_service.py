@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from checkpoint import export, failures
+from checkpoint import export, failures, managed_run
 from checkpoint import service as service_module
 from checkpoint.config import ServiceConfig
 from checkpoint.events import EventWriter, events_file
@@ -23,6 +24,7 @@ from checkpoint.jobs import Job, Outcome
 from checkpoint.lock import exclusive_lock
 from checkpoint.manifest import CheckpointError, Probe, checkpoint_directory, read_manifest
 from checkpoint.mlflow_run import EXPERIMENT
+from checkpoint.pins import pin
 from checkpoint.prove import ProofError
 from checkpoint.run_record import LOCK_FILE
 from checkpoint.service import DATABASE_FILE, Service, find_runs
@@ -591,6 +593,56 @@ def test_checkpoints_are_pruned_by_the_config_after_the_export(make_run: RunMake
     assert performed(service).index("export step-00000004") < performed(service).index("prune")
 
 
+def test_checkpoints_on_a_disk_of_their_own_are_pruned_when_that_fills(
+    make_run: RunMaker, make_service: ServiceMaker, mount_tmpfs: Callable[[str], Path]
+) -> None:
+    run, disk = make_run("float32"), mount_tmpfs("size=60m")
+    checkpoints = shutil.move(run / "checkpoints", disk / "checkpoints")
+    (run / "checkpoints").symlink_to(checkpoints)
+    service = make_service(run.parent, retention={"keep_last": 2, "disk_high_water_fraction": 0.9})
+    assert look(service)[0].checkpoint_count == 2
+    pruned = performed(service).count("prune")
+    assert look(service)[0].checkpoint_count == 2
+    assert performed(service).count("prune") == pruned
+    with (disk / "other").open("wb") as other:
+        os.posix_fallocate(other.fileno(), 0, shutil.disk_usage(disk).free)
+    assert look(service)[0].checkpoint_count == 1
+    assert performed(service).count("prune") > pruned
+
+
+def test_a_run_whose_sweep_fails_is_looked_at_all_the_same(
+    new_run: RunMaker, make_service: ServiceMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/trash")
+
+    monkeypatch.setattr(managed_run, "sweep", fail)
+    told, problems = look(make_service(new_run().parent))
+    assert (problems, told.is_shipped) == ([], True)
+    assert [line for line in caplog.messages if "could not be removed" in line] == [
+        "small: what dead processes left could not be removed: /trash: Permission denied; the service tries again"
+    ]
+
+
+def test_a_folder_that_could_not_be_listed_is_listed_at_the_next_look(
+    make_run: RunMaker, make_service: ServiceMaker, unlistable: Callable[..., AbstractContextManager[None]]
+) -> None:
+    run = make_run("float32")
+    pin(run, 4)
+    for folder in (run / "pins", run / "checkpoints"):
+        os.utime(folder, (0, 0))  # long unchanged
+    service = make_service(run.parent, retention={"keep_last": 1})
+    for folder in ("pins", "checkpoints"):
+        with unlistable(run / folder):
+            told, (problem,) = look(service)
+        assert problem == f"run-float32: the run: {run / folder}: Permission denied; the service tries again"
+        assert performed(service) == []
+    (managed,) = service._runs.values()
+    managed.look(percent_above_mark=0, sweeping=False)
+    told = managed.status
+    assert [(one.step, one.is_pinned) for one in told.checkpoints] == [(4, True), (2, False)]
+
+
 def test_nothing_is_pruned_without_a_rule(make_run: RunMaker, make_service: ServiceMaker) -> None:
     run = make_run("float32")
     look(make_service(run.parent))
@@ -728,6 +780,34 @@ def test_a_folder_that_may_not_be_entered_hides_no_run(new_run: RunMaker, monkey
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", refuse)
+    assert find_runs(run.parent) == [run]
+
+
+def test_a_folder_whose_name_is_not_utf8_is_told_once_and_hides_no_run(
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = new_run()
+    write_log(run, steps=3)
+    shutil.copytree(run, run.parent / os.fsdecode(b"run-\xe9"))
+    status = make_service(run.parent).run_until_done()
+    assert [(told.name, told.is_shipped) for told in status.runs] == [("small", True)]
+    assert find_runs(run.parent) == [run]
+    told = r"b'run-\xe9' is passed over: the name is not UTF-8; rename the folder"
+    assert [message for message in caplog.messages if "UTF-8" in message] == [told]
+
+
+def test_runs_below_a_path_that_is_not_utf8_are_an_error(new_run: RunMaker, tmp_path: Path) -> None:
+    run = new_run()
+    place = run.parent.rename(tmp_path / os.fsdecode(b"run-\xe9"))
+    (tmp_path / "link").symlink_to(place)
+    for folder in (place, place / run.name, tmp_path / "link"):
+        with pytest.raises(CheckpointError, match=r"^b'.*run-\\xe9.*': the path is not UTF-8; rename the folder$"):
+            find_runs(folder)
+
+
+def test_a_link_that_leads_to_itself_hides_no_run(new_run: RunMaker) -> None:
+    run = new_run()
+    (run.parent / "loop").symlink_to("loop")
     assert find_runs(run.parent) == [run]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,13 @@ def test_missing_first_rank_is_named(zero: Path) -> None:
 
 def test_empty_folder_says_what_was_wanted(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no ZeRO-3 optimizer files"):
+        read_layout(tmp_path)
+
+
+def test_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, unlistable: Callable[..., AbstractContextManager[None]]
+) -> None:
+    with unlistable(tmp_path), pytest.raises(PermissionError):
         read_layout(tmp_path)
 
 

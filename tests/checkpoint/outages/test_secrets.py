@@ -127,7 +127,14 @@ def worker_command_lines() -> list[Path]:
         ("http://user:pa@ss:word@mlflow:5000/x", "http://mlflow:5000/x"),
         ("postgresql://user:secret@db/mlflow?sslmode=require", "postgresql://db/mlflow?sslmode=require"),
         ("postgresql://db/mlflow?user=me&password=secret&x=1", "postgresql://db/mlflow?user=me&password=…&x=1"),
+        ("postgresql://mlflow:ab/cd+ef@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://mlflow:a?b#c@db/mlflow?user=a@b", "postgresql://db/mlflow?user=a@b"),
+        ("postgresql://me@corp:ab/cd@db/mlflow", "postgresql://db/mlflow"),
+        ("postgresql://me:ab/c@d/e@db/mlflow", "postgresql://db/mlflow"),
+        ("https://token@mlflow:5000/x", "https://mlflow:5000/x"),
         ("sqlite:////runs/mlflow.db", "sqlite:////runs/mlflow.db"),
+        ("sqlite:////runs/a@b/c:d@e/m.db", "sqlite:////runs/a@b/c:d@e/m.db"),
+        ("http://mlflow/a@b", "http://mlflow/a@b"),
         ("https://mlflow:5000", "https://mlflow:5000"),
     ],
 )
@@ -142,6 +149,15 @@ def test_text_loses_what_is_secret_wherever_it_stands(monkeypatch: pytest.Monkey
         without_secrets(text, uri="http://me:se%20cret@host")
         == "connection to http://host refused for '…' with Bearer …"
     )
+
+
+@pytest.mark.parametrize(
+    "said", ["user me, password open/sesame@barrel", "no password open/sesame", "no host barrel@db"]
+)
+def test_text_loses_a_password_whose_slash_and_at_are_not_escaped(said: str) -> None:
+    shown = without_secrets(said, uri="postgresql://me:open/sesame@barrel@db/mlflow")
+    assert "sesame" not in shown
+    assert "barrel" not in shown
 
 
 class ForeignError(Exception):
