@@ -63,7 +63,7 @@ def decide(candidates: Iterable[Candidate], config: RetentionConfig, *, bytes_to
     for one in _by_worth(ordered, rules):
         if freed >= bytes_to_free:
             break
-        if not promises[one.step] and one.step not in deleted:
+        if not promises[one.step] and one.step not in deleted and one.size_bytes:  # a link frees nothing
             deleted.add(one.step)
             freed += one.size_bytes
             reasons[one.step] = ("the disk is above its mark: given up, though " + ", ".join(rules[one.step].values()),)

@@ -72,6 +72,11 @@ def test_every_decision_says_why() -> None:
     ]
 
 
+def test_above_the_mark_what_frees_nothing_stays() -> None:
+    linked = [whole(1, size_bytes=0), whole(2), whole(3)]
+    assert kept(linked, keep_last=3, bytes_to_free=SIZE) == [1, 3]
+
+
 def test_above_the_mark_rules_give_way_in_their_order_and_no_further_than_needed() -> None:
     losses = {100: 1.0, 200: 2.0, 300: 3.0, 350: 4.0, 400: 5.0}
     candidates = [whole(step, validation_loss=loss) for step, loss in losses.items()]
