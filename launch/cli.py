@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from launch.cluster.hostfile import HostfileError
 from launch.cluster.launcher import LauncherError
 from launch.cluster.slurm import SlurmError
 from launch.config import TrainConfig, TrainingError
+from launch.data.object_store import StoreUnreachableError
 from launch.generate import GenerateError, add_generate_verb
 from launch.trace_report import format_document, format_step, trace_document, trace_step
 from launch.trainer.data_history import Period, read_history
@@ -29,7 +31,12 @@ USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, Host
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_room(build_parser(), user_errors=USER_ERRORS, arguments=arguments)
+    """Exit codes as `run_room` has them; 1 for a store that does not answer, as of a run that it ends."""
+    try:
+        return run_room(build_parser(), user_errors=USER_ERRORS, arguments=arguments)
+    except StoreUnreachableError as error:
+        print(f"smollm2 launch: {error}", file=sys.stderr)
+        return 1
 
 
 def build_parser() -> argparse.ArgumentParser:

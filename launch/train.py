@@ -25,6 +25,7 @@ from checkpoint.events import CONFIG_FILE
 from checkpoint.manifest import CheckpointError
 from configs.load import ConfigError, dump, load
 from launch.config import LocalError, TrainConfig, TrainingError
+from launch.data.object_store import StoreUnreachableError
 from launch.trainer.console import Console, is_lost_peer, open_console
 from launch.trainer.cpu_operator import choose_build_directory
 from launch.trainer.data_history import read_history
@@ -102,6 +103,9 @@ def _run(config: TrainConfig, ranks: RankEnvironment, console: Console, heartbea
         code = 2
     except ReplicaError as error:
         console.user_error(error)
+        code = 1
+    except StoreUnreachableError as error:
+        console.alarm(f"rank {ranks.rank}: {error}")
         code = 1
     except OSError as error:
         code = console.os_error(error)

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launch.config import LocalError
+from launch.data import read_ahead
 from launch.data.packing import Batch, pack, sample_span, samples_in
 from launch.data.permutation import Permutation
 from launch.data.rank_order import node_sample_indices, rank_sample_indices
@@ -177,13 +178,13 @@ class Loader:
         self._first_step = first_step
         self._samples_per_step = samples_per_step
         self._micro_batches_read = 0
+        self._closed = threading.Event()
         self._ahead = self._read_ahead_of_node(range(rank - local_rank, rank - local_rank + local_size), world_size)
         if self._ahead is not None and local_rank == 0:
             self._ahead.start()
         self._batches: queue.Queue[Batch | Exception] = queue.Queue(maxsize=prefetch_batches)
         self._pin_memory = pin_memory
         self._error: Exception | None = None
-        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read_ahead, name="loader", daemon=True)
         self._thread.start()
 
@@ -202,9 +203,9 @@ class Loader:
         raise self._error
 
     def close(self) -> None:
-        """End the thread and wait for it; may be called twice."""
+        """End the thread and wait for it, as `ReadAhead.close` does; may be called twice."""
         self._closed.set()
-        self._thread.join()
+        self._thread.join(read_ahead.CLOSE_WAIT_S)
         if self._ahead is not None:
             self._ahead.close()
 
@@ -232,6 +233,7 @@ class Loader:
             ),
             samples_per_step=self._samples_per_step,
             step=lambda: self._first_step + self._micro_batches_read // len(self._first_indices),
+            closed=self._closed,
         )
 
     def _read_ahead(self) -> None:

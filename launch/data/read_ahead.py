@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from launch.data.object_store import StoreUnreachableError
 from launch.data.packing import sample_span
 from launch.data.shard_cache import RemoteShard, ShardCache
 from pipeline.shards.format import DatasetError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 Indices = NDArray[np.int64]
 
+CLOSE_WAIT_S = 5.0  # for a thread of the process's that a store holds up: who has to stop has not long (30 s in a pod)
 _HORIZON = 1 << 16  # samples of the node: what is read later than that may be removed
 _COPIES_AT_ONCE = 4
 _PAUSE_S = 1.0
@@ -35,6 +37,7 @@ class ReadAhead:
 
     offsets: what they read in step 0, in order, as sample numbers of the run
     step: the step that is being read
+    closed: ends the copies when it is set; `close` sets it and waits for them
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class ReadAhead:
         offsets: Indices,
         samples_per_step: int,
         step: Callable[[], int],
+        closed: threading.Event,
     ) -> None:
         self._samples = samples
         self._cache = cache
@@ -52,8 +56,8 @@ class ReadAhead:
         self._samples_per_step = samples_per_step
         self._step = step
         self._known: tuple[int | None, list[RemoteShard]] = None, []  # asked for often within a step
-        cache.needs = self.paths
-        self._closed = threading.Event()
+        cache.needs, cache.closed = self.paths, closed
+        self._closed = closed
         self._thread: threading.Thread | None = None
 
     def upcoming(self) -> list[RemoteShard]:
@@ -94,10 +98,13 @@ class ReadAhead:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after the copies that it has begun; may be called twice."""
+        """End the thread, after the part of each copy that is under way; one that hangs is waited for CLOSE_WAIT_S. May
+        be called twice."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_WAIT_S)
+        if self._cache.closed is self._closed:
+            self._cache.closed = threading.Event()  # for who reads after this
 
     def _fill(self) -> None:
         with ThreadPoolExecutor(_COPIES_AT_ONCE, thread_name_prefix="read-ahead") as pool:
@@ -111,6 +118,6 @@ class ReadAhead:
     def _copy(self, shard: RemoteShard, *, next_use: int) -> bool:
         try:
             return self._cache.prefetch(shard, next_use=next_use)
-        except DatasetError:
+        except (DatasetError, StoreUnreachableError):
             # who reads the shard finds the same, and says it
             return False

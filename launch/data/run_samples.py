@@ -30,7 +30,7 @@ def stages_of(config: TrainConfig, split: Split) -> list[Stage]:
 
 
 def dataset_directories(config: TrainConfig) -> dict[str, Path]:
-    """`dataset_directory` of all sources, by name; object stores are asked for several at once. Raises DatasetError."""
+    """`dataset_directory` of all sources, by name; object stores are asked for several at once. Raises as it does."""
     remote = dict.fromkeys(source.path for source in config.data.sources if isinstance(source.path, str))
     if remote:
         with ThreadPoolExecutor(min(_ASKED_AT_ONCE, len(remote)), thread_name_prefix="manifests") as pool:
@@ -42,7 +42,7 @@ def dataset_directories(config: TrainConfig) -> dict[str, Path]:
 def dataset_directory(source: SourceConfig, config: TrainConfig) -> Path:
     """Where the manifest of a source lies: its own folder, or the mirror of an object store's, made here if need be.
 
-    Raises DatasetError.
+    Raises DatasetError, StoreUnreachableError.
     """
     if isinstance(source.path, Path):
         return source.path
@@ -56,7 +56,7 @@ def _mirror(url: str, *, cache_dir: Path) -> Path:
 
 
 def run_samples(config: TrainConfig, split: Split) -> PackedSamples:
-    """Training samples in the run's order; the validation split as it lies. Raises DatasetError."""
+    """Training samples in the run's order; the validation split as it lies. Raises as `dataset_directory` does."""
     return PackedSamples(
         [_source(source, config) for source in config.data.sources],
         seed=config.seed,

@@ -18,18 +18,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from launch.data.object_store import copy_object
+from launch.data import object_store
 from pipeline.shards.format import DatasetError, partial_path
 
 _NOW = -1  # before everything that `needs` may name
 _WAIT_S = 0.1
+_PARTIAL = "*.arrow.*.partial"  # and not what another process writes of a manifest at this moment
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class RemoteShard:
 
 class ShardCache:
     """`needs` gives the paths of the shards that this node reads next, the soonest first, `kept` are those of the
-    validation set; by default none is known."""
+    validation set; by default none is known. `closed`, once it is set, ends copies that are under way."""
 
     def __init__(self, directory: Path, *, capacity_bytes: int) -> None:
         directory.mkdir(parents=True, exist_ok=True)
@@ -52,20 +53,25 @@ class ShardCache:
         self.capacity_bytes = capacity_bytes
         self.needs: Callable[[], Sequence[Path]] = tuple
         self.kept: frozenset[Path] = frozenset()
+        self.closed = threading.Event()
 
     def ensure(self, shard: RemoteShard) -> None:
-        """Have a shard that is read now. Raises DatasetError if the store does not give it as the manifest says."""
+        """Have a shard that is read now. Raises DatasetError if the store does not give it as the manifest says,
+        StoreUnreachableError if it does not answer."""
         if not shard.path.exists():
             self._copy(shard, next_use=_NOW)
 
     def prefetch(self, shard: RemoteShard, *, next_use: int) -> bool:
-        """Have a shard that is read later, as the `next_use`-th of `needs`; False if there is no room for it yet."""
+        """Have a shard that is read later, as the `next_use`-th of `needs`; False if there is no room for it yet.
+
+        Raises as `ensure` does, and sooner.
+        """
         return shard.path.exists() or self._copy(shard, next_use=next_use)
 
     def remove_leftovers(self) -> None:
         """Partial copies of processes that were killed."""
         with self._locked(self.directory / ".lock"):
-            for partial in self.directory.glob("*/**/.*.partial"):
+            for partial in self.directory.glob(f"*/**/{_PARTIAL}"):
                 with suppress(FileNotFoundError), partial.open("rb") as file:
                     if _try_lock(file.fileno()):
                         partial.unlink()
@@ -84,11 +90,14 @@ class ShardCache:
             try:
                 with file:
                     while (reserved := self._reserve(file, partial, shard, next_use=next_use)) is None:
-                        time.sleep(_WAIT_S)
+                        object_store.check_open(self.closed, shard.url)
+                        self.closed.wait(_WAIT_S)
                         self.remove_leftovers()
                     if not reserved:
                         return False
-                    _fill(file, shard)
+                    # a reader may be waiting for the lock, to ask with more patience
+                    patience_s = object_store.PATIENCE_S if next_use == _NOW else object_store.AHEAD_PATIENCE_S
+                    _fill(file, shard, patience_s=patience_s, closed=self.closed)
                 # a list of the folder that is read while a file takes another name may hold neither
                 with self._locked(self.directory / ".lock"):
                     partial.rename(shard.path)
@@ -144,7 +153,7 @@ class ShardCache:
         """The shards in the cache, whole and partial."""
         files = {}
         for path in self.directory.glob("*/**/*"):
-            if path.name.endswith((".arrow", ".partial")):
+            if path.suffix == ".arrow" or path.match(_PARTIAL):
                 with suppress(FileNotFoundError):  # a copy that was just given up
                     files[path] = path.stat()
         return files
@@ -159,9 +168,9 @@ class ShardCache:
             os.close(descriptor)
 
 
-def _fill(file: BinaryIO, shard: RemoteShard) -> None:
+def _fill(file: BinaryIO, shard: RemoteShard, *, patience_s: float, closed: threading.Event) -> None:
     wanted = (shard.size_bytes, shard.digest)
-    found = copy_object(shard.url, file)
+    found = object_store.copy_object(shard.url, file, patience_s=patience_s, closed=closed)
     if found != wanted:
         raise DatasetError(
             f"shard {shard.url} has {found[0]:,} bytes of digest {found[1][:19]}…, its manifest says {wanted[0]:,} of "

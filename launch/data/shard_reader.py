@@ -2,7 +2,8 @@
 
 Contract: opening a stream reads the manifest and nothing else, so that it costs the same for any number of tokens; a
 shard is mapped, and checked against the manifest, when it is first touched. Ids inside one record batch are handed
-out as views of the map: no copy, and no memory but the page cache.
+out as views of the map: no copy, and no memory but the page cache. Of a shard that was touched less than a kilobyte
+stays, and 16 bytes a record batch: no object of Arrow's, for a run touches tens of thousands.
 
 A map stays for the life of the stream but holds no file descriptor, so a process may read more shards than it may
 open files. Where the dataset lies in an object store, a shard is copied to the cache when it is touched, and its map is
@@ -13,11 +14,13 @@ epochs; does not hash what lies on a disk (`smollm2 pipeline verify` does).
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +29,7 @@ from numpy.typing import NDArray
 from launch.data.shard_cache import RemoteShard, ShardCache
 from pipeline.shards.format import (
     MANIFEST_FILE,
+    TOKEN_DTYPE,
     DatasetError,
     Split,
     SplitRecord,
@@ -53,12 +57,13 @@ class StreamShard:
     digest: str
 
 
-@dataclass(frozen=True)
-class _Shard:
-    """The record batches of one mapped shard: where each begins in the shard, with the end at last, and its ids."""
+class _Shard(NamedTuple):
+    """One mapped shard: the whole map as if it were ids, where each record batch ends in the stream, and how much
+    further on it lies in the map. Arrays of the standard library, which bisect reads faster than numpy's."""
 
-    starts: list[int]
-    batches: list[Tokens]
+    mapped: Tokens
+    ends: array[int]
+    shifts: array[int]
 
 
 @dataclass(frozen=True)
@@ -105,19 +110,17 @@ class TokenStream:
         """Ids [start, stop) as a read-only view where one record batch holds them all, as a copy otherwise.
 
         Raises DatasetError, naming the shard, if a shard that is touched for the first time is not what the manifest
-        says. `0 <= start < stop <= total_tokens` is the caller's to keep.
+        says, StoreUnreachableError for a store that does not answer. `0 <= start < stop <= total_tokens` is the
+        caller's to keep.
         """
-        assert 0 <= start < stop <= self.total_tokens, f"[{start}, {stop}) of {self.total_tokens}"
+        assert 0 <= start < stop <= self._starts[-1], f"[{start}, {stop}) of {self.total_tokens}"
         number = bisect_right(self._starts, start) - 1
-        shard = self._shards.get(number) or self._open(number)
-        first = start - self._starts[number]
-        batch = bisect_right(shard.starts, first) - 1
-        length = stop - start
-        begin = first - shard.starts[batch]
-        view = shard.batches[batch][begin : begin + length]
-        if len(view) == length:
-            return view
-        return np.concatenate([view, self.read(start + len(view), stop)])
+        mapped, ends, shifts = self._shards.get(number) or self._open(number)
+        batch = bisect_right(ends, start)
+        shift, end = shifts[batch], ends[batch]
+        if stop <= end:
+            return mapped[start + shift : stop + shift]
+        return np.concatenate([mapped[start + shift : end + shift], self.read(end, stop)])
 
     def shards(self, start: int, stop: int) -> range:
         """The numbers of the shards that hold ids [start, stop)."""
@@ -160,7 +163,10 @@ class TokenStream:
                 _check_size(self.dataset / record.path, record)
 
     def map_shard(self, number: int) -> list[pa.RecordBatch]:
-        """The record batches of a shard, on its map, with all their columns. Raises DatasetError."""
+        """The record batches of a shard, on its map, with all their columns. Raises as `read` does."""
+        return self._map(number)[1]
+
+    def _map(self, number: int) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
         record = self._records[number]
         path = self.dataset / record.path
         self._check_not_replaced(record)
@@ -179,22 +185,23 @@ class TokenStream:
         path = self.dataset / record.path
         if self.remote is not None:
             self._give_up_removed()
+        mapped, rows = self._map(number)
         try:
-            columns = [batch.column("input_ids") for batch in self.map_shard(number)]
+            columns = [batch.column("input_ids") for batch in rows]
             documents = sum(len(column) for column in columns)
             batches = [column.flatten().to_numpy(zero_copy_only=True) for column in columns]
         except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
             raise _unreadable(path, error) from None
         batches = [ids for ids in batches if len(ids)]
-        starts = list(accumulate((len(ids) for ids in batches), initial=0))
-        if (documents, starts[-1]) != (record.documents, record.tokens):
+        tokens = sum(len(ids) for ids in batches)
+        if (documents, tokens) != (record.documents, record.tokens):
             raise DatasetError(
-                f"shard {path} holds {documents:,} documents and {starts[-1]:,} tokens, the manifest says "
+                f"shard {path} holds {documents:,} documents and {tokens:,} tokens, the manifest says "
                 f"{record.documents:,} and {record.tokens:,}; {AGAIN}"
             )
         if batches[0].dtype != np.uint16:
             raise DatasetError(f"shard {path} holds {batches[0].dtype} ids, wanted uint16; {AGAIN}")
-        shard = self._shards[number] = _Shard(starts, batches)
+        shard = self._shards[number] = _shard(mapped, batches, start=self._starts[number], path=path)
         return shard
 
     def _give_up_removed(self) -> None:
@@ -228,14 +235,27 @@ def _stamp(dataset: Path) -> tuple[int, int, int] | None:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _map(path: Path, record: StreamShard) -> list[pa.RecordBatch]:
+def _map(path: Path, record: StreamShard) -> tuple[pa.Buffer, list[pa.RecordBatch]]:
+    """The whole map, and the record batches on it."""
     _check_size(path, record)
     try:
         with pa.memory_map(str(path)) as file:
             # closing the file gives the descriptor back; the map lives as long as the arrays on it
-            return list(pa.ipc.open_stream(file))
+            rows = list(pa.ipc.open_stream(file))
+            file.seek(0)
+            return file.read_buffer(), rows
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
+
+
+def _shard(mapped: pa.Buffer, batches: list[Tokens], *, start: int, path: Path) -> _Shard:
+    places = [ids.ctypes.data - mapped.address for ids in batches]
+    if any(not 0 <= place <= mapped.size - ids.nbytes for place, ids in zip(places, batches, strict=True)):
+        raise DatasetError(f"shard {path} holds its ids compressed, wanted them as they are; {AGAIN}")
+    bounds = array("q", accumulate((len(ids) for ids in batches), initial=start))
+    width = TOKEN_DTYPE.itemsize  # Arrow puts every buffer at a multiple of 8 bytes
+    shifts = array("q", (place // width - begin for place, begin in zip(places, bounds[:-1], strict=True)))
+    return _Shard(np.frombuffer(mapped, dtype=TOKEN_DTYPE, count=mapped.size // width), bounds[1:], shifts)
 
 
 def _unreadable(path: Path, error: Exception) -> DatasetError:

@@ -39,7 +39,7 @@ class SampleTrace:
 
 
 def trace_samples(samples: PackedSamples, indices: Sequence[int]) -> list[SampleTrace]:
-    """In their order. Raises DatasetError for a shard that cannot be read."""
+    """In their order. Raises DatasetError for a shard that cannot be read, StoreUnreachableError."""
     wanted = np.asarray(indices, dtype=np.int64)
     sources, places = samples.schedule.locate(wanted)
     _, located = samples.locate(wanted)

@@ -114,17 +114,17 @@ class Trainer:
                 loader = self._loader()
                 try:
                     number = self._train(loader, signals)
+                    # before the reading ends: a run that has to stop is given no time to wait for a store
+                    self._saves.finish()
                 finally:
-                    # which waits for copies from a store that it has begun
+                    # which waits for the part of a copy from a store that is under way, for a while
                     with self._heartbeat.pause("data"):
                         loader.close()
                 if number is not None and self.step < self.config.steps:
-                    self._saves.finish()
                     self._teller.event("state", self.step, state="killed", reason=number.name)
                     self._teller.sync()
                     self._teller.line(f"stopped by {number.name} after step {self.step}; run the same command to go on")
                     return exit_code(number)
-            self._saves.finish()
         self._teller.event("state", self.step, state="finished")
         self._teller.sync()
         self._teller.line(f"finished: {self.step} steps in {self.config.run_dir}")

@@ -13,8 +13,10 @@ from checkpoint.events import EventWriter, events_file, read_events
 from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
 from checkpoint.run_record import RunRecord, read_run, write_run
 from configs.load import dump, load
+from launch import cli
 from launch.cli import build_parser, main
 from launch.config import LauncherConfig, TrainConfig
+from launch.data.object_store import StoreUnreachableError
 from launch.trainer.inputs import read_inputs
 from launch.trainer.rewinds import Rewind, batch_number, write_rewinds
 from launch.trainer.run_folder import hold_lock
@@ -46,6 +48,19 @@ def test_mistake_is_one_line(config: Path, overrides: list[str], line: str, caps
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
     assert line in shown.err
+
+
+def test_store_that_does_not_answer_is_one_line_and_no_mistake(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: TrainConfig) -> None:
+        raise StoreUnreachableError("s3://data/x cannot be read (TimeoutError: ); check the network")
+
+    monkeypatch.setattr(cli, "read_inputs", fail)
+    assert main(["train", str(config)]) == 1
+    assert capsys.readouterr().err == (
+        "smollm2 launch: s3://data/x cannot be read (TimeoutError: ); check the network\n"
+    )
 
 
 def test_unwritable_run_folder_is_one_line(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ import pytest
 
 from configs.load import load
 from launch import train
+from launch.cluster.supervisor import may_restart
 from launch.config import TrainConfig
+from launch.data.object_store import StoreUnreachableError
 from launch.trainer.console import Console
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.ranks import RankEnvironment
@@ -109,6 +111,28 @@ def test_rank_that_lost_its_peer_lets_the_peer_end_first(
     with pytest.raises(SystemExit):
         train._run(load(config, TrainConfig), RankEnvironment(1, 2, 1, None), console, Heartbeat())
     assert events == (["wait True"] if waits else []) + ["exit 1"]
+
+
+def test_a_store_that_does_not_answer_is_one_line_of_any_rank_and_may_be_started_again(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*parts: object) -> None:
+        raise StoreUnreachableError("s3://data/x cannot be read (OSError: Connection reset by peer); check the network")
+
+    def leave(code: int) -> NoReturn:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(train, "read_inputs", fail)
+    monkeypatch.setattr(train.os, "_exit", leave)
+    console = Console(rank=3, log=config, stdout=1, stderr=2)
+    with pytest.raises(SystemExit) as ended:
+        train._run(load(config, TrainConfig), RankEnvironment(3, 4, 1, None), console, Heartbeat())
+    assert ended.value.code == 1
+    assert may_restart(1)
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        "launch train: rank 3: s3://data/x cannot be read (OSError: Connection reset by peer); check"
+    )
 
 
 def test_a_trainer_does_not_bring_mlflow_along() -> None:

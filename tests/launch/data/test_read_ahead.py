@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from launch.data import read_ahead
+from launch.data import object_store, read_ahead
 from launch.data.loader import Loader, PackedSamples, Source
-from launch.data.object_store import mirror_dataset
+from launch.data.object_store import StoreUnreachableError, mirror_dataset
 from launch.data.packing import sample_span
 from launch.data.rank_order import node_sample_indices, rank_sample_indices
 from launch.data.read_ahead import ReadAhead
@@ -49,7 +51,9 @@ def test_upcoming_shards_are_those_that_reading_touches_first(
     samples = remote_samples(dataset, ShardCache(tmp_path / "cache", capacity_bytes=1 << 20))
     assert samples.cache is not None
     offsets = node_sample_indices(ranks=range(1, 3), **STEP)
-    ahead = ReadAhead(samples, samples.cache, offsets=offsets, samples_per_step=12, step=lambda: step)
+    ahead = ReadAhead(
+        samples, samples.cache, offsets=offsets, samples_per_step=12, step=lambda: step, closed=threading.Event()
+    )
     expected: list[Path] = []
     stream = samples.streams[0]
     for later in range(step, step + 5):  # 8 samples of these ranks a step
@@ -69,6 +73,104 @@ def test_what_comes_next_is_there_before_it_is_read(dataset: Path, tmp_path: Pat
         while len(list(cache.directory.glob("*/*.arrow"))) < 10:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
+
+
+def unplug(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Callable[[], None]]:
+    """No file of a store opens from now on, until what is returned is called; and what is asked for meanwhile."""
+    usual, asked = LocalFileSystem.open, list[str]()
+
+    def fail(self: LocalFileSystem, path: str, *parts: Any, **settings: Any) -> Any:
+        asked.append(path)
+        raise ConnectionResetError("Connection reset by peer")
+
+    monkeypatch.setattr(LocalFileSystem, "open", fail)
+    return asked, lambda: monkeypatch.setattr(LocalFileSystem, "open", usual)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_a_store_that_comes_back_is_read_ahead_of_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "AHEAD_PATIENCE_S", 0.0)
+    monkeypatch.setattr(read_ahead, "_PAUSE_S", 0.01)
+    cache = ShardCache(tmp_path / "cache", capacity_bytes=1 << 20)
+    samples = remote_samples(dataset, cache)
+    offsets = node_sample_indices(ranks=range(3), **STEP)
+    ahead = ReadAhead(samples, cache, offsets=offsets, samples_per_step=12, step=lambda: 0, closed=threading.Event())
+    asked, plug_in = unplug(monkeypatch)
+    ahead.start()
+    try:
+        wait_for(lambda: len(asked) > 20)
+        plug_in()
+        wait_for(lambda: len(list(cache.directory.glob("*/*.arrow"))) == 10)
+    finally:
+        ahead.close()
+
+
+def test_a_store_that_does_not_answer_is_raised_as_such_and_not_as_the_users_mistake(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PATIENCE_S", 0.0)
+    samples = remote_samples(dataset, ShardCache(tmp_path / "cache", capacity_bytes=1 << 20))
+    unplug(monkeypatch)
+    with Loader(samples, first_step=0, rank=0, **STEP) as loader:
+        for _ in range(2):
+            with pytest.raises(StoreUnreachableError, match=r"\(ConnectionResetError: Connection reset by peer\)"):
+                next(loader)
+
+
+def test_closing_waits_for_no_store_that_does_not_answer(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FIRST_WAIT_S", "PATIENCE_S", "AHEAD_PATIENCE_S"):
+        monkeypatch.setattr(object_store, name, 300.0)
+    monkeypatch.setattr(read_ahead, "CLOSE_WAIT_S", 300.0)
+    cache = ShardCache(tmp_path / "cache", capacity_bytes=1 << 20)
+    samples = remote_samples(dataset, cache)
+    asked, plug_in = unplug(monkeypatch)
+    loader = Loader(samples, first_step=0, rank=0, **STEP)
+    wait_for(lambda: len(asked) >= 4)  # by now they wait to ask again, or for the lock of who does
+    began_s = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began_s < 60
+    plug_in()
+    # who reads on has a cache that copies
+    local = PackedSamples([Source("chain", dataset, 1.0)], seed=1, sequence_length=8)
+    assert samples.read(np.arange(60)).input_ids.equal(local.read(np.arange(60)).input_ids)
+    with Loader(samples, first_step=0, rank=0, **STEP):
+        own = cache.closed
+        loader.close()
+        assert cache.closed is own
+
+
+def test_closing_leaves_a_store_that_hangs_behind(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, asked, answers = LocalFileSystem.open, list[str](), threading.Event()
+
+    def hang(self: LocalFileSystem, path: str, *parts: Any, **settings: Any) -> Any:
+        asked.append(path)
+        answers.wait(300)
+        return usual(self, path, *parts, **settings)
+
+    monkeypatch.setattr(read_ahead, "CLOSE_WAIT_S", 0.2)
+    samples = remote_samples(dataset, ShardCache(tmp_path / "cache", capacity_bytes=1 << 20))
+    monkeypatch.setattr(LocalFileSystem, "open", hang)
+    before = set(threading.enumerate())
+    loader = Loader(samples, first_step=0, rank=0, **STEP)
+    wait_for(lambda: len(asked) == 4)
+    began_s = time.monotonic()
+    loader.close()
+    assert time.monotonic() - began_s < 60
+    # and once it answers nothing is left
+    answers.set()
+    wait_for(lambda: set(threading.enumerate()) <= before)
 
 
 def test_two_ranks_share_a_cache_smaller_than_their_dataset(dataset: Path, tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import fsspec
@@ -21,9 +23,10 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from launch.data import object_store
 from launch.data.loader import PackedSamples, Source
-from launch.data.object_store import mirror_dataset
+from launch.data.object_store import StoreUnreachableError, mirror_dataset
 from launch.data.shard_cache import RemoteShard, ShardCache
 from launch.data.shard_reader import Remote
+from launch.supervision_config import WatchdogConfig
 from pipeline.shards import format as contract
 from pipeline.shards.format import DatasetError, read_manifest
 
@@ -117,7 +120,7 @@ def test_a_dataset_in_s3_reads_as_on_the_disk_within_its_bound(bucket: Any, data
 def test_a_store_without_credentials_is_one_line(bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    monkeypatch.setattr(object_store, "RETRY_WAITS_S", (0.0,))
+    monkeypatch.setattr(object_store, "PATIENCE_S", 0.0)
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     with pytest.raises(
         DatasetError, match=r"^s3://data/x/manifest.json cannot be read \(.*set the store's credentials in[^\n]*$"
@@ -228,16 +231,79 @@ def test_readers_wait_for_room_that_a_copy_takes(counted: str, tmp_path: Path) -
 def test_a_store_that_fails_for_a_while_is_asked_again(
     counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "RETRY_WAITS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(object_store, "FIRST_WAIT_S", 0.001)
     shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
     cache = cache_of(tmp_path, shards, room=2)
     Counted.failures += [OSError("the line is cut")] * 3
     cache.ensure(shards[0])
     assert contract.digest_file(shards[0].path) == shards[0].digest
-    Counted.failures += [OSError("the line is cut")] * 4
-    with pytest.raises(DatasetError, match=r"00001-000.arrow cannot be read \(OSError: the line is cut\); check th"):
+    Counted.failures += [OSError("the line is cut")] * 1000
+    monkeypatch.setattr(object_store, "PATIENCE_S", 0.1)
+    # and is nobody's mistake, so that a restart may help
+    with pytest.raises(
+        StoreUnreachableError, match=r"00001-000.arrow cannot be read \(OSError: the line is cut\); check th"
+    ):
         cache.ensure(shards[1])
     assert names(cache) == [0]
+    assert list(cache.directory.rglob("*.partial")) == []
+
+
+@pytest.mark.parametrize(("question_s", "asked_ahead", "asked"), [(0.0, 3, 9), (10.0, 2, 6)])
+def test_a_reader_is_patient_for_less_than_the_watchdog(
+    counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, question_s: float, asked_ahead: int, asked: int
+) -> None:
+    """Who reads a shard may have to wait first for the lock of who copies it ahead. The libraries ask several times
+    themselves: s3fs takes about ten seconds to say that a connection is refused."""
+    clock = [0.0]
+    monkeypatch.setattr(object_store, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    class Noted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            clock[0] += timeout or 0.0
+            return False
+
+    def fail(self: Counted, path: str, **settings: Any) -> Any:
+        self.opened.append(path)
+        clock[0] += question_s
+        raise OSError("the line is cut")
+
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=2)
+    cache.closed = Noted()
+    monkeypatch.setattr(Counted, "_open", fail)
+    Counted.opened.clear()
+    with pytest.raises(StoreUnreachableError):
+        cache.prefetch(shards[0], next_use=0)
+    assert len(Counted.opened) == asked_ahead
+    with pytest.raises(StoreUnreachableError):
+        cache.ensure(shards[0])
+    assert len(Counted.opened) == asked_ahead + asked
+    assert clock[0] < WatchdogConfig().floor_s
+
+
+def test_closing_ends_the_wait_for_a_store_that_fails(
+    counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PATIENCE_S", 1000.0)
+    monkeypatch.setattr(object_store, "FIRST_WAIT_S", 300.0)
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=2)
+    Counted.failures += [OSError("the line is cut")] * 4
+    threading.Timer(0.5, cache.closed.set).start()
+    began_s = time.monotonic()
+    with pytest.raises(StoreUnreachableError):
+        cache.ensure(shards[0])
+    assert time.monotonic() - began_s < 60
+
+
+def test_no_copy_begins_once_it_is_closed(counted: str, tmp_path: Path) -> None:
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=2)
+    cache.closed.set()
+    Counted.opened.clear()
+    with pytest.raises(StoreUnreachableError, match="is not copied: the reading has ended"):
+        cache.ensure(shards[0])
+    assert Counted.opened == []
     assert list(cache.directory.rglob("*.partial")) == []
 
 
@@ -276,6 +342,18 @@ def test_room_that_a_killed_copy_took_is_found_again(counted: str, tmp_path: Pat
     left.write_bytes(bytes(cache.capacity_bytes))
     cache.ensure(shards[0])
     assert not left.exists()
+
+
+def test_a_manifest_that_another_process_writes_is_no_leftover_and_takes_no_room(counted: str, tmp_path: Path) -> None:
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache = cache_of(tmp_path, shards, room=1)
+    written = contract.partial_path(shards[0].path.with_name("manifest.json"))
+    written.write_bytes(bytes(cache.capacity_bytes))
+    cache.remove_leftovers()
+    assert written.exists()
+    # one that was left by a kill would be waited for without end
+    cache.ensure(shards[0])
+    assert names(cache) == [0]
 
 
 def test_another_version_of_a_dataset_has_a_folder_of_its_own(

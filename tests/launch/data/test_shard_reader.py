@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -46,6 +47,76 @@ def test_random_spans_of_random_documents_equal_the_ids_in_memory(tmp_path, make
     for start, stop in np.sort(random.integers(0, len(expected) + 1, size=(500, 2)), axis=1):
         if start < stop:
             np.testing.assert_array_equal(stream.read(start, stop), expected[start:stop])
+
+
+def write_batches(dataset, batches, *, options=None) -> pa.Table:
+    """Put these record batches, lists of documents, in the place of the training shards; as Arrow reads them."""
+    shard = dataset / "data-00000-000.arrow"
+    with pa.OSFile(str(shard), "wb") as sink, pa.ipc.new_stream(sink, contract.SCHEMA, options=options) as writer:
+        for rows in batches:
+            writer.write_batch(pa.record_batch([rows, [str(len(row)) for row in rows]], schema=contract.SCHEMA))
+    documents = [row for rows in batches for row in rows]
+    counts = {"documents": len(documents), "tokens": sum(map(len, documents))}
+    record = contract.ShardRecord(path=shard.name, size_bytes=shard.stat().st_size, digest="-", **counts)
+    manifest = contract.read_manifest(dataset)
+    splits = {"train": contract.split_record([record])}
+    contract.write_manifest(dataset, manifest.model_copy(update={"splits": splits}))
+    with pa.OSFile(str(shard)) as source:
+        return pa.ipc.open_stream(source).read_all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_record_batches_some_of_them_empty_read_as_arrow_reads_them(dataset, seed):
+    random = np.random.default_rng(seed)
+    batches = [
+        [random.integers(1, 1 << 16, size=length).tolist() for length in random.integers(1, 30, size=documents)]
+        for documents in random.integers(0, 4, size=40)
+    ]
+    table = write_batches(dataset, batches)
+    expected = table.column("input_ids").combine_chunks().flatten().to_numpy()
+    stream = TokenStream(dataset, "train")
+    for start, stop in np.sort(random.integers(0, len(expected) + 1, size=(300, 2)), axis=1).tolist():
+        if start < stop:
+            read = stream.read(start, stop)
+            assert read.dtype == np.uint16
+            np.testing.assert_array_equal(read, expected[start:stop])
+
+
+def test_compressed_ids_are_refused_in_one_line(dataset):
+    write_batches(dataset, [[[1, 2, 3] * 1000]], options=pa.ipc.IpcWriteOptions(compression="zstd"))
+    with pytest.raises(DatasetError, match=r"^shard .*00000-000\.arrow holds its ids compressed, wanted them as they"):
+        TokenStream(dataset, "train").read(0, 1)
+
+
+def anonymous_bytes() -> int:
+    """Of this process: what is neither a file's nor shared."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def test_a_touched_shard_leaves_no_memory_that_grows_with_its_record_batches(tmp_path, make_dataset):
+    shards, batches = 200, 100
+    path = make_dataset(
+        tmp_path / "many", [[1, 2, 3]] * (shards * batches), documents_per_shard=batches, documents_per_batch=1
+    )
+    stream = TokenStream(path, "train")
+    starts = [number * 4 * batches for number in range(shards)]
+    for start in starts[:20]:
+        stream.read(start, start + 4)
+    before = anonymous_bytes()
+    for start in starts[20:]:
+        stream.read(start, start + 4)
+    # 16 bytes a batch; an object of Arrow's for each took 100,000 bytes a shard
+    assert (anonymous_bytes() - before) / (shards - 20) < 20_000
+
+
+def test_what_was_read_stays_when_the_stream_and_its_file_are_gone(dataset):
+    stream = TokenStream(dataset, "train")
+    ids = stream.read(0, 4)
+    (dataset / "data-00000-000.arrow").unlink()
+    del stream
+    gc.collect()
+    assert ids.tolist() == STREAM[:4]
 
 
 def test_a_span_inside_one_record_batch_is_a_view_of_the_map(dataset):

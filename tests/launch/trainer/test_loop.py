@@ -96,6 +96,24 @@ def test_signal_during_the_first_evaluation_stops_after_the_first_step(
     assert "1 save" in told.order
 
 
+def test_checkpoint_of_a_stopped_run_does_not_wait_for_the_end_of_the_reading(
+    trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that hangs may hold up the reading for longer than who asks to stop lets the run live."""
+    usual = Loader.close
+
+    def close(loader: Loader) -> None:
+        told.order.append("close")
+        usual(loader)
+
+    monkeypatch.setattr(Loader, "close", close)
+    monkeypatch.setattr(stop_request, "LOOK_INTERVAL_S", 0.0)
+    trainer.config.run_dir.mkdir(exist_ok=True)
+    request_stop(trainer.config.run_dir, signal.SIGTERM)
+    assert trainer.run() == 143
+    assert told.order[-6:] == ["1 metrics", "1 checkpoint", "sync", "close", "1 killed", "sync"]
+
+
 def test_request_in_the_runs_folder_stops_the_run_and_is_taken_away(
     trainer: Trainer, told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
