@@ -98,9 +98,10 @@ class ShardCache:
                     # a reader may be waiting for the lock, to ask with more patience
                     patience_s = object_store.PATIENCE_S if next_use == _NOW else object_store.AHEAD_PATIENCE_S
                     _fill(file, shard, patience_s=patience_s, closed=self.closed)
-                # a list of the folder that is read while a file takes another name may hold neither
-                with self._locked(self.directory / ".lock"):
-                    partial.rename(shard.path)
+                    # a list of the folder that is read while a file takes another name may hold neither; and before the
+                    # file is closed, from when on it would be taken for a leftover
+                    with self._locked(self.directory / ".lock"):
+                        partial.rename(shard.path)
             finally:
                 partial.unlink(missing_ok=True)
         return True

@@ -344,6 +344,23 @@ def test_room_that_a_killed_copy_took_is_found_again(counted: str, tmp_path: Pat
     assert not left.exists()
 
 
+def test_a_copy_is_no_leftover_until_it_has_its_name(
+    counted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
+    cache, other = (cache_of(tmp_path, shards, room=2) for _ in range(2))
+    usual = ShardCache._locked
+
+    def locked(self: ShardCache, file: Path) -> Any:
+        if self is cache:
+            other.remove_leftovers()
+        return usual(self, file)
+
+    monkeypatch.setattr(ShardCache, "_locked", locked)
+    cache.ensure(shards[0])
+    assert names(cache) == [0]
+
+
 def test_a_manifest_that_another_process_writes_is_no_leftover_and_takes_no_room(counted: str, tmp_path: Path) -> None:
     shards = shards_of(counted, mirror_dataset(counted, tmp_path / "cache"))
     cache = cache_of(tmp_path, shards, room=1)
