@@ -30,6 +30,7 @@ from launch.cluster.launcher import (
 )
 from launch.cluster.zero_states import DTYPE_BYTES
 from launch.config import TrainConfig, TrainingError
+from launch.data.object_store import StoreUnreachableError
 from launch.preflight.comparison import Node, compare, shared_folder
 from launch.preflight.findings import Finding, not_checked, ok, problem, problems
 from launch.preflight.node_probe import PROBE_FOLDER, Job, encode
@@ -214,7 +215,7 @@ def _data(config: TrainConfig, *, missing: bool) -> list[Finding]:
     """By the manifests as they lie here; `missing`: a node has told already that it cannot read one."""
     try:
         inputs = read_inputs(config)
-    except (DatasetError, TrainingError) as error:
+    except (DatasetError, TrainingError, StoreUnreachableError) as error:
         if missing and isinstance(error, DatasetError):
             return [not_checked("data", "all", "tokenizer and sizes need the missing datasets first")]
         return [

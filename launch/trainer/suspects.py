@@ -10,6 +10,7 @@ import numpy as np
 
 from launch.config import TrainConfig
 from launch.data.loader import PackedSamples
+from launch.data.object_store import StoreUnreachableError
 from launch.data.packing import sample_span
 from launch.data.rank_order import rank_sample_indices
 from launch.data.trace import documents_in
@@ -67,7 +68,7 @@ def suspects_of(
         if not stream.is_here(*span):
             continue
         # nor may what only tells of a fault be one: a shard that is removed at this moment
-        with suppress(DatasetError):
+        with suppress(DatasetError, StoreUnreachableError):
             for document in documents_in(stream, *span):
                 documents[f"{source.name}/{document.document_id}"] = None
     return Suspects(tuple(indices.tolist()), tuple(documents))

@@ -13,6 +13,7 @@ import pytest
 
 from launch.cli import main
 from launch.config import TrainConfig
+from launch.data.object_store import StoreUnreachableError
 from launch.preflight.preflight import preflight
 
 
@@ -59,6 +60,18 @@ def test_five_planted_faults_are_all_named(config: Path, tmp_path: Path, capsys:
     assert [finding["fix"] for finding in about_data] == [
         "make it with `smollm2 pipeline run`, or copy it there, or share its folder"
     ]
+
+
+def test_a_store_that_does_not_answer_is_a_finding(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(config: TrainConfig) -> None:
+        raise StoreUnreachableError("s3://data/web cannot be read (the line is cut); check the endpoint")
+
+    monkeypatch.setattr("launch.preflight.preflight.read_inputs", read)
+    code, findings = found(config, capsys, "launcher.ranks_per_node=4000")  # no trial
+    assert code == 1
+    assert problems(findings)["data"] == "s3://data/web cannot be read (the line is cut)"
 
 
 def test_run_folder_that_was_there_stays(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
