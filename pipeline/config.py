@@ -81,7 +81,8 @@ class PipelineConfig(Section):
     unit_size_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="None: 32 MiB of input, 8 with filters that look into texts; more beyond 16,384 units",
+        description="None: a 256th of the input, within 4 and 32 MiB (1 and 8 with filters that look into texts); more "
+        "beyond 16,384 units",
     )
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
     shuffle_seed: int | None = Field(

@@ -12,19 +12,20 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.assembly import report_and_check
 from pipeline.bad_records import BadRecordLimit
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.executors import Finished, WorkerError, execute, executor_settings
+from pipeline.executors import Finished, Template, WorkerError, begin_ahead, execute, executor_settings
 from pipeline.plan import Plan, Unit
 from pipeline.progress import ProgressDisplay
 from pipeline.status import RunStatus
 from pipeline.throughput import Throughput
-from pipeline.tokenizer.encode import Encoder
+from pipeline.tokenizer.encode import Encoder, load_ahead
 from pipeline.tokenizer.engine import EngineName
 from pipeline.totals import add_up_units
 from pipeline.unit import UnitRecord, UnitTask
@@ -33,11 +34,25 @@ from pipeline.workspace import Workspace
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def workers_ahead(config: PipelineConfig) -> Iterator[Template | None]:
+    """What workers of an EncodingPass in this block come of: it loads the engines while the pass is being prepared.
+    None where there is no tokenizer yet, and where workers are not this machine's."""
+    path = config.tokenizer.path
+    if path is None:
+        yield None
+        return
+    load = functools.partial(load_ahead, path, wanted=config.tokenizer.engine)
+    with begin_ahead(executor_settings(config), load) as template:
+        yield template
+
+
 @dataclass(frozen=True, slots=True)
 class EncodingPass:
     """What units of a plan are done with.
 
     `earlier` are the records of the version that these units are added to: they count for the limit and the report.
+    `template` is what their workers come of, if it has begun already.
     """
 
     config: PipelineConfig
@@ -48,6 +63,7 @@ class EncodingPass:
     status: RunStatus
     started: float
     earlier: Collection[UnitRecord] = ()
+    template: Template | None = None
 
     def run(self) -> tuple[Mapping[int, UnitRecord], int]:
         """Do the units; gives the records of all units of the plan that are done, and the tokens that were made now.
@@ -88,7 +104,7 @@ class EncodingPass:
         self.status.watch(throughput)
         self.status.enter_phase("units")
         with ProgressDisplay(throughput) as display:
-            for message in execute(executor_settings(config), make_task, items):
+            for message in execute(executor_settings(config), make_task, items, template=self.template):
                 throughput.note(message)
                 if isinstance(message, Finished):
                     records.add(message.result.index, message.result)

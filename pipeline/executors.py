@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import ExecutorKind, PipelineConfig
+from pipeline.workers import local
 from pipeline.workers.local import run_in_processes
 from pipeline.workers.memory import can_be_measured
 from pipeline.workers.quarantine import QuarantineError
 from pipeline.workers.serial import run_serially
 from pipeline.workers.task import Finished, Lost, Started, Task, WorkerError
+from pipeline.workers.template import Template
 
 __all__ = [
     "ExecutorKind",
@@ -25,8 +28,10 @@ __all__ = [
     "QuarantineError",
     "Started",
     "Task",
+    "Template",
     "WorkerError",
     "available_cores",
+    "begin_ahead",
     "execute",
     "executor_settings",
     "run_in_processes",
@@ -47,8 +52,21 @@ def executor_settings(config: PipelineConfig) -> ExecutorSettings:
     return ExecutorSettings(config.executor, config.workers, config.max_worker_memory_bytes)
 
 
-def execute(settings: ExecutorSettings, make_task: Callable[[], Task], items: Sequence[Any]) -> Iterator[Any]:
-    """Do every item; yields messages as `run_in_processes` does, and raises what that raises."""
+@contextmanager
+def begin_ahead(settings: ExecutorSettings, call: Callable[[], object]) -> Iterator[Template | None]:
+    """For an `execute` of this block: where workers are this machine's, begin with the process that they come of."""
+    if settings.kind == "local":
+        with local.begin_ahead(call) as template:
+            yield template
+    else:
+        yield None
+
+
+def execute(
+    settings: ExecutorSettings, make_task: Callable[[], Task], items: Sequence[Any], *, template: Template | None = None
+) -> Iterator[Any]:
+    """Do every item; yields messages as `run_in_processes` does, and raises what that raises. `template` is of
+    `begin_ahead`."""
     if settings.max_worker_memory_bytes is not None and not can_be_measured():
         raise WorkerError("max_worker_memory_bytes can be watched on Linux only; remove it")
     match settings.kind:
@@ -60,6 +78,7 @@ def execute(settings: ExecutorSettings, make_task: Callable[[], Task], items: Se
                 items,
                 workers=settings.workers or available_cores(),
                 max_worker_memory_bytes=settings.max_worker_memory_bytes,
+                template=template,
             )
         case "ray":
             from pipeline.workers.ray_tasks import run_on_ray

@@ -24,6 +24,9 @@ from pipeline.sources.piece import PackedPieces, Piece
 # look into a text go through some 2 to 7 MB/s, everything else through 7 to 45
 UNIT_SIZE_BYTES = 32 << 20
 FILTERED_UNIT_SIZE_BYTES = 8 << 20
+# of an input too small for this many units they are smaller, down to an eighth: so all cores are busy to the end
+FULL_SIZE_UNITS = 256
+SMALLEST = 8
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
@@ -80,7 +83,7 @@ def make_plan(config: PipelineConfig) -> Plan:
 
     Raises SourceError for a source that has no input or cannot be opened.
     """
-    cut_bytes = config.unit_size_bytes or _default_unit_size_bytes(config)
+    cut_bytes = config.unit_size_bytes or _largest_default(config) // SMALLEST
     pieces: dict[str, PackedPieces] = {}
     for source in config.sources:
         pieces[source.name] = PackedPieces(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
@@ -92,12 +95,11 @@ def make_plan(config: PipelineConfig) -> Plan:
 def units_of(
     pieces: Mapping[str, Sequence[Piece] | PackedPieces], config: PipelineConfig, *, first_index: int = 0
 ) -> tuple[Unit, ...]:
-    """Units of the pieces of each source, numbered on; of the default size, or larger, no more than about MAX_UNITS."""
+    """Units of the pieces of each source, numbered on."""
     unit_size_bytes = config.unit_size_bytes
     if unit_size_bytes is None:
         total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
-        default_bytes = _default_unit_size_bytes(config)
-        unit_size_bytes = default_bytes * max(1, math.ceil(total_bytes / (default_bytes * MAX_UNITS)))
+        unit_size_bytes = default_unit_size_bytes(total_bytes, largest=_largest_default(config))
     types = {source.name: source.type for source in config.sources}
     units: list[Unit] = []
     for source, of_source in pieces.items():
@@ -114,7 +116,14 @@ def units_of(
     return tuple(units)
 
 
-def _default_unit_size_bytes(config: PipelineConfig) -> int:
+def default_unit_size_bytes(input_bytes: int, *, largest: int) -> int:
+    """`largest`, less of a small input, and more of one that would have more than about MAX_UNITS."""
+    if input_bytes > largest * MAX_UNITS:
+        return largest * math.ceil(input_bytes / (largest * MAX_UNITS))
+    return max(largest // SMALLEST, min(largest, math.ceil(input_bytes / FULL_SIZE_UNITS)))
+
+
+def _largest_default(config: PipelineConfig) -> int:
     return FILTERED_UNIT_SIZE_BYTES if look_into_text(config.filters) else UNIT_SIZE_BYTES
 
 

@@ -20,7 +20,7 @@ from pipeline.assembly import assemble
 from pipeline.config import PipelineConfig, config_digest
 from pipeline.deduplication.passes import deduplicate
 from pipeline.document import PipelineError
-from pipeline.encoding_pass import EncodingPass
+from pipeline.encoding_pass import EncodingPass, workers_ahead
 from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
 from pipeline.next_version import take_next, where_next
@@ -110,11 +110,22 @@ def _run(config: PipelineConfig, events: RunEvents, *, append: bool = False) -> 
             reports_in=where_next(config.output_dir),
         )
         status_file = config.output_dir / STATUS_FILE
-        with RunStatus(status_file, name=config.name, executor=config.executor, tell=events.tell_progress) as status:
+        with (
+            workers_ahead(config) as template,
+            RunStatus(status_file, name=config.name, executor=config.executor, tell=events.tell_progress) as status,
+        ):
             workspace.remove_partials()
             encoder, content = prepare(config, plan, workspace, status, base=base)
             encoding = EncodingPass(
-                config, plan, plan.units, workspace, encoder, status, started=started, earlier=base.records.values()
+                config,
+                plan,
+                plan.units,
+                workspace,
+                encoder,
+                status,
+                started=started,
+                earlier=base.records.values(),
+                template=template,
             )
             records, tokens = encoding.run()
             status.enter_phase("assembly")
@@ -261,7 +272,12 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
     else:
         content = stored or make_tokenizer(config, plan)
     try:
-        encoder = Encoder(content, eos_token=config.tokenizer.eos_token, origin=str(path or TOKENIZER_FILE))
+        encoder = Encoder(
+            content,
+            eos_token=config.tokenizer.eos_token,
+            origin=str(path or TOKENIZER_FILE),
+            path=workspace.tokenizer_path,
+        )
     except TokenizerError:
         if path is not None or stored is None:
             raise

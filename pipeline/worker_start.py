@@ -18,7 +18,7 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 
 # what a unit needs, and no more: on a small input the first workers wait for it
-_PRELOADED = ["pipeline.unit", "pipeline.sources.jsonl", "splintr"]
+_PRELOADED = ["pipeline.workers.local", "pipeline.unit", "pipeline.sources.jsonl", "splintr"]
 
 
 def worker_context() -> ForkServerContext | SpawnContext:

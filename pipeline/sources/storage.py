@@ -18,8 +18,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import fsspec
-
 from pipeline.document import SourceError, one_line
 from pipeline.sources.local_paths import matching_paths
 
@@ -101,7 +99,7 @@ def open_file(path: str, *, version: str) -> BinaryIO:
             raise SourceError(f"{name} is gone since the run listed it; restore it") from None
     else:
         with _telling(f"{name} cannot be opened"):
-            system, address = fsspec.core.url_to_fs(path)
+            system, address = _system_of(path)
             system.invalidate_cache()  # else a listing of minutes ago would vouch for it
             now = _version(system.info(address), name=name)
             remote = system.open(address, "rb", block_size=_REQUEST_BYTES)
@@ -173,7 +171,7 @@ def _files_at(paths: Sequence[str], *, source: str) -> Iterator[StoredFile]:
 
 
 def _find_objects(pattern: str) -> list[StoredFile]:
-    system, address = fsspec.core.url_to_fs(pattern)
+    system, address = _system_of(pattern)
     if any(character in address for character in "*?["):
         listing = system.glob(address, detail=True)
     else:
@@ -231,3 +229,11 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
         return "set the store's credentials in the environment (for s3:// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
     return "check the address, the network and the store's settings in the environment"
+
+
+def _system_of(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the address in it."""
+    import fsspec  # not above: workers wait for what is imported there, and most read local files
+
+    system, address = fsspec.core.url_to_fs(url)
+    return system, address

@@ -20,32 +20,25 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import orjson
-import tokenizers
 from tokenizers import Tokenizer
 
 from pipeline.batches import batches
 from pipeline.document import LongText, shorten
-from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord, digest_bytes
+from pipeline.shards.format import MAX_VOCAB_SIZE, TOKEN_DTYPE, EncodingRecord, TokenizerRecord
+from pipeline.tokenizer.definition import Definition, load_definition
 from pipeline.tokenizer.engine import (
     Engine,
     EngineName,
     FlatIds,
-    SplintrEngine,
     TokenIds,
-    TokenizersEngine,
     bytes_without_token,
     interleave,
     is_plain_byte_level_bpe,
-    parse,
-    vocabulary_of,
-    without_special_tokens,
+    splintr_problem,
 )
-from pipeline.tokenizer.literals import without_special_pieces
-from pipeline.tokenizer.parity import Guard, choose_engine
+from pipeline.tokenizer.parity import Guard, choose_engine, ineligible
 from pipeline.tokenizer.pieces import Cutter
 from pipeline.tokenizer.train import TokenizerError
-from pipeline.tokenizer.verdict import Verdict
 from pipeline.tokenizer.words import WordEngine
 
 PIECE_CHARACTERS = 1 << 17
@@ -53,9 +46,6 @@ PIECE_CHARACTERS = 1 << 17
 BATCH_CHARACTERS = 1 << 19
 CHECK_EVERY = 512
 CHECK_CHARACTERS = 1 << 12
-
-# of an encoder: what is loaded when first asked for, and large
-_LOADED = ("tokenizer", "_tree", "_in_few_bytes", "_reference", "_slow")
 
 
 class EngineDifferenceError(Exception):
@@ -65,22 +55,19 @@ class EngineDifferenceError(Exception):
 class Encoder:
     """A tokenizer, its end-of-sequence id, and the engine that makes its ids: the reference, until `use` is called."""
 
-    def __init__(self, content: bytes, *, eos_token: str, origin: str = "tokenizer.json") -> None:
-        """`content` is that of a `tokenizer.json`; `origin` names it in messages.
+    def __init__(
+        self, content: bytes, *, eos_token: str, origin: str = "tokenizer.json", path: Path | None = None
+    ) -> None:
+        """`content` is that of a `tokenizer.json`; `origin` names it in messages. Where other processes are to read it
+        from a file, as it is large, that lies at `path`.
 
         Raises TokenizerError if it is not one, has no `eos_token`, has dropout, or has more entries than 16 bits can
         number.
         """
         self.eos_token = eos_token
         self.origin = origin
-        self._content = content
-        # the process that starts workers then needs no library, whose loading they would wait for
-        digest = digest_bytes(content)
-        loads = Verdict(digest, f"tokenizers {tokenizers.__version__}", finding="loads")
-        vocabulary = vocabulary_of(self._tree) if loads.is_known() else None
-        if vocabulary is None:
-            vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-            loads.remember()
+        self._definition = Definition(content, origin=origin, path=path)
+        vocabulary = self._definition.vocabulary()
         vocab_size = max(vocabulary.values(), default=-1) + 1
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise TokenizerError(
@@ -90,52 +77,33 @@ class Encoder:
             raise TokenizerError(
                 f"{origin} has no token {eos_token!r}; set tokenizer.eos_token to the one that ends documents"
             )
-        if dropout := self._tree["model"].get("dropout"):
+        tree = self._definition.tree
+        if dropout := tree["model"].get("dropout"):
             raise TokenizerError(
                 f"{origin} has model.dropout={dropout:g}, so that a text has other ids each time; set it to null there"
             )
-        self.record = TokenizerRecord(digest=digest, vocab_size=vocab_size, eos_token_id=vocabulary[eos_token])
-        is_plain = is_plain_byte_level_bpe(self._tree)
-        self._cutter = Cutter(self._tree) if is_plain else None
-        self._missing_bytes = bytes_without_token(self._tree["model"]["vocab"]) if is_plain else b""
+        self.record = TokenizerRecord(
+            digest=self._definition.digest, vocab_size=vocab_size, eos_token_id=vocabulary[eos_token]
+        )
+        is_plain = is_plain_byte_level_bpe(tree)
+        self._cutter = Cutter(tree) if is_plain else None
+        self._missing_bytes = bytes_without_token(tree["model"]["vocab"]) if is_plain else b""
         self._guard = Guard(self._missing_bytes)
-        self._literal = without_special_pieces(self._tree)
         self._fast: Engine | None = None
         self.begin_unit()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: no engine, and what it loads its own from in the least time."""
-        state = {name: value for name, value in self.__dict__.items() if name not in _LOADED}
-        return state | {"_content": self._in_few_bytes, "_fast": None}
+        """For another process: no engine."""
+        return {name: value for name, value in self.__dict__.items() if name != "_slow"} | {"_fast": None}
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """The library's own, loaded when first asked for."""
-        try:
-            return Tokenizer.from_str(self._content.decode())
-        except Exception as error:  # tokenizers raises bare Exception
-            reason = " ".join(str(error).split())[:200]
-            raise TokenizerError(f"{self.origin} is not a tokenizer.json of the tokenizers library: {reason}") from None
+        """The library's own."""
+        return self._definition.tokenizer
 
-    @cached_property
-    def _tree(self) -> dict[str, Any]:
-        """The `tokenizer.json`, parsed. 16 MB of SmolLM2's."""
-        return parse(self._content)
-
-    @cached_property
-    def _in_few_bytes(self) -> bytes:
-        # with another model, such as Unigram with its scores, the library reads the file's own bytes only
-        return orjson.dumps(self._tree) if self._cutter is not None else self._content
-
-    @cached_property
-    def _without_special_tokens(self) -> bytes:
-        return without_special_tokens(self._tree)
-
-    @cached_property
+    @property
     def _reference(self) -> Engine:
-        return TokenizersEngine(
-            self.tokenizer if self._literal is None else Tokenizer.from_str(orjson.dumps(self._literal).decode())
-        )
+        return self._definition.reference
 
     @cached_property
     def _slow(self) -> Engine:
@@ -145,25 +113,15 @@ class Encoder:
     def choose(self, wanted: str, *, input_bytes: int) -> EngineName:
         """The engine that `tokenizer.engine=wanted` means for an input of this size, to be given to `use`, here or in
         another process. Raises TokenizerError if it cannot be used, or differs from the reference."""
-        engine = choose_engine(
-            self.record.digest,
-            self._tree,
-            wanted=wanted,
-            reference=lambda: self._reference,
-            guard=self._guard,
-            input_bytes=input_bytes,
-        )
-        if engine == "splintr":
-            _ = self._without_special_tokens  # made once, not in every process
-        return engine
+        return choose_engine(self._definition, wanted=wanted, guard=self._guard, input_bytes=input_bytes)
 
     def use(self, engine: Engine | EngineName) -> None:
         """Encode with the engine of this name, or with this one."""
         if isinstance(engine, str):
             assert engine in get_args(EngineName), engine
-            self._fast = SplintrEngine(self._without_special_tokens) if engine == "splintr" else None
+            self._fast = self._definition.splintr if engine == "splintr" else None
             _ = self._reference  # now: workers are forked off this process
-            self.__dict__.pop("_tree", None)  # large, and not needed while encoding
+            self._definition.forget_tree()  # large, and not needed while encoding
         else:
             self._fast = engine
         self.begin_unit()
@@ -284,6 +242,14 @@ class Encoder:
                     f"{self._engine.name} {self._engine.version} differs from {self._reference.name} "
                     f"{self._reference.version} on {shorten(ascii(text[:200]))}"
                 )
+
+
+def load_ahead(path: Path, *, wanted: str) -> None:
+    """Load what an encoder of this file, which is still to come from another process, will most likely use."""
+    definition = load_definition(path)
+    if wanted != "tokenizers" and splintr_problem() is None and ineligible(definition.tree) is None:
+        _ = definition.splintr
+    _ = definition.reference
 
 
 def read_tokenizer(path: Path) -> bytes:

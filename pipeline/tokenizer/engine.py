@@ -129,20 +129,6 @@ def without_special_tokens(tree: dict[str, Any]) -> bytes:
     return orjson.dumps(bare)
 
 
-def parse(content: bytes) -> dict[str, Any]:
-    """A `tokenizer.json`. Written again, without indentation, it is loaded in half the time.
-
-    Where no entry holds a space, merges are texts instead of pairs, as the library itself wrote them before 0.20.
-    """
-    tree: dict[str, Any] = orjson.loads(content)
-    merges = tree["model"].get("merges") or []
-    texts = [" ".join(merge) for merge in merges]
-    # more spaces: some entry has one, or merges were texts before and are letters apart now
-    if texts and "".join(texts).count(" ") == len(texts):
-        tree["model"]["merges"] = texts
-    return tree
-
-
 def splintr_problem() -> str | None:
     """Why splintr cannot be used here, or None."""
     try:

@@ -12,12 +12,13 @@ them goes to the reference (`Guard`); a vocabulary that lacks none needs no guar
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tokenizers
 
 from pipeline.document import shorten
+from pipeline.tokenizer.definition import Definition
 from pipeline.tokenizer.engine import (
     Engine,
     EngineName,
@@ -113,28 +114,19 @@ def first_difference(reference: Engine, fast: Engine, guard: Guard, texts: Itera
     return None
 
 
-def choose_engine(
-    digest: str,
-    tree: dict[str, Any],
-    *,
-    wanted: str,
-    reference: Callable[[], Engine],
-    guard: Guard,
-    input_bytes: int,
-) -> EngineName:
+def choose_engine(definition: Definition, *, wanted: str, guard: Guard, input_bytes: int) -> EngineName:
     """The engine that `tokenizer.engine` asks for; `auto`: splintr if it may stand in. Says once what it took, and why.
 
-    `digest` is that of a `tokenizer.json`, and `tree` the same, parsed; `reference` is made if it is needed. A word of
-    one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS. What was
-    found equal once is remembered for this tokenizer, these versions and these cases (`verdict.py`).
+    A word of one letter is compared at the length of the input, which no word in it exceeds, up to LONG_CHARACTERS.
+    What was found equal once is remembered for this tokenizer, these versions and these cases (`verdict.py`).
 
     Raises TokenizerError if the fast engine is asked for by name and cannot be used.
     """
     if wanted == "tokenizers":
         return "tokenizers"
-    problem = splintr_problem() or ineligible(tree)
+    problem = splintr_problem() or ineligible(definition.tree)
     if problem is None:
-        problem = _difference(digest, tree, reference, guard, input_bytes=input_bytes)
+        problem = _difference(definition, guard, input_bytes=input_bytes)
     if problem is None:
         return "splintr"
     if wanted == "auto":
@@ -143,22 +135,20 @@ def choose_engine(
     raise TokenizerError(f"tokenizer.engine={wanted}: {problem}; or set tokenizer.engine=auto")
 
 
-def _difference(
-    digest: str, tree: dict[str, Any], reference: Callable[[], Engine], guard: Guard, *, input_bytes: int
-) -> str | None:
+def _difference(definition: Definition, guard: Guard, *, input_bytes: int) -> str | None:
     # to the next power of two, so that inputs of about one size share a verdict
     long_characters = min(LONG_CHARACTERS, 1 << input_bytes.bit_length())
-    special_tokens = [token["content"] for token in tree.get("added_tokens", [])]
+    special_tokens = [token["content"] for token in definition.tree.get("added_tokens", [])]
     cases = hard_cases(special_tokens, long_characters=long_characters)
     engines = (f"splintr {splintr_version()}", f"tokenizers {tokenizers.__version__}")
-    verdict = Verdict(digest, *engines, _SPLINTR_CALL, *cases)
+    verdict = Verdict(definition.digest, *engines, _SPLINTR_CALL, *cases)
     remembered = verdict.is_known()
     if not remembered:
         try:
-            fast = SplintrEngine(without_special_tokens(tree))
+            fast = SplintrEngine(without_special_tokens(definition.tree))
         except TokenizerError as error:
             return str(error)
-        difference = first_difference(reference(), fast, guard, cases)
+        difference = first_difference(definition.reference, fast, guard, cases)
         if difference is not None:
             return f"{engines[0]} differs from {engines[1]} on {difference}"
         verdict.remember()

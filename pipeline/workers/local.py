@@ -29,17 +29,19 @@ def run_in_processes(
     workers: int,
     max_worker_memory_bytes: int | None = None,
     poll_s: float = 0.5,
+    template: Template | None = None,
 ) -> Iterator[Any]:
     """Do every item; yields messages (`task.py`), results in the order of completion.
 
-    `make_task` must be picklable and is called once, in another process; every worker has a copy of the task that it
-    made. An exception of it, or of a task, is raised here after all workers are stopped. A worker with more than
-    `max_worker_memory_bytes` is killed. Raises QuarantineError at the end if some items killed three workers each, and
-    WorkerError at once if no item can be done.
+    `make_task` must be picklable and is called once, in another process, that of `template` if `begin_ahead` gave one;
+    every worker has a copy of the task that it made. An exception of it, or of a task, is raised here after all workers
+    are stopped. A worker with more than `max_worker_memory_bytes` is killed. Raises QuarantineError at the end if some
+    items killed three workers each, and WorkerError at once if no item can be done.
     """
     waiting = deque(items)
     quarantine = Quarantine()
-    template = Template(make_task, _work)
+    given, template = template, template or Template(_work)
+    template.make(make_task)
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
     if max_worker_memory_bytes is not None:
@@ -78,9 +80,24 @@ def run_in_processes(
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
         quarantine.check_empty()
     finally:
-        template.close()
+        if given is None:
+            template.close()
+        else:
+            template.end()  # who gave it waits for it, and may do something else before
         for worker in (*idle, *busy.values()):
             worker.connection.close()
+
+
+@contextlib.contextmanager
+def begin_ahead(call: Callable[[], object]) -> Iterator[Template]:
+    """The process that will make the task begins already, with this call, which makes that faster (`Template.prepare`).
+    For a `run_in_processes` of this block."""
+    template = Template(_work)
+    try:
+        template.prepare(call)
+        yield template
+    finally:
+        template.close()
 
 
 class _Worker:

@@ -23,7 +23,7 @@ from typing import Protocol
 
 from pipeline.worker_start import worker_context
 from pipeline.workers.task import Failed, Task, WorkerError
-from pipeline.workers.template_process import MAX_DYING_S, End, Fork, Kill, Life, Wait, serve, work_alone
+from pipeline.workers.template_process import MAX_DYING_S, End, Fork, Kill, Life, Make, Prepare, Wait, serve, work_alone
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +45,28 @@ class WorkerProcess(Protocol):
 class Template:
     """What makes workers of one task."""
 
-    def __init__(self, make_task: Callable[[], Task], live: Life) -> None:
-        """`make_task` and `live` must be picklable; the task is made when the first worker is wanted."""
-        self._make_task = make_task
+    def __init__(self, live: Life) -> None:
+        """`live` must be picklable, and so must be all that is told to it."""
         self._live = live
+        self._make_task: Callable[[], Task] | None = None
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
+        self._is_told = False
         self._is_ready = False
+        self._is_ending = False
         self._deaths = 0
         self._spawned: list[_Spawned] = []
+
+    def prepare(self, call: Callable[[], object]) -> None:
+        """Let the process begin and call this, while we find out what the task is. It is a hint: nobody hears what it
+        returns or raises, and where the process dies, or nothing is forked, it is not called."""
+        if sys.platform == "linux":
+            with contextlib.suppress(WorkerError, OSError):
+                self._begin().send(Prepare(call))
+
+    def make(self, make_task: Callable[[], Task]) -> None:
+        """How to make the task; it is made when the first worker is wanted."""
+        self._make_task = make_task
 
     def start_worker(self) -> tuple[WorkerProcess, Connection]:
         """A new worker, and our end of its pipe. The first waits until the task is made.
@@ -61,6 +74,7 @@ class Template:
         Raises WorkerError if there is none to be had, and what making the task raised.
         """
         if sys.platform != "linux":
+            assert self._make_task is not None
             process, connection = _start(work_alone, self._make_task, self._live)
             self._spawned.append(_Spawned(process))
             return self._spawned[-1], connection
@@ -82,19 +96,31 @@ class Template:
 
     def _fork(self, connection: Connection) -> _Forked | str:
         """A worker at that end of a pipe, or why there is none. Raises what making the task raised."""
-        if self._process is None or self._connection is None:
-            self._process, self._connection = _start(serve, self._make_task, self._live)
+        template = self._begin()
+        assert self._process is not None
         assert self._process.pid is not None
         try:
-            self._connection.send(Fork())
-            send_handle(self._connection, connection.fileno(), self._process.pid)
-            answer = self._connection.recv()
+            if not self._is_told:
+                assert self._make_task is not None
+                template.send(Make(self._make_task))
+                self._is_told = True
+            template.send(Fork())
+            send_handle(template, connection.fileno(), self._process.pid)
+            answer = template.recv()
         except (BrokenPipeError, ConnectionResetError, EOFError):
             return self._note_death()
         if isinstance(answer, Failed):
             raise answer.error
         self._is_ready = True
-        return str(answer) if isinstance(answer, OSError) else _Forked(answer, self._connection)
+        return str(answer) if isinstance(answer, OSError) else _Forked(answer, template)
+
+    def _begin(self) -> Connection:
+        """Our end of the pipe of the process, which begins if there is none. Raises WorkerError."""
+        if self._is_ending:
+            self.close()
+        if self._process is None or self._connection is None:
+            self._process, self._connection = _start(serve, self._live)
+        return self._connection
 
     def _note_death(self) -> str:
         """Of the template: the next worker is forked off another. Raises WorkerError if it has died too often."""
@@ -114,12 +140,19 @@ class Template:
         log.warning("%s; another is started", how)
         return how
 
+    def end(self) -> None:
+        """Kill what workers there are. Does not wait for their end: `close` does, or the next start."""
+        if self._is_ready and not self._is_ending and self._connection is not None:
+            with contextlib.suppress(OSError):
+                self._connection.send(End())
+            self._is_ending = True
+
     def close(self) -> None:
         """Kill what workers there are, and wait for their end; for those of a killed template the kernel does it."""
+        self.end()
         if self._process is not None and self._connection is not None:
-            if self._is_ready:
+            if self._is_ending:
                 with contextlib.suppress(OSError, EOFError):
-                    self._connection.send(End())
                     while self._connection.poll(MAX_DYING_S):
                         self._connection.recv()
             self._process.kill()
@@ -130,7 +163,7 @@ class Template:
         for worker in self._spawned:
             worker.wait()
         self._process = self._connection = None
-        self._is_ready = False
+        self._is_told = self._is_ready = self._is_ending = False
         self._spawned = []
 
 
@@ -176,14 +209,12 @@ class _Spawned:
         return self._process.exitcode
 
 
-def _start(target: Callable[..., None], make_task: Callable[[], Task], live: Life) -> tuple[BaseProcess, Connection]:
+def _start(target: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
     """A new process, and our end of its pipe. Raises WorkerError."""
     context = worker_context()
     for _ in range(MAX_STARTS):
         ours, theirs = context.Pipe()
-        process: BaseProcess = context.Process(
-            target=target, args=(theirs, make_task, live, dict(os.environ)), daemon=True
-        )
+        process: BaseProcess = context.Process(target=target, args=(theirs, *arguments, dict(os.environ)), daemon=True)
         try:
             process.start()
         except (OSError, EOFError) as error:

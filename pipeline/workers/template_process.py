@@ -19,7 +19,7 @@ from multiprocessing.reduction import recv_handle
 from typing import NoReturn
 
 from pipeline.worker_start import begin_as_worker
-from pipeline.workers.task import ONE_THREAD, Task, failure
+from pipeline.workers.task import ONE_THREAD, Failed, Task, failure
 
 # from the end of a process's pipe to the end of the process
 MAX_DYING_S = 10.0
@@ -28,6 +28,20 @@ _PR_SET_PDEATHSIG = 1  # of prctl.h
 
 # the life of a worker: what it does with its end of the pipe and its task
 Life = Callable[[Connection, Task], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """To be called now, so that making the task takes less time. Not answered, whatever it raises."""
+
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Make:
+    """How to make the task. Not answered: what it raises answers the first `Fork`."""
+
+    make_task: Callable[[], Task]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +72,22 @@ def work_alone(
     connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]
 ) -> None:
     """The life of a worker that is forked off nothing."""
-    task = _begin(connection, make_task, environment)
-    if task is not None:
+    _begin(environment)
+    task = _made(make_task)
+    if isinstance(task, Failed):
+        connection.send(task)
+    else:
         live(connection, task)
 
 
-def serve(connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]) -> None:
+def serve(connection: Connection, live: Life, environment: Mapping[str, str]) -> None:
     """The life of a template."""
-    task = _begin(connection, make_task, environment)
-    if task is None:
-        signal.pause()  # until we are killed: to end now could be earlier than the question
-        return
-    gc.freeze()  # as in `begin_as_worker`: workers would copy what is looked at
+    _begin(environment)
+    gc.disable()  # until a worker is forked off: what is made here stays
     living: set[int] = set()
     try:
         with contextlib.suppress(EOFError, OSError):  # the parent has ended, and so do we
-            _obey(connection, task, live, living)
+            _obey(connection, live, living)
     finally:
         for pid in living:
             os.kill(pid, signal.SIGKILL)
@@ -81,23 +95,37 @@ def serve(connection: Connection, make_task: Callable[[], Task], live: Life, env
             os.waitpid(pid, 0)
 
 
-def _begin(connection: Connection, make_task: Callable[[], Task], environment: Mapping[str, str]) -> Task | None:
-    """The task of a new process; None if making it failed, which the parent is told."""
+def _begin(environment: Mapping[str, str]) -> None:
     begin_as_worker(environment)
     os.environ.update(ONE_THREAD)
+
+
+def _made(make_task: Callable[[], Task]) -> Task | Failed:
     try:
         return make_task()
     except BaseException as error:
-        connection.send(failure(error))
-        return None
+        return failure(error)
 
 
-def _obey(connection: Connection, task: Task, live: Life, living: set[int]) -> None:
+def _obey(connection: Connection, live: Life, living: set[int]) -> None:
     """Until told to end. `living` are the workers that nobody has waited for."""
+    task: Task | Failed | None = None
     while True:
         match connection.recv():
+            case Prepare(call):
+                with contextlib.suppress(Exception):  # making the task will meet it again
+                    call()
+            case Make(make_task):
+                task = _made(make_task)
+                gc.freeze()  # as in `begin_as_worker`: workers would copy what is looked at
             case Fork():
-                answer = _fork(connection, recv_handle(connection), task, live)
+                assert task is not None
+                handle = recv_handle(connection)
+                if isinstance(task, Failed):
+                    os.close(handle)
+                    connection.send(task)
+                    continue
+                answer = _fork(connection, handle, task, live)
                 if isinstance(answer, int):
                     living.add(answer)
                 connection.send(answer)
@@ -131,6 +159,7 @@ def _work_forked(
 ) -> NoReturn:
     code = 1
     try:
+        gc.enable()
         template_connection.close()
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
         if os.getppid() == template_pid:  # else it died before we asked

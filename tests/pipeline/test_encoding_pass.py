@@ -18,7 +18,7 @@ from pipeline.document import PipelineError
 from pipeline.executors import execute
 from pipeline.run import run
 from pipeline.shards.format import read_manifest
-from pipeline.tokenizer import encode as encode_module
+from pipeline.tokenizer import definition as definition_module
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.engine import FlatIds, TokenizersEngine
 from pipeline.unit import DISTRUST_FILE
@@ -44,7 +44,7 @@ class WrongOnRare:
 @pytest.fixture
 def config(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PipelineConfig:
     """Two units; of each only the first document is compared, which is rare in the second."""
-    monkeypatch.setattr(encode_module, "SplintrEngine", WrongOnRare)
+    monkeypatch.setattr(definition_module, "SplintrEngine", WrongOnRare)
     monkeypatch.setattr(Encoder, "choose", lambda *_, **__: "splintr")
     (tmp_path / "corpus").mkdir()
     for name, texts in (("0", ["a shard", "RARE return"]), ("1", ["RARE shard", "a return"])):
@@ -96,9 +96,9 @@ def test_a_later_attempt_does_not_trust_the_engine_either(
     assert shards_of(config.output_dir) != expected
     passes: list[Sequence[Any]] = []
 
-    def noting(settings: Any, make_task: Any, items: Sequence[Any]) -> Iterator[Any]:
+    def noting(settings: Any, make_task: Any, items: Sequence[Any], **others: Any) -> Iterator[Any]:
         passes.append(items)
-        return execute(settings, make_task, items)
+        return execute(settings, make_task, items, **others)
 
     monkeypatch.setattr("pipeline.encoding_pass.execute", noting)
     caplog.set_level(logging.WARNING)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from pipeline.tokenizer import encode
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
-from pipeline.tokenizer.engine import EngineName, parse
+from pipeline.tokenizer.engine import EngineName
 from pipeline.tokenizer.train import TokenizerError
 
 EOS_ID = 0
@@ -144,18 +144,6 @@ def test_bytes_without_a_token_are_counted(encoder: Encoder, edited: Callable[..
     assert Encoder(edited(drop_two_bytes), eos_token="<|endoftext|>").missing_byte_tokens() == 2
 
 
-def test_a_tokenizer_that_has_loaded_before_is_not_loaded_to_be_described(
-    tokenizer_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
-    assert "tokenizer" in vars(first)
-    second = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
-    assert "tokenizer" not in vars(second)
-    assert second.record == first.record
-    assert second.encode(["the shard"])[0].tolist() == first.encode(["the shard"])[0].tolist()
-
-
 def test_a_tokenizer_that_encodes_otherwise_each_time_is_refused(edited: Callable[..., bytes]) -> None:
     with pytest.raises(TokenizerError, match=r"^bpe\.json has model\.dropout=0\.1, .*; set it to null there$"):
         Encoder(edited(lambda tree: tree["model"].update(dropout=0.1)), eos_token="<|endoftext|>", origin="bpe.json")
@@ -163,26 +151,16 @@ def test_a_tokenizer_that_encodes_otherwise_each_time_is_refused(edited: Callabl
 
 
 @pytest.mark.parametrize("engine", ["tokenizers", "splintr"])
-def test_a_worker_s_encoder_gives_the_same_ids_from_fewer_bytes(tokenizer_file: Path, engine: EngineName) -> None:
+def test_a_worker_s_encoder_gives_the_same_ids(tokenizer_file: Path, engine: EngineName) -> None:
     first = Encoder(tokenizer_file.read_bytes(), eos_token="<|endoftext|>")
-    first.choose(engine, input_bytes=100)
-    content = pickle.dumps(first)
-    second = pickle.loads(content)
-    assert len(content) < 2 * len(tokenizer_file.read_bytes())
+    assert first.choose(engine, input_bytes=100) == engine
+    second = pickle.loads(pickle.dumps(first))
     assert second.record == first.record
     texts = ["the shard 12 <|endoftext|>", "return 東京"]
     for encoder in (first, second):
         encoder.use(engine)
     assert [ids.tolist() for ids in second.encode(texts)] == [ids.tolist() for ids in first.encode(texts)]
     assert second.special_id("<filename>") == first.special_id("<filename>")
-
-
-def test_merges_with_a_space_in_them_stay_pairs() -> None:
-    assert parse(b'{"model": {"merges": [["a", "b"], ["ab", "c"]]}}') == {"model": {"merges": ["a b", "ab c"]}}
-    for merges in ([["a", "b"], ["a ", "c"]], ["a b"], []):
-        tree = {"model": {"merges": merges}}
-        assert parse(json.dumps(tree).encode()) == tree
-    assert parse(b'{"model": {"type": "Unigram"}}') == {"model": {"type": "Unigram"}}
 
 
 def test_a_tokenizer_that_does_not_load_is_refused_every_time() -> None:

@@ -20,7 +20,7 @@ from pipeline.tokenizer.special_tokens import EOS_TOKEN
 from pipeline.tokenizer.train import train_tokenizer
 from pipeline.workers import template as template_module
 from pipeline.workers import template_process
-from pipeline.workers.local import run_in_processes
+from pipeline.workers.local import begin_ahead, run_in_processes
 from pipeline.workers.task import Finished, Lost, Task, WorkerError
 from pipeline.workers.template import Template
 
@@ -133,7 +133,7 @@ def test_a_script_that_runs_a_pipeline_on_import_is_told_so(tmp_path: Path) -> N
     script = tmp_path / "script.py"
     script.write_text(
         "import os\n"
-        "from pipeline.workers.local import run_in_processes\n"
+        "from pipeline.workers.local import begin_ahead, run_in_processes\n"
         "from pipeline.workers.task import WorkerError\n"
         "try:\n"
         "    print(list(run_in_processes(dict, [1], workers=1)))\n"
@@ -194,6 +194,51 @@ def test_no_process_is_left_even_as_a_zombie() -> None:
     while Path(f"/proc/{parent}").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not Path(f"/proc/{parent}").exists()
+
+
+def note_and_fail(folder: Path) -> None:
+    (folder / f"prepared by {os.getpid()}").touch()
+    raise RuntimeError
+
+
+@on_linux
+def test_what_is_called_ahead_is_called_where_the_task_is_made_and_may_fail(tmp_path: Path) -> None:
+    make_task = functools.partial(counted, tmp_path, pid_and_parent)
+    with begin_ahead(functools.partial(note_and_fail, tmp_path)) as template:
+        for times in (1, 2):  # the second time nothing is prepared, and another process makes it
+            done = results(list(run_in_processes(make_task, range(4), workers=2, template=template)))
+            assert len({pid for pid, _ in done}) == 2
+            assert len(list(tmp_path.glob("made by *"))) == times
+    (prepared,) = tmp_path.glob("prepared by *")
+    assert (tmp_path / prepared.name.replace("prepared", "made")).exists()
+
+
+@on_linux
+def test_of_a_template_that_dies_before_there_is_a_task_the_run_knows_nothing(tmp_path: Path) -> None:
+    make_task = functools.partial(counted, tmp_path, pid_and_parent)
+    with begin_ahead(functools.partial(os.kill, 0, 0)) as template:
+        assert template._process is not None
+        template._process.kill()
+        assert len(results(list(run_in_processes(make_task, [1, 2], workers=2, template=template)))) == 2
+
+
+@on_linux
+def test_a_template_ahead_of_a_run_that_never_comes_is_ended() -> None:
+    with begin_ahead(functools.partial(time.sleep, 600)) as template:
+        assert template._process is not None
+        process = template._process
+        assert process.is_alive()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_elsewhere_nothing_begins_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with begin_ahead(functools.partial(time.sleep, 600)) as template:
+        assert results(list(run_in_processes(_make_pid_and_parent, [1], workers=1, template=template)))
+
+
+def _make_pid_and_parent() -> Task:
+    return pid_and_parent
 
 
 @on_linux
