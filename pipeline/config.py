@@ -81,7 +81,7 @@ class PipelineConfig(Section):
     unit_size_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="None: a 256th of the input, within 4 and 32 MiB (1 and 8 with filters that look into texts); more "
+        description="None: a 256th of the input, within 8 and 32 MiB (2 and 8 with filters that look into texts); more "
         "beyond 16,384 units",
     )
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)

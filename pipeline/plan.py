@@ -24,9 +24,9 @@ from pipeline.sources.piece import PackedPieces, Piece
 # look into a text go through some 2 to 7 MB/s, everything else through 7 to 45
 UNIT_SIZE_BYTES = 32 << 20
 FILTERED_UNIT_SIZE_BYTES = 8 << 20
-# of an input too small for this many units they are smaller, down to an eighth: so all cores are busy to the end
+# of an input too small for this many units they are smaller, down to a quarter: so many cores are busy to the end
 FULL_SIZE_UNITS = 256
-SMALLEST = 8
+SMALLEST = 4
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14

@@ -156,7 +156,7 @@ def test_packed_pieces_are_the_pieces() -> None:
 
 @pytest.mark.parametrize(
     ("input_mib", "unit_mib"),
-    [(1, 4), (1024, 4), (2048, 8), (8192, 32), (32 * MAX_UNITS, 32), (32 * MAX_UNITS + 1, 64)],
+    [(1, 8), (2048, 8), (4096, 16), (8192, 32), (32 * MAX_UNITS, 32), (32 * MAX_UNITS + 1, 64)],
 )
 def test_a_unit_is_a_share_of_the_input_within_limits(input_mib: int, unit_mib: int) -> None:
     assert default_unit_size_bytes(input_mib << 20, largest=UNIT_SIZE_BYTES) == unit_mib << 20
@@ -172,8 +172,8 @@ def test_units_are_smaller_where_filters_look_into_texts(
     assert len(make_plan(make_config(filters=[{"type": "length"}, {"type": "c4"}])).units) == 256
     with (tmp_path / "corpus" / "a.jsonl").open("wb") as file:
         file.truncate(64 << 20)
-    assert len(make_plan(make_config()).units) == 16
-    assert len(make_plan(make_config(filters=[{"type": "length"}, {"type": "c4"}])).units) == 64
+    assert len(make_plan(make_config()).units) == 8
+    assert len(make_plan(make_config(filters=[{"type": "length"}, {"type": "c4"}])).units) == 32
 
 
 def test_compressed_files_count_as_what_is_in_them(tmp_path: Path, make_config: Callable[..., PipelineConfig]) -> None:
