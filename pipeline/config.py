@@ -81,8 +81,8 @@ class PipelineConfig(Section):
     unit_size_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="None: a 256th of the input, within 8 and 32 MiB (2 and 8 with filters that look into texts); more "
-        "beyond 16,384 units",
+        description="None: such that there are 256 units, within 8 and 32 MiB (2 and 8 with filters that look into "
+        "texts); more beyond 16,384",
     )
     shard_size_bytes: int = Field(default=512 << 20, ge=1 << 10)
     shuffle_seed: int | None = Field(

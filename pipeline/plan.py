@@ -26,7 +26,7 @@ UNIT_SIZE_BYTES = 32 << 20
 FILTERED_UNIT_SIZE_BYTES = 8 << 20
 # of an input too small for this many units they are smaller, down to a quarter: so many cores are busy to the end
 FULL_SIZE_UNITS = 256
-SMALLEST = 4
+LARGEST_TO_SMALLEST = 4
 
 # a unit is a shard of each split, and a trainer maps each shard: Linux lets a process have 65,530 maps
 MAX_UNITS = 1 << 14
@@ -83,7 +83,7 @@ def make_plan(config: PipelineConfig) -> Plan:
 
     Raises SourceError for a source that has no input or cannot be opened.
     """
-    cut_bytes = config.unit_size_bytes or _largest_default(config) // SMALLEST
+    cut_bytes = config.unit_size_bytes or _largest_default(config) // LARGEST_TO_SMALLEST
     pieces: dict[str, PackedPieces] = {}
     for source in config.sources:
         pieces[source.name] = PackedPieces(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
@@ -95,7 +95,7 @@ def make_plan(config: PipelineConfig) -> Plan:
 def units_of(
     pieces: Mapping[str, Sequence[Piece] | PackedPieces], config: PipelineConfig, *, first_index: int = 0
 ) -> tuple[Unit, ...]:
-    """Units of the pieces of each source, numbered on."""
+    """Units of the pieces of each source, numbered on; of the config's size, or of `default_unit_size_bytes`."""
     unit_size_bytes = config.unit_size_bytes
     if unit_size_bytes is None:
         total_bytes = sum(piece.size_bytes for of_source in pieces.values() for piece in of_source)
@@ -120,7 +120,7 @@ def default_unit_size_bytes(input_bytes: int, *, largest: int) -> int:
     """`largest`, less of a small input, and more of one that would have more than about MAX_UNITS."""
     if input_bytes > largest * MAX_UNITS:
         return largest * math.ceil(input_bytes / (largest * MAX_UNITS))
-    return max(largest // SMALLEST, min(largest, math.ceil(input_bytes / FULL_SIZE_UNITS)))
+    return max(largest // LARGEST_TO_SMALLEST, min(largest, math.ceil(input_bytes / FULL_SIZE_UNITS)))
 
 
 def _largest_default(config: PipelineConfig) -> int:

@@ -27,7 +27,8 @@ from pipeline.sources.suffix import EXPANSION, suffix_of
 # bytes from an offset on, fewer at the end of the file
 _Read = Callable[[int, int], bytes]
 
-_MAX_FRAME_RANGES = 16
+# a file with a longer frame is not looked through: looking costs a read for every 128 KiB of text
+MAX_FRAME_BYTES = 170 << 20
 
 _ZSTD_MAGIC = 0xFD2FB528
 _SKIPPABLE_MAGIC = 0x184D2A50  # and the 15 that follow
@@ -47,7 +48,7 @@ def frame_ranges(file: StoredFile, *, unit_size_bytes: int) -> Iterator[Piece]:
     start = stop = 0
     if file.size_bytes > range_size_bytes and _may_be_cut(file.path):
         with _reading(file) as read:
-            for end in _frame_ends(file, read, max_frame_bytes=_MAX_FRAME_RANGES * range_size_bytes):
+            for end in _frame_ends(file, read, max_frame_bytes=MAX_FRAME_BYTES):
                 if start < stop and end - start > range_size_bytes:
                     yield byte_range(file, start, stop)
                     start = stop

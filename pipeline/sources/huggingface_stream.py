@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 
+# what a file of unknown size is taken for: most have hundreds of MB, so none should share a unit
+UNKNOWN_BYTES = 32 << 20
+
+
 def find_pieces(config: HuggingFaceStreamConfig, *, unit_size_bytes: int) -> Iterator[Piece]:
-    """A file each. Sizes are the mean, or, where the dataset does not tell its own, as if each filled a unit.
+    """A file each. Sizes are the mean, or, where the dataset does not tell its own, as if each filled a unit by itself.
 
     Raises SourceError if the dataset cannot be had or lacks a column.
     """
@@ -31,7 +35,8 @@ def find_pieces(config: HuggingFaceStreamConfig, *, unit_size_bytes: int) -> Ite
         require_columns(config, dataset.features.arrow_schema, where=config.path)
     count = dataset.num_shards
     split = (dataset.info.splits or {}).get(config.split)
-    size_bytes = split.num_bytes // count if split is not None and split.num_bytes else unit_size_bytes
+    unknown_bytes = max(unit_size_bytes, UNKNOWN_BYTES)
+    size_bytes = split.num_bytes // count if split is not None and split.num_bytes else unknown_bytes
     for shard in range(count):
         yield Piece(path=hub.title(config), version=version, start=shard, stop=shard + 1, size_bytes=max(1, size_bytes))
 

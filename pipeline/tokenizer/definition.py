@@ -24,6 +24,14 @@ from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.tokenizer.verdict import Verdict
 
+# of a BPE model in a file: all that the library takes from Python too
+_PARTS = frozenset(
+    (
+        *("type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
+        *("fuse_unk", "byte_fallback", "ignore_merges"),
+    )
+)
+
 
 class Definition:
     """The file. Its parts raise TokenizerError if they cannot be loaded.
@@ -87,18 +95,25 @@ class Definition:
         entries = vocabulary_of(self.tree) if self._loads.is_known() else None
         if entries is None:
             entries = self.tokenizer.get_vocab(with_added_tokens=True)
-            if not is_plain_byte_level_bpe(self.tree) or self._is_the_same_of_parts():
+            if not self._loads.is_known() and (not is_plain_byte_level_bpe(self.tree) or self._is_the_same_of_parts()):
                 self._loads.remember()
         return entries
 
     def _is_the_same_of_parts(self) -> bool:
+        if not _PARTS.issuperset(self.tree["model"]):
+            return False
         try:
             return _state(_of_parts(self.tree)) == _state(self.tokenizer)
-        except Exception:  # of the library, which raises bare Exception for what it does not take
+        except Exception:  # the library raises bare Exception for what it does not take
             return False
 
 
-_loaded: dict[str, Definition] = {}  # one at most, by its digest
+# one at most, by its digest: what a process loads ahead, it finds here when it is told what for
+_loaded: dict[str, Definition] = {}
+_TWO_CAUSES = (
+    "if this node does not share the folder with the others, choose an output_dir that all of them share; "
+    "if the file was changed, remove the output_dir to start over"
+)
 
 
 def load_definition(path: Path) -> Definition:
@@ -115,9 +130,9 @@ def definition_at(path: Path, digest: str, origin: str) -> Definition:
         try:
             load_definition(path).origin = origin
         except OSError as error:
-            raise TokenizerError(f"{path}: {error.strerror}; run the same command again") from None
+            raise TokenizerError(f"{path}: {error.strerror}; {_TWO_CAUSES}") from None
     if digest not in _loaded:
-        raise TokenizerError(f"{path} has changed while the run was at work; restore it")
+        raise TokenizerError(f"{path} is not what the run began with; {_TWO_CAUSES}")
     return _loaded[digest]
 
 

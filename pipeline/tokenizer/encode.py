@@ -89,6 +89,7 @@ class Encoder:
         self._cutter = Cutter(tree) if is_plain else None
         self._missing_bytes = bytes_without_token(tree["model"]["vocab"]) if is_plain else b""
         self._guard = Guard(self._missing_bytes)
+        self._special_ids: dict[str, int] = {}
         self._fast: Engine | None = None
         self.begin_unit()
 
@@ -148,13 +149,14 @@ class Encoder:
 
     def special_id(self, token: str) -> int:
         """The id of a special token. Raises TokenizerError if there is none."""
-        number = self.tokenizer.token_to_id(token)
-        if number is None:
+        if token not in self._special_ids and (number := self._definition.vocabulary().get(token)) is not None:
+            self._special_ids[token] = number  # goes to workers, which need load nothing for it
+        if token not in self._special_ids:
             raise TokenizerError(
                 f"{self.origin} has no token {token!r}, which a source's special_tokens need; "
                 "remove special_tokens, or take a tokenizer that has it"
             )
-        return int(number)
+        return self._special_ids[token]
 
     def encode(self, texts: Sequence[str | LongText]) -> list[TokenIds]:
         """The ids of each text, ending in EOS and holding it nowhere else. Long texts may be empty afterwards.

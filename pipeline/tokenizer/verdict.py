@@ -1,5 +1,5 @@
-"""Remembers, in the user's cache folder, which comparisons of engines found them equal and which tokenizers could be
-loaded, so that each is found out once.
+"""Remembers, in the user's cache folder, which comparisons of engines found them equal, and which tokenizers could be
+loaded, a byte-level BPE of its parts as of its file, so that each is found out once.
 
 A verdict is known by a digest of all that went into it, so that it never speaks for another tokenizer, another version
 or other cases. Only what was found in order is remembered. A cache that cannot be read or written is no cache: one

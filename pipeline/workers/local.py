@@ -40,7 +40,7 @@ def run_in_processes(
     """
     waiting = deque(items)
     quarantine = Quarantine()
-    given, template = template, template or Template(_work)
+    is_lent, template = template is not None, template or Template(_work)
     template.make(make_task)
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
@@ -80,10 +80,10 @@ def run_in_processes(
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
         quarantine.check_empty()
     finally:
-        if given is None:
-            template.close()
+        if is_lent and not busy:
+            template.end()  # whoever lent it waits for it, and may do something else before
         else:
-            template.end()  # who gave it waits for it, and may do something else before
+            template.close()  # before the pipes: a worker that finds its own broken prints a traceback
         for worker in (*idle, *busy.values()):
             worker.connection.close()
 

@@ -61,7 +61,7 @@ def run_on_ray(
         return
     with _ray(workers) as ray:
         do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
-        # stored once: it holds a tokenizer, too large to be sent with every item
+        # stored once, not sent with every item: it may hold lists
         content, folder, call = ray.put(pickle.dumps(make_task)), str(Path.cwd()), secrets.token_hex(8)
         waiting = deque(items)
         quarantine = Quarantine()

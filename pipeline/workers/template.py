@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ class Template:
     def __init__(self, live: Life) -> None:
         """`live` must be picklable, and so must be all that is told to it."""
         self._live = live
-        self._make_task: Callable[[], Task] | None = None
+        self._pickled_task = b""
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._is_told = False
@@ -66,7 +67,9 @@ class Template:
 
     def make(self, make_task: Callable[[], Task]) -> None:
         """How to make the task; it is made when the first worker is wanted."""
-        self._make_task = make_task
+        if self._is_told:  # of another
+            self.close()
+        self._pickled_task = pickle.dumps(make_task)
 
     def start_worker(self) -> tuple[WorkerProcess, Connection]:
         """A new worker, and our end of its pipe. The first waits until the task is made.
@@ -74,8 +77,7 @@ class Template:
         Raises WorkerError if there is none to be had, and what making the task raised.
         """
         if sys.platform != "linux":
-            assert self._make_task is not None
-            process, connection = _start(work_alone, self._make_task, self._live)
+            process, connection = _start(work_alone, self._pickled_task, self._live)
             self._spawned.append(_Spawned(process))
             return self._spawned[-1], connection
         reason = ""
@@ -96,23 +98,22 @@ class Template:
 
     def _fork(self, connection: Connection) -> _Forked | str:
         """A worker at that end of a pipe, or why there is none. Raises what making the task raised."""
-        template = self._begin()
+        process_end = self._begin()
         assert self._process is not None
         assert self._process.pid is not None
         try:
             if not self._is_told:
-                assert self._make_task is not None
-                template.send(Make(self._make_task))
+                process_end.send(Make(self._pickled_task))
                 self._is_told = True
-            template.send(Fork())
-            send_handle(template, connection.fileno(), self._process.pid)
-            answer = template.recv()
+            process_end.send(Fork())
+            send_handle(process_end, connection.fileno(), self._process.pid)
+            answer = process_end.recv()
         except (BrokenPipeError, ConnectionResetError, EOFError):
             return self._note_death()
         if isinstance(answer, Failed):
             raise answer.error
         self._is_ready = True
-        return str(answer) if isinstance(answer, OSError) else _Forked(answer, template)
+        return str(answer) if isinstance(answer, OSError) else _Forked(answer, process_end)
 
     def _begin(self) -> Connection:
         """Our end of the pipe of the process, which begins if there is none. Raises WorkerError."""
@@ -141,7 +142,7 @@ class Template:
         return how
 
     def end(self) -> None:
-        """Kill what workers there are. Does not wait for their end: `close` does, or the next start."""
+        """Kill what forked workers there are. Does not wait for their end: `close` does, or the next start."""
         if self._is_ready and not self._is_ending and self._connection is not None:
             with contextlib.suppress(OSError):
                 self._connection.send(End())
@@ -155,7 +156,8 @@ class Template:
                 with contextlib.suppress(OSError, EOFError):
                     while self._connection.poll(MAX_DYING_S):
                         self._connection.recv()
-            self._process.kill()
+            if self._process.is_alive():  # else its pid may be another process's by now
+                self._process.kill()
             self._connection.close()
             self._process.join()
         for worker in self._spawned:

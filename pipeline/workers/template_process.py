@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -39,9 +40,9 @@ class Prepare:
 
 @dataclass(frozen=True, slots=True)
 class Make:
-    """How to make the task. Not answered: what it raises answers the first `Fork`."""
+    """How to make the task, pickled. Not answered: what is raised answers the first `Fork`."""
 
-    make_task: Callable[[], Task]
+    pickled: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,10 @@ class End:
     """No more. Answered by the end of the stream."""
 
 
-def work_alone(
-    connection: Connection, make_task: Callable[[], Task], live: Life, environment: Mapping[str, str]
-) -> None:
-    """The life of a worker that is forked off nothing."""
+def work_alone(connection: Connection, pickled: bytes, live: Life, environment: Mapping[str, str]) -> None:
+    """The life of a worker that is forked off nothing; `pickled` is as in `Make`."""
     _begin(environment)
-    task = _made(make_task)
+    task = _made(pickled)
     if isinstance(task, Failed):
         connection.send(task)
     else:
@@ -100,8 +99,9 @@ def _begin(environment: Mapping[str, str]) -> None:
     os.environ.update(ONE_THREAD)
 
 
-def _made(make_task: Callable[[], Task]) -> Task | Failed:
+def _made(pickled: bytes) -> Task | Failed:
     try:
+        make_task: Callable[[], Task] = pickle.loads(pickled)  # which may have to read files
         return make_task()
     except BaseException as error:
         return failure(error)
@@ -113,10 +113,10 @@ def _obey(connection: Connection, live: Life, living: set[int]) -> None:
     while True:
         match connection.recv():
             case Prepare(call):
-                with contextlib.suppress(Exception):  # making the task will meet it again
+                with contextlib.suppress(BaseException):  # making the task will meet it again
                     call()
-            case Make(make_task):
-                task = _made(make_task)
+            case Make(pickled):
+                task = _made(pickled)
                 gc.freeze()  # as in `begin_as_worker`: workers would copy what is looked at
             case Fork():
                 assert task is not None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline import encoding_pass
 from pipeline.config import PipelineConfig
 from pipeline.document import PipelineError
-from pipeline.executors import execute
+from pipeline.executors import Template, execute
 from pipeline.run import run
 from pipeline.shards.format import read_manifest
 from pipeline.tokenizer import definition as definition_module
@@ -39,6 +42,33 @@ class WrongOnRare:
         flat = self._engine.encode(texts)
         wrong = np.repeat([text.startswith("RARE") for text in texts], np.diff(flat.offsets))
         return FlatIds((flat.ids + wrong).astype(flat.ids.dtype), flat.offsets)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing begins ahead")
+def test_a_run_s_workers_come_of_the_process_that_has_loaded_the_engines(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.jsonl").write_text('{"text": "a shard"}\n' * 9)
+    templates: list[Template] = []
+    pids: list[int | None] = []
+    begun_ahead = encoding_pass.begin_ahead
+
+    @contextmanager
+    def noting(*arguments: Any) -> Iterator[Template | None]:
+        with begun_ahead(*arguments) as template:
+            assert template is not None
+            assert template._process is not None
+            templates.append(template)
+            pids.append(template._process.pid)
+            yield template
+            pids.append(template._process.pid)  # still the one that was ready before there was a task
+            assert template._is_told
+
+    monkeypatch.setattr(encoding_pass, "begin_ahead", noting)
+    run(make_config())
+    assert len(templates) == 1
+    assert len(set(pids)) == 1 < len(pids)
 
 
 @pytest.fixture

@@ -154,6 +154,24 @@ def test_packed_pieces_are_the_pieces() -> None:
     assert not PackedPieces([])
 
 
+def test_a_compressed_file_of_frames_of_60_mb_is_cut_between_them(
+    tmp_path: Path, make_config: Callable[..., PipelineConfig]
+) -> None:
+    """As `cat` joins files. Of raw blocks of zeros, which lie on no disk."""
+    block_bytes, blocks = 131_072, 480
+    header = bytes([0x28, 0xB5, 0x2F, 0xFD, 0x00, 0x38])  # a window of 128 KiB, no checksum
+    (tmp_path / "corpus").mkdir()
+    with (tmp_path / "corpus" / "a.jsonl.zst").open("wb") as file:
+        for _ in range(4):
+            file.write(header)
+            for block in range(blocks):
+                file.write((block_bytes << 3 | (block == blocks - 1)).to_bytes(3, "little"))
+                file.seek(block_bytes - 1, 1)
+                file.write(b"\0")
+    source = {"name": "corpus", "type": "jsonl", "files": [str(tmp_path / "corpus" / "*")]}
+    assert len(make_plan(make_config(sources=[source])).units) == 4
+
+
 @pytest.mark.parametrize(
     ("input_mib", "unit_mib"),
     [(1, 8), (2048, 8), (4096, 16), (8192, 32), (32 * MAX_UNITS, 32), (32 * MAX_UNITS + 1, 64)],

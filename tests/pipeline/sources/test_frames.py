@@ -330,22 +330,28 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_a_file_of_one_frame_costs_reads_of_its_first_part_alone(tmp_path: Path, reads: list[int]) -> None:
+def test_a_file_of_one_frame_costs_reads_of_its_first_part_alone(
+    tmp_path: Path, reads: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1 << 20)
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstandard.ZstdCompressor(level=1).compress(random.Random(1).randbytes(20_000_000)))
     (piece,) = frame_ranges(stored_file(path), unit_size_bytes=EXPANSION << 16)
     assert (piece.start, piece.stop) == (0, path.stat().st_size)
-    assert len(reads) < 30  # blocks of 128 KiB, up to 16 times 64 KiB
+    assert len(reads) < 30  # blocks of 128 KiB, up to 1 MiB
     assert sum(reads) < 100
     reads.clear()
     (piece,) = frame_ranges(stored_file(path), unit_size_bytes=WHOLE)
     assert reads == []
 
 
-def test_frames_before_a_long_one_are_cut_and_it_stands_with_the_rest(tmp_path: Path) -> None:
+def test_frames_before_a_long_one_are_cut_and_it_stands_with_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.jsonl.zst"
     short, long = lines(30, seed=1), lines(3000, seed=2)
     stored = zstd([short, short, long, short])
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 16 * len(stored[0]))
     path.write_bytes(b"".join(stored))
     pieces = pieces_of(path, unit_size_bytes=EXPANSION * len(stored[0]))
     assert [piece.start for piece in pieces] == [0, len(stored[0]), len(stored[0]) * 2]

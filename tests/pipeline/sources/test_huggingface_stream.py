@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import PipelineConfig
 from pipeline.document import BadRecord, Document, Record, SourceError, UnwantedRecord
+from pipeline.plan import units_of
 from pipeline.source_config import HuggingFaceStreamConfig
 from pipeline.sources import huggingface_stream
 
@@ -43,6 +46,13 @@ def test_every_file_is_a_piece_and_every_row_is_read_in_order(folder: Path) -> N
     assert records == [
         Document(f"{folder}/train:{part}:{row}", f"text {part}-{row}") for part in range(2) for row in range(300)
     ]
+
+
+def test_files_of_unknown_size_share_no_unit(folder: Path, make_config: Callable[..., PipelineConfig]) -> None:
+    source = {"type": "huggingface_stream", "name": "corpus", "path": str(folder)}
+    pieces = list(huggingface_stream.find_pieces(config_of(folder), unit_size_bytes=8 << 20)) * 512
+    units = units_of({"corpus": pieces}, make_config(sources=[source]))
+    assert {len(unit.pieces) for unit in units} == {1}
 
 
 def test_nothing_is_stored_in_the_cache(folder: Path, tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
 
 from pipeline.document import Document
+from pipeline.tokenizer.definition import Definition
 from pipeline.tokenizer.document_ids import encode_documents
 from pipeline.tokenizer.encode import Encoder
 from pipeline.tokenizer.train import TokenizerError
@@ -32,6 +34,17 @@ def test_documents_without_a_header_are_as_ever_between_those_with_one(encoder: 
     assert one == encoder.encode(["one"])[0].tolist()
     assert two[0] == 3
     assert three == [3, *encoder.tokenizer.encode("smol").ids, 0]
+
+
+def test_a_worker_loads_no_tokenizer_for_ids_that_its_run_has_asked_for(encoder: Encoder) -> None:
+    documents = [Document("a", "x", header=HEADER)]
+    expected = [ids.tolist() for ids in encode_documents(encoder, documents)]
+    theirs = pickle.loads(pickle.dumps(encoder))
+    theirs.use("tokenizers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Definition, "tokenizer", property(lambda definition: pytest.fail("it was loaded")))
+        patch.setattr(Definition, "tree", property(lambda definition: pytest.fail("it was parsed")))
+        assert [ids.tolist() for ids in encode_documents(theirs, documents)] == expected
 
 
 def test_literals_in_a_header_are_text(encoder: Encoder) -> None:

@@ -133,7 +133,7 @@ def test_a_script_that_runs_a_pipeline_on_import_is_told_so(tmp_path: Path) -> N
     script = tmp_path / "script.py"
     script.write_text(
         "import os\n"
-        "from pipeline.workers.local import begin_ahead, run_in_processes\n"
+        "from pipeline.workers.local import run_in_processes\n"
         "from pipeline.workers.task import WorkerError\n"
         "try:\n"
         "    print(list(run_in_processes(dict, [1], workers=1)))\n"
@@ -234,11 +234,73 @@ def test_a_template_ahead_of_a_run_that_never_comes_is_ended() -> None:
 def test_elsewhere_nothing_begins_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with begin_ahead(functools.partial(time.sleep, 600)) as template:
+        assert template._process is None
         assert results(list(run_in_processes(_make_pid_and_parent, [1], workers=1, template=template)))
 
 
 def _make_pid_and_parent() -> Task:
     return pid_and_parent
+
+
+class FromAFile:
+    """What cannot be unpickled where its file is gone."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.read_bytes, (self.path,)
+
+    def __call__(self) -> Task:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_what_reading_a_task_raises_is_raised_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
+        list(run_in_processes(FromAFile(tmp_path / "tokenizer.json"), [1, 2], workers=2))
+
+
+def panic() -> None:
+    raise SystemExit(1)
+
+
+@on_linux
+def test_a_hint_that_panics_ends_no_run() -> None:
+    with begin_ahead(panic) as template:
+        make_task = functools.partial(_constant, pid_and_parent)
+        assert len(results(list(run_in_processes(make_task, [1], workers=1, template=template)))) == 1
+
+
+def tell_without_end(item: int, tell: Callable[[object], None]) -> None:
+    while True:
+        tell(item)
+
+
+@on_linux
+def test_workers_that_are_stopped_at_work_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        with begin_ahead(functools.partial(int)) as template:
+            make_task = functools.partial(_constant, tell_without_end)
+            messages = run_in_processes(make_task, range(8), workers=8, template=template)
+            for _ in range(40):
+                next(messages)
+            messages.close()  # type: ignore[attr-defined]
+    assert capfd.readouterr().err == ""
+
+
+@on_linux
+def test_a_process_that_has_ended_is_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pid may be another's by then."""
+    with begin_ahead(functools.partial(int)) as template:
+        list(run_in_processes(functools.partial(_constant, pid_and_parent), [1], workers=1, template=template))
+        process = template._process
+        assert process is not None
+        process.join(10)
+        monkeypatch.setattr(type(process), "kill", lambda process: pytest.fail("it was killed"))
 
 
 @on_linux
