@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo test test-campaign test-encoding fuzz-encoding test-data-faults test-faults test-elastic test-exports test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
+.PHONY: help setup demo test coverage test-campaign test-encoding fuzz-encoding test-data-faults test-faults test-elastic test-exports test-gpu test-cluster lint format bench bench-data bench-large bench-model clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -39,6 +39,9 @@ demo: $(READY)  ## the whole job on two CPU cores: text, shards, training, expor
 	@echo "            $(BIN)/mlflow ui --backend-store-uri sqlite:///runs/demo/mlflow.db"
 
 test: $(READY)  ## all tests that a machine with two cores and no GPU can run
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+coverage: $(READY)  ## the same tests, and which lines they run
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
 test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+_received: list[int] = []  # which of them has interrupted this process
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def signals_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _received.clear()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
@@ -34,6 +36,17 @@ def signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def keeping_signal() -> Iterator[None]:
+    """An interrupt that a library raises anew, as Ray does, without the number that it held, holds it again."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args or not _received:
+            raise
+        raise KeyboardInterrupt(_received[0]) from None
+
+
 def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
     """Which signal it stands for: SIGINT, unless it was raised here."""
     return signal.Signals(interrupt.args[0]) if interrupt.args else signal.SIGINT
@@ -42,4 +55,5 @@ def signal_of(interrupt: KeyboardInterrupt) -> signal.Signals:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     for each in _SIGNALS:  # a closing terminal or systemd may send both
         signal.signal(each, signal.SIG_IGN)
+    _received.append(number)
     raise KeyboardInterrupt(number)

@@ -128,11 +128,12 @@ def definition_at(path: Path, digest: str, origin: str) -> Definition:
     """That of the digest. Raises TokenizerError if the file is another by now, or gone."""
     if digest not in _loaded:
         try:
-            load_definition(path).origin = origin
+            load_definition(path)
         except OSError as error:
             raise TokenizerError(f"{path}: {error.strerror}; {_TWO_CAUSES}") from None
     if digest not in _loaded:
         raise TokenizerError(f"{path} is not what the run began with; {_TWO_CAUSES}")
+    _loaded[digest].origin = origin  # of a process that does one run after the other, this run's
     return _loaded[digest]
 
 

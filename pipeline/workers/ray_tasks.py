@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from pipeline.interruption import keeping_signal
 from pipeline.workers.local import MEMORY_POLL_S, over_memory
 from pipeline.workers.memory import anonymous_memory_bytes
 from pipeline.workers.quarantine import Quarantine
@@ -59,7 +60,7 @@ def run_on_ray(
     """
     if not items:
         return
-    with _ray(workers) as ray:
+    with keeping_signal(), _ray(workers) as ray:
         do = ray.remote(num_returns="streaming", num_cpus=1, max_retries=0)(_do)
         # stored once, not sent with every item: it may hold lists
         content, folder, call = ray.put(pickle.dumps(make_task)), str(Path.cwd()), secrets.token_hex(8)

@@ -6,13 +6,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import pytest
 from configs.load import dump
 from pipeline.config import PipelineConfig
 from pipeline.executors import ExecutorSettings, WorkerError, execute
+from pipeline.interruption import signals_interrupt
 from pipeline.run import run
 from pipeline.workers import ray_tasks
 from pipeline.workers.quarantine import QuarantineError
@@ -200,6 +202,22 @@ def test_an_item_that_takes_its_nodes_down_is_set_apart(monkeypatch: pytest.Monk
     with pytest.raises(QuarantineError, match=r"^units that killed 3 workers each and are not done: 2 \(was lost"):
         next(results)
     assert cluster.attempts[2] == 5  # excused twice
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(signal.SIGTERM, (signal.SIGTERM,)), (None, ())])
+def test_an_interrupt_that_ray_raises_anew_tells_which_signal_it_was(
+    monkeypatch: pytest.MonkeyPatch, sent: signal.Signals | None, expected: tuple[int, ...]
+) -> None:
+    def end(item: int, attempt: int) -> Exception | None:
+        with suppress(KeyboardInterrupt):
+            if sent is not None:
+                signal.raise_signal(sent)
+        raise KeyboardInterrupt  # as its core does in the middle of a call
+
+    cluster = Cluster(None, cpus=1, ends=end)
+    with signals_interrupt(), pytest.raises(KeyboardInterrupt) as caught:
+        list(do_all(cluster, 1, monkeypatch))
+    assert caught.value.args == expected
 
 
 def test_a_worker_that_dies_alone_is_not_excused(monkeypatch: pytest.MonkeyPatch) -> None:
