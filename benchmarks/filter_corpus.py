@@ -31,7 +31,10 @@ def documents(count: int, *, seed: int) -> list[tuple[str, str]]:
         rng.shuffle(files)
         wanted = count // (len(found) + 1)
         with ThreadPoolExecutor(2) as pool:
-            readable = (text for text in pool.map(_read, files[: wanted * 2]) if len(text) >= MIN_CHARACTERS)
+            # two at a time where `man` is waited for; in two threads lxml, which trafilatura parses with, ended in a
+            # corrupted heap once
+            read = pool.map if kind == "manual" else map
+            readable = (text for text in read(_read, files[: wanted * 2]) if len(text) >= MIN_CHARACTERS)
             texts += [(kind, _excerpt(text, rng)) for text, _ in zip(readable, range(wanted), strict=False)]
     sentences = [
         sentence
