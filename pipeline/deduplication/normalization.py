@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import xxhash
 
 from pipeline.normal_forms import normalized
 
 _ASCII_WHITE_SPACE = b" \t\n\r\v\f"
+
+# texts are rid of white space so many bytes at once: the places of what stays, 8 bytes each, fit a core's cache
+_AT_ONCE_BYTES = 1 << 16
 
 # for bytes of UTF-8: what is not ASCII stays, and is looked at word by word
 _WORD_BYTES = bytes(
@@ -30,9 +37,51 @@ def comparable_bytes(text: str) -> bytes:
     White space is left out, not collapsed: collapsing costs eight times as much, and whole texts that differ in the
     places of their spaces alone are hardly ever two texts.
     """
-    if not text.isascii():
-        text = normalized(text, form="NFC")
-    return text.encode().translate(None, _ASCII_WHITE_SPACE)
+    return _composed(text).translate(None, _ASCII_WHITE_SPACE)
+
+
+def comparable_digests(texts: Iterable[str]) -> Iterator[bytes]:
+    """xxh3-128 of the `comparable_bytes` of each text, 16 bytes each. Takes texts as it goes, 64 KiB ahead.
+
+    Short texts are compacted together by NumPy, which has no branch a byte: those of `bytes.translate` are mispredicted
+    at every word, and take a quarter longer.
+    """
+    for group in _groups(map(_composed, texts)):
+        yield from _digests(group)
+
+
+def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Of `_AT_ONCE_BYTES` at most, or of one text."""
+    group: list[bytes] = []
+    size_bytes = 0
+    for text in texts:
+        size_bytes += len(text)
+        if group and size_bytes > _AT_ONCE_BYTES:
+            yield group
+            group, size_bytes = [], len(text)
+        group.append(text)
+    if group:
+        yield group
+
+
+def _digests(group: list[bytes]) -> Iterator[bytes]:
+    """xxh3-128 of each text without its white space."""
+    joined = np.frombuffer(b"".join(group), np.uint8)
+    if len(joined) > _AT_ONCE_BYTES:
+        yield xxhash.xxh3_128_digest(group[0].translate(None, _ASCII_WHITE_SPACE))
+        return
+    # \t \n \v \f \r are 9 to 13; a byte below 9 wraps around to more than 4
+    kept = np.flatnonzero((joined - np.uint8(9) > 4) & (joined != 32))
+    compact = joined[kept].data
+    start = 0
+    for stop in np.searchsorted(kept, np.cumsum([len(text) for text in group])).tolist():
+        yield xxhash.xxh3_128_digest(compact[start:stop])
+        start = stop
+
+
+def _composed(text: str) -> bytes:
+    """In NFC and UTF-8."""
+    return (text if text.isascii() else normalized(text, form="NFC")).encode()
 
 
 def comparable_words(text: str) -> list[bytes]:

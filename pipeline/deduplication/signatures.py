@@ -15,7 +15,7 @@ from pipeline.deduplication.config import DeduplicationConfig
 from pipeline.deduplication.evaluations import ContaminationSearch, Match
 from pipeline.deduplication.minhash import MinHasher
 from pipeline.deduplication.ngrams import Hashes, WordHasher, slices_of
-from pipeline.deduplication.normalization import comparable_bytes, comparable_words
+from pipeline.deduplication.normalization import comparable_bytes, comparable_digests, comparable_words
 from pipeline.deduplication.paragraphs import paragraphs_of
 from pipeline.document import Document
 
@@ -84,12 +84,14 @@ class UnitSigner:
 
     def _sign_batch(self, batch: Sequence[Document], section: _OpenSection) -> None:
         first = section.first + len(section)
-        for number, document in enumerate(batch, start=first):
-            if self._config.exact:
-                section.exact.add(document.whole_text, document=number)
-            if self._config.paragraphs:
-                for place, paragraph in paragraphs_of(document.whole_text, self._config.paragraphs):
-                    section.paragraphs.add(paragraph, document=number, place=place)
+        if self._config.exact:
+            section.exact.extend((number, 0, document.whole_text) for number, document in enumerate(batch, first))
+        if self._config.paragraphs:
+            section.paragraphs.extend(
+                (number, place, paragraph)
+                for number, document in enumerate(batch, first)
+                for place, paragraph in paragraphs_of(document.whole_text, self._config.paragraphs)
+            )
         if self._minhasher or self._search:
             words = [self._hash_words(document.whole_text) for document in batch]
             if self._search:
@@ -115,10 +117,17 @@ class _Digests:
         self._documents = array("I")
         self._places = array("I")
 
-    def add(self, text: str, *, document: int, place: int = 0) -> None:
-        self._digests += xxhash.xxh3_128_digest(comparable_bytes(text))
+    def extend(self, rows: Iterable[tuple[int, int, str]]) -> None:
+        """Document, place in it, text."""
+        for digest in comparable_digests(map(self._enter, rows)):
+            self._digests += digest
+
+    def _enter(self, row: tuple[int, int, str]) -> str:
+        """All but the digest; the text of the row."""
+        document, place, text = row
         self._documents.append(document)
         self._places.append(place)
+        return text
 
     def __len__(self) -> int:
         return len(self._documents)

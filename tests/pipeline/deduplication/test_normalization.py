@@ -3,10 +3,11 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.deduplication.normalization import comparable_bytes, comparable_words
+from pipeline.deduplication.normalization import comparable_bytes, comparable_digests, comparable_words
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,19 @@ from pipeline.deduplication.normalization import comparable_bytes, comparable_wo
 )
 def test_white_space_and_composition_do_not_count(one: str, other: str) -> None:
     assert comparable_bytes(one) == comparable_bytes(other)
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8") | st.sampled_from(" \t\n\r\v\f\x1cab")), max_size=20))
+def test_digests_of_many_texts_are_those_of_each(texts: list[str]) -> None:
+    expected = [xxhash.xxh3_128_digest(comparable_bytes(text)) for text in texts]
+    assert list(comparable_digests(texts)) == expected
+
+
+@pytest.mark.parametrize("lengths", [[60_000, 6_000, 1], [1, 70_000, 1], [65_536], [65_537, 0], [30_000] * 9])
+def test_digests_of_long_texts_are_those_of_each(lengths: list[int]) -> None:
+    texts = [("word \n" * length)[:length] for length in lengths]
+    expected = [xxhash.xxh3_128_digest(comparable_bytes(text)) for text in texts]
+    assert list(comparable_digests(texts)) == expected
 
 
 @pytest.mark.parametrize(("one", "other"), [("a", "A"), ("a.", "a"), ("1", "2"), ("a\u00a0b", "ab")])
