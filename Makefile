@@ -92,8 +92,9 @@ bench: $(READY)  ## the benchmarks: a table each, with peers beside us
 
 bench-data: PEER_PYTHON ?= $(BIN)/python
 bench-data: $(READY)  ## text to dataset, filters, deduplication; with peers from PEER_PYTHON's environment
-	PYTHONPATH=$(CURDIR) $(PEER_PYTHON) benchmarks/encoding.py --megabytes 48 180 --rounds 5
-	PYTHONPATH=$(CURDIR) $(PEER_PYTHON) benchmarks/encoding.py --megabytes 500 --rounds 7 --contenders "ours, splintr" "splintr alone"
+	PYTHONPATH=$(CURDIR) $(PEER_PYTHON) benchmarks/encoding.py --megabytes 48
+	PYTHONPATH=$(CURDIR) $(PEER_PYTHON) benchmarks/encoding.py --megabytes 180 --contenders "ours, splintr" "splintr alone" datatrove
+	PYTHONPATH=$(CURDIR) $(PEER_PYTHON) benchmarks/encoding.py --megabytes 48 500 --rounds 11 --contenders "ours, splintr" "splintr alone"
 	$(BIN)/python benchmarks/filtering.py --peer-python $(PEER_PYTHON)
 	$(BIN)/python benchmarks/deduplication.py --peer-python $(PEER_PYTHON) --documents 1000000
 

@@ -64,9 +64,6 @@ class Definition:
                 gc.enable()
         return tree
 
-    def forget_tree(self) -> None:
-        self.__dict__.pop("tree", None)
-
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The library's own, as it reads the file."""

@@ -44,7 +44,7 @@ from pipeline.tokenizer.words import WordEngine
 PIECE_CHARACTERS = 1 << 17
 # an encoding in the making takes some 150 bytes a character, so only so many are made at a time
 BATCH_CHARACTERS = 1 << 19
-CHECK_EVERY = 512
+CHECK_EVERY = 1024
 CHECK_CHARACTERS = 1 << 12
 
 
@@ -122,7 +122,6 @@ class Encoder:
             assert engine in get_args(EngineName), engine
             self._fast = self._definition.splintr if engine == "splintr" else None
             _ = self._reference  # now: workers are forked off this process
-            self._definition.forget_tree()  # large, and not needed while encoding
         else:
             self._fast = engine
         self.begin_unit()

@@ -106,6 +106,8 @@ class SplintrEngine:
 
         try:
             self._tokenizer = splintr.from_json_bytes(content)
+            # now, and not in each worker that is forked off us, what it puts off until a first text
+            self._tokenizer.encode_flat("a")
         except Exception as error:  # what it raises for a file that it cannot read is not documented
             raise TokenizerError(f"splintr cannot read the tokenizer: {' '.join(str(error).split())[:200]}") from None
         self.version = splintr_version()

@@ -189,9 +189,9 @@ def test_the_hard_cases_use_every_byte_of_utf_8() -> None:
     assert used == set(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
-def test_the_first_piece_and_each_512th_after_it_are_checked(tokenizer_file: Path) -> None:
+def test_the_first_piece_and_each_1024th_after_it_are_checked(tokenizer_file: Path) -> None:
     encoder = fast_encoder(tokenizer_file)
-    for count in (1, 511, 512, 3):  # pieces 0, 512 and 1024
+    for count in (1, CHECK_EVERY - 1, CHECK_EVERY, 3):  # pieces 0, 1024 and 2048
         encoder.encode(["the"] * count)
     assert encoder.unit_record().pieces_checked == 3
     encoder.begin_unit()
