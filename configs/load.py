@@ -32,8 +32,15 @@ class ConfigError(ValueError):
     """A configuration that cannot be used. The message has one line a problem, each with the way out."""
 
 
+class _EmptyValueError(Exception):
+    """A key without a value: YAML takes it for null, which of a section would mean that it is off."""
+
+    def __init__(self, key: str, mark: yaml.Mark) -> None:
+        super().__init__(f"{mark.line + 1}:{mark.column + 1}: {key} is empty")
+
+
 class _TextLoader(yaml.BaseLoader):
-    """YAML whose scalars all stay text, but for null; a key given twice is an error."""
+    """YAML whose scalars all stay text, but for null; a key given twice, or without a value, is an error."""
 
 
 def _construct_mapping(loader: _TextLoader, node: yaml.MappingNode) -> Tree:
@@ -44,6 +51,8 @@ def _construct_mapping(loader: _TextLoader, node: yaml.MappingNode) -> Tree:
             raise yaml.constructor.ConstructorError(None, None, "a key that is not text", key_node.start_mark)
         if key in pairs:
             raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", key_node.start_mark)
+        if value_node.tag == _NULL_TAG and not value_node.value:
+            raise _EmptyValueError(key, key_node.start_mark)
         pairs[key] = loader.construct_object(value_node, deep=True)
     return pairs
 
@@ -116,6 +125,9 @@ def _read_mapping(file: Path) -> Tree:
 def _parse(text: str, *, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_TextLoader)
+    except _EmptyValueError as error:
+        fix = "give it a value ({} for a section of defaults, null for none), or remove the line"
+        raise ConfigError(f"{origin}:{error}; {fix}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{origin}:{mark.line + 1}:{mark.column + 1}" if mark else origin

@@ -32,6 +32,7 @@ def signals_interrupt() -> Iterator[None]:
     try:
         yield
     finally:
+        _received.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -277,6 +277,7 @@ def _tokenizer(config: PipelineConfig, plan: Plan, workspace: Workspace) -> tupl
             eos_token=config.tokenizer.eos_token,
             origin=str(path or TOKENIZER_FILE),
             path=workspace.tokenizer_path,
+            way_out=workspace.way_out,
         )
     except TokenizerError:
         if path is not None or stored is None:

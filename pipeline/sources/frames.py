@@ -6,8 +6,9 @@ sizes that pzstd writes before its frames, else by following the headers of the 
 and xz are not cut.
 
 A store is asked for the end of a file alone, where the table is, in two requests: what only headers tell would be a
-request a frame. A disk is read for some bytes of every block, up to the first frame that is longer than 16 pieces; that
-and all behind it is one piece. So a file of one frame, as `zstd` writes it, costs at most some thousand such reads.
+request a frame. A disk is read for some bytes of every block, up to the first frame that is longer than 16 pieces and
+than MAX_FRAME_BYTES; that and all behind it is one piece. So a file of one frame, as `zstd` writes it, costs at most
+some thousand such reads.
 
 What is found is not trusted: a piece that does not end where a frame does is an error when it is read
 (`compression.py`), and what this file does not understand is left to the reader, as a part of one piece.
@@ -27,7 +28,7 @@ from pipeline.sources.suffix import EXPANSION, suffix_of
 # bytes from an offset on, fewer at the end of the file
 _Read = Callable[[int, int], bytes]
 
-# a file with a longer frame is not looked through: looking costs a read for every 128 KiB of text
+# in a longer frame, of more than 16 pieces, no end is looked for: that costs a read for every 128 KiB of text
 MAX_FRAME_BYTES = 170 << 20
 
 _ZSTD_MAGIC = 0xFD2FB528
@@ -48,7 +49,7 @@ def frame_ranges(file: StoredFile, *, unit_size_bytes: int) -> Iterator[Piece]:
     start = stop = 0
     if file.size_bytes > range_size_bytes and _may_be_cut(file.path):
         with _reading(file) as read:
-            for end in _frame_ends(file, read, max_frame_bytes=MAX_FRAME_BYTES):
+            for end in _frame_ends(file, read, max_frame_bytes=max(MAX_FRAME_BYTES, 16 * range_size_bytes)):
                 if start < stop and end - start > range_size_bytes:
                     yield byte_range(file, start, stop)
                     start = stop

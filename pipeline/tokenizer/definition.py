@@ -24,13 +24,13 @@ from pipeline.tokenizer.literals import without_special_pieces
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.tokenizer.verdict import Verdict
 
-# of a BPE model in a file: all that the library takes from Python too
+# of a BPE model in a file: its type, and all that the library takes from Python too
 _PARTS = frozenset(
-    (
-        *("type", "vocab", "merges", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"),
-        *("fuse_unk", "byte_fallback", "ignore_merges"),
-    )
-)
+    {"type", "vocab", "merges", "dropout", "unk_token", "fuse_unk", "byte_fallback", "ignore_merges"}
+) | {
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+}
 
 
 class Definition:
@@ -39,9 +39,11 @@ class Definition:
     Pickled it is only told where the file lies: the process that it goes to has loaded it already, or reads it.
     """
 
-    def __init__(self, content: bytes, *, origin: str, path: Path | None = None) -> None:
-        """`origin` names the file in messages; `path` is where it stays, for other processes."""
+    def __init__(self, content: bytes, *, origin: str, path: Path | None = None, way_out: str = "") -> None:
+        """`origin` names the file in messages; `path` is where it stays, for other processes, and `way_out` what a
+        message tells to do if it does not."""
         self.origin = origin
+        self._way_out = way_out
         self.digest = digest_bytes(content)
         self._content = content
         self._path = path
@@ -50,7 +52,7 @@ class Definition:
     def __reduce__(self) -> tuple[Any, ...]:
         if self._path is None:
             return functools.partial(Definition, origin=self.origin), (self._content,)
-        return definition_at, (self._path, self.digest, self.origin)
+        return definition_at, (self._path, self.digest, self.origin, self._way_out)
 
     @cached_property
     def tree(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class Definition:
     def splintr(self) -> SplintrEngine:
         return SplintrEngine(without_special_tokens(self.tree))
 
+    @cached_property
     def vocabulary(self) -> dict[str, int]:
         """All entries and their ids. That the library can load the file is found out once, and remembered."""
         entries = vocabulary_of(self.tree) if self._loads.is_known() else None
@@ -107,10 +110,7 @@ class Definition:
 
 # one at most, by its digest: what a process loads ahead, it finds here when it is told what for
 _loaded: dict[str, Definition] = {}
-_TWO_CAUSES = (
-    "if this node does not share the folder with the others, choose an output_dir that all of them share; "
-    "if the file was changed, remove the output_dir to start over"
-)
+_NOT_SHARED = "if this node does not share the folder with the others, choose an output_dir that all of them share"
 
 
 def load_definition(path: Path) -> Definition:
@@ -121,15 +121,15 @@ def load_definition(path: Path) -> Definition:
     return definition
 
 
-def definition_at(path: Path, digest: str, origin: str) -> Definition:
+def definition_at(path: Path, digest: str, origin: str, way_out: str) -> Definition:
     """That of the digest. Raises TokenizerError if the file is another by now, or gone."""
     if digest not in _loaded:
         try:
             load_definition(path)
         except OSError as error:
-            raise TokenizerError(f"{path}: {error.strerror}; {_TWO_CAUSES}") from None
+            raise TokenizerError(f"{path}: {error.strerror}; {_NOT_SHARED}, or run the same command again") from None
     if digest not in _loaded:
-        raise TokenizerError(f"{path} is not what the run began with; {_TWO_CAUSES}")
+        raise TokenizerError(f"{path} is not what the run began with; {_NOT_SHARED}; if it was changed, {way_out}")
     _loaded[digest].origin = origin  # of a process that does one run after the other, this run's
     return _loaded[digest]
 

@@ -56,18 +56,24 @@ class Encoder:
     """A tokenizer, its end-of-sequence id, and the engine that makes its ids: the reference, until `use` is called."""
 
     def __init__(
-        self, content: bytes, *, eos_token: str, origin: str = "tokenizer.json", path: Path | None = None
+        self,
+        content: bytes,
+        *,
+        eos_token: str,
+        origin: str = "tokenizer.json",
+        path: Path | None = None,
+        way_out: str = "",
     ) -> None:
         """`content` is that of a `tokenizer.json`; `origin` names it in messages. Where other processes are to read it
-        from a file, as it is large, that lies at `path`.
+        from a file, as it is large, that lies at `path`, and `way_out` says what to do if it is another by then.
 
         Raises TokenizerError if it is not one, has no `eos_token`, has dropout, or has more entries than 16 bits can
         number.
         """
         self.eos_token = eos_token
         self.origin = origin
-        self._definition = Definition(content, origin=origin, path=path)
-        vocabulary = self._definition.vocabulary()
+        self._definition = Definition(content, origin=origin, path=path, way_out=way_out)
+        vocabulary = self._definition.vocabulary
         vocab_size = max(vocabulary.values(), default=-1) + 1
         if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
             raise TokenizerError(
@@ -148,13 +154,14 @@ class Encoder:
 
     def special_id(self, token: str) -> int:
         """The id of a special token. Raises TokenizerError if there is none."""
-        if token not in self._special_ids and (number := self._definition.vocabulary().get(token)) is not None:
-            self._special_ids[token] = number  # goes to workers, which need load nothing for it
         if token not in self._special_ids:
-            raise TokenizerError(
-                f"{self.origin} has no token {token!r}, which a source's special_tokens need; "
-                "remove special_tokens, or take a tokenizer that has it"
-            )
+            number = self._definition.vocabulary.get(token)
+            if number is None:
+                raise TokenizerError(
+                    f"{self.origin} has no token {token!r}, which a source's special_tokens need; "
+                    "remove special_tokens, or take a tokenizer that has it"
+                )
+            self._special_ids[token] = number  # goes to workers, which need load nothing for it
         return self._special_ids[token]
 
     def encode(self, texts: Sequence[str | LongText]) -> list[TokenIds]:

@@ -49,7 +49,7 @@ class Template:
     def __init__(self, live: Life) -> None:
         """`live` must be picklable, and so must be all that is told to it."""
         self._live = live
-        self._pickled_task = b""
+        self._pickled_task: bytes | None = None
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._is_told = False
@@ -77,6 +77,7 @@ class Template:
         Raises WorkerError if there is none to be had, and what making the task raised.
         """
         if sys.platform != "linux":
+            assert self._pickled_task is not None, "no task"
             process, connection = _start(work_alone, self._pickled_task, self._live)
             self._spawned.append(_Spawned(process))
             return self._spawned[-1], connection
@@ -101,6 +102,7 @@ class Template:
         process_end = self._begin()
         assert self._process is not None
         assert self._process.pid is not None
+        assert self._pickled_task is not None, "no task"
         try:
             if not self._is_told:
                 process_end.send(Make(self._pickled_task))

@@ -91,6 +91,15 @@ def test_null_is_none_and_quoted_null_is_text(write) -> None:
     assert load(write("label: 'null'"), Training).label == "null"
 
 
+@pytest.mark.parametrize("text", ["label:", "label: # later", "optimizer:\n  name:\n", "optimizer: {name: }"])
+def test_a_key_without_a_value_is_refused(write, text: str) -> None:
+    key = "label" if "label" in text else "name"
+    with pytest.raises(ConfigError, match=rf":\d+:\d+: {key} is empty; give it a value .* or remove the line$"):
+        load(write(text), Training)
+    with pytest.raises(ConfigError, match=r"^override 'optimizer=\{name: \}':1:2: name is empty; "):
+        load(write(""), Training, ["optimizer={name: }"])
+
+
 def test_an_empty_file_gives_the_defaults(write) -> None:
     assert load(write(""), Training) == Training()
 
@@ -217,8 +226,8 @@ def test_wrong_type_is_told_in_yamls_words(write) -> None:
     assert error_of(write("sources: everything")).endswith("sources=everything: input should be a list")
 
 
-def test_a_key_without_a_value_is_told_as_such(write) -> None:
-    path = write("optimizer:\nsources: {}")
+def test_null_where_a_value_is_wanted_is_told_as_such(write) -> None:
+    path = write("optimizer: null\nsources: {}")
     assert error_of(path).splitlines() == [
         f"{path}: optimizer is empty; give it a value, or remove the line",
         f"{path}: sources={{}}: input should be a list",

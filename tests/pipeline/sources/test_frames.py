@@ -358,6 +358,14 @@ def test_frames_before_a_long_one_are_cut_and_it_stands_with_the_rest(
     assert read(path, unit_size_bytes=EXPANSION * len(stored[0])) == read(path, unit_size_bytes=WHOLE)
 
 
+def test_frames_of_large_pieces_are_cut_however_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    stored = zstd([lines(30, seed=seed) for seed in range(4)])
+    path.write_bytes(b"".join(stored))
+    monkeypatch.setattr(frames, "MAX_FRAME_BYTES", 1)
+    assert len(pieces_of(path, unit_size_bytes=EXPANSION * len(stored[0]) // 2)) == 4
+
+
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What is asked of stores, in bytes."""
