@@ -72,7 +72,9 @@ def _counts(dataset: Path, manifest: DatasetManifest) -> Iterator[str]:
         )
     if (warning := empty_validation_warning(dataset, manifest)) is not None:
         yield f"  warning: {warning}"
-    yield f"  {manifest.text_bytes_kept / max(1, manifest.tokens):.2f} bytes a token, EOS counted"
+    is_part = manifest.origin is not None and manifest.origin.verb in ("split", "sample")
+    estimated = ", estimated from those of the whole" if is_part else ""
+    yield f"  {manifest.text_bytes_kept / max(1, manifest.tokens):.2f} bytes a token, EOS counted{estimated}"
     yield f"  tokenizer of {manifest.tokenizer.vocab_size:,} entries, {manifest.tokenizer.digest[:19]}…"
     yield f"  {manifest.documents_in:,} documents in"
     width = max(map(len, manifest.dropped), default=0)

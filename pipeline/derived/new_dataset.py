@@ -151,11 +151,16 @@ def manifest_of_part(
     """
     documents = sum(shard.documents for shard in shards)
     tokens = sum(shard.tokens for shard in shards)
-    text_bytes = _share(whole.text_bytes_kept, tokens, whole.tokens)
+    sources = _sources_of_part(whole, shards)
+    if sources:
+        text_bytes = sum(source.text_bytes for source in sources.values())
+    else:
+        text_bytes = _share(whole.text_bytes_kept, tokens, whole.tokens)
     dropped: dict[str, DroppedRecord] = {}
     if rest_as is not None and documents < whole.documents:
         dropped[rest_as] = DroppedRecord(
-            documents=whole.documents - documents, text_bytes=whole.text_bytes_kept - text_bytes
+            documents=whole.documents - documents,
+            text_bytes=max(0, whole.text_bytes_kept - text_bytes),  # estimates, which are rounded
         )
     return DatasetManifest(
         name=name,
@@ -166,7 +171,7 @@ def manifest_of_part(
         dropped=dropped,
         config_digest=digest_bytes(origin.model_dump_json().encode()),
         encoding=whole.encoding,
-        sources=_sources_of_part(whole, shards),
+        sources=sources,
         origin=origin,
     )
 

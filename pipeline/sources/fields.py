@@ -63,9 +63,11 @@ def record_of(config: RecordFields, lookup: Lookup, *, location: str, size_bytes
         return value.whole() if isinstance(value, LongText) else value
 
     for condition in config.keep_if:
-        if not _meets(whole(condition.field), condition):
-            value = shorten(_as_text(whole(condition.field)))
-            return UnwantedRecord(location, f"unwanted_{condition.field}", size_bytes, value)
+        value = whole(condition.field)
+        if not _meets(value, condition):
+            if value is None:  # told apart: it may be the config that misspells the field, of a whole source
+                return UnwantedRecord(location, f"missing_{condition.field}", size_bytes, shorten(example))
+            return UnwantedRecord(location, f"unwanted_{condition.field}", size_bytes, shorten(_as_text(value)))
     text: str | LongText | _Flaw
     if config.template is None:
         given = lookup(config.text_field)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.derived.merge import merge
 from pipeline.derived.split import Cuts, split
 from pipeline.document import PipelineError
-from pipeline.shards.format import read_manifest
+from pipeline.shards.format import read_manifest, write_manifest
 from pipeline.shards.verify import verify_dataset
 
 Document = tuple[str, tuple[int, ...]]
@@ -116,6 +116,15 @@ def test_what_a_part_says_of_itself(dataset: Path, tmp_path: Path) -> None:
     assert first.origin is not None
     assert (first.origin.verb, first.origin.options) == ("split", {"documents": "15", "part": 0})
     assert first.origin.datasets == (whole.digest(),)
+
+
+def test_the_bytes_of_a_part_are_those_of_its_sources(dataset: Path, tmp_path: Path) -> None:
+    whole = read_manifest(dataset)
+    web = whole.sources["web"].model_copy(update={"text_bytes": 3 * whole.sources["web"].text_bytes})
+    write_manifest(dataset, whole.model_copy(update={"sources": whole.sources | {"web": web}}))
+    for part in split(dataset, [tmp_path / "a", tmp_path / "b"], cuts=Cuts("documents", (10,))):
+        assert part.text_bytes_kept == sum(source.text_bytes for source in part.sources.values())
+        assert part.text_bytes_kept > 4 * part.tokens
 
 
 def test_the_same_command_goes_on_after_the_parts_that_are_there(dataset: Path, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def judge(record: dict[str, Any], **fields: Any) -> Record:
 def kept(record: dict[str, Any], **condition: Any) -> bool:
     outcome = judge({"text": "one", **record}, keep_if=[condition])
     if isinstance(outcome, UnwantedRecord):
-        assert outcome.reason == f"unwanted_{condition['field']}"
+        kind = "missing" if value_at(record, condition["field"]) is None else "unwanted"
+        assert outcome.reason == f"{kind}_{condition['field']}"
     return isinstance(outcome, Document)
 
 
@@ -116,6 +117,14 @@ def test_bounds_are_included_and_numbers_may_be_text() -> None:
 @pytest.mark.parametrize("score", [None, "good", float("nan"), [4], "1_0", b"1_0"])
 def test_what_is_no_number_does_not_pass_a_bound(score: object) -> None:
     assert not kept({"score": score}, field="score", min_value=3)
+
+
+def test_a_record_without_the_field_of_a_condition_is_told_apart() -> None:
+    condition = {"field": "language", "one_of": ["en"]}
+    for record in ({"lang": "en"}, {"language": None}):
+        assert judge({"text": "one", **record}, keep_if=[condition]) == UnwantedRecord(
+            "here", "missing_language", 9, "example"
+        )
 
 
 def test_conditions_are_asked_before_the_text() -> None:
