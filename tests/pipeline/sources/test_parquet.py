@@ -94,8 +94,8 @@ def test_fields_of_structs_are_read_and_filtered_by(tmp_path: Path) -> None:
     assert [record if isinstance(record, Document) else record.reason for record in read(config)] == [
         Document("a", "t0"),
         "unwanted_meta.score",
-        "unwanted_meta.score",
-        "unwanted_meta.score",
+        "missing_meta.score",
+        "missing_meta.score",
     ]
 
 
