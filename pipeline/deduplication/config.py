@@ -10,7 +10,7 @@ from pipeline.source_config import Section, SourceConfig
 
 
 class ExactConfig(Section):
-    """`exact: {}` drops documents whose text is that of an earlier one, up to white space and Unicode composition."""
+    """`exact: {}` drops documents equal to an earlier one, up to white space, control characters and NFC."""
 
 
 class MinhashConfig(Section):

@@ -119,15 +119,15 @@ class _Digests:
 
     def extend(self, rows: Iterable[tuple[int, int, str]]) -> None:
         """Document, place in it, text."""
-        for digest in comparable_digests(map(self._enter, rows)):
+        for digest in comparable_digests(self._entered(rows)):
             self._digests += digest
 
-    def _enter(self, row: tuple[int, int, str]) -> str:
-        """All but the digest; the text of the row."""
-        document, place, text = row
-        self._documents.append(document)
-        self._places.append(place)
-        return text
+    def _entered(self, rows: Iterable[tuple[int, int, str]]) -> Iterator[str]:
+        """Enters all but the digests; yields the texts."""
+        for document, place, text in rows:
+            self._documents.append(document)
+            self._places.append(place)
+            yield text
 
     def __len__(self) -> int:
         return len(self._documents)

@@ -44,15 +44,13 @@ def run_in_processes(
     template.make(make_task)
     idle: list[_Worker] = []
     busy: dict[Connection, _Worker] = {}
-    if max_worker_memory_bytes is not None:
-        poll_s = min(poll_s, MEMORY_POLL_S)
+    poll_s = poll_s if max_worker_memory_bytes is None else min(poll_s, MEMORY_POLL_S)
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
                 worker = idle.pop() if idle else _Worker(template)
                 busy[worker.connection] = worker
-                worker.begin(waiting.popleft())
-                yield Started(worker.item, worker=worker.name)
+                yield worker.begin(waiting.popleft())
             ready = wait(list(busy), timeout=poll_s)
             if not ready:
                 yield None
@@ -62,19 +60,16 @@ def run_in_processes(
                 message = worker.receive()
                 if isinstance(message, Failed):
                     raise message.error
-                if isinstance(message, Lost):
-                    busy.pop(connection).end()
-                    if worker.fell_with_template or quarantine.may_try_again(
-                        message.item, worker=worker.name, how=message.how
-                    ):
-                        waiting.append(message.item)
-                elif isinstance(message, Finished):
+                if isinstance(message, Finished | Lost):
                     del busy[connection]
-                    quarantine.note_finish()
-                    if worker.killed_for is None:
+                    if worker.can_go_on_after(message):
                         idle.append(worker)
-                    else:  # too late for this item, and none of the next one's business
+                    else:
                         worker.end()
+                if isinstance(message, Finished):
+                    quarantine.note_finish()
+                elif isinstance(message, Lost) and worker.may_leave_it_to_another(message, quarantine):
+                    waiting.append(message.item)
                 yield message
             if max_worker_memory_bytes is not None:
                 _kill_the_greedy(busy.values(), max_worker_memory_bytes=max_worker_memory_bytes)
@@ -113,11 +108,12 @@ class _Worker:
     def name(self) -> str:
         return f"pid {self.process.pid}"
 
-    def begin(self, item: Any) -> None:
+    def begin(self, item: Any) -> Started:
         self.item = item
         # if it is dead, the next receive says of what
         with contextlib.suppress(BrokenPipeError):
             self.connection.send(item)
+        return Started(item, worker=self.name)
 
     def receive(self) -> Any:
         """Its next message, or Lost if there will be none."""
@@ -127,6 +123,13 @@ class _Worker:
             code = self.process.wait()
             self.fell_with_template = code is None and self.killed_for is None
             return Lost(self.item, how=self.killed_for or _how_it_ended(code))
+
+    def can_go_on_after(self, message: Finished[Any] | Lost) -> bool:
+        # one that finished while it was killed is too late for that item, and none of the next one's business
+        return isinstance(message, Finished) and self.killed_for is None
+
+    def may_leave_it_to_another(self, lost: Lost, quarantine: Quarantine) -> bool:
+        return self.fell_with_template or quarantine.may_try_again(lost.item, worker=self.name, how=lost.how)
 
     def end(self) -> None:
         # before the pipe closes: a worker that finds it broken prints a traceback

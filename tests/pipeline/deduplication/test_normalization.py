@@ -12,9 +12,9 @@ from pipeline.deduplication.normalization import comparable_bytes, comparable_di
 
 @pytest.mark.parametrize(
     ("one", "other"),
-    [("a b\n", "a  b"), (" a\r\n\tb\f\v", "ab"), ("\u00e9 x", "e\u0301\nx"), ("", " \n")],
+    [("a b\n", "a  b"), (" a\r\n\tb\f\v", "ab"), ("a\x00b\x1c", "ab"), ("\u00e9 x", "e\u0301\nx"), ("", " \n")],
 )
-def test_white_space_and_composition_do_not_count(one: str, other: str) -> None:
+def test_white_space_control_characters_and_composition_do_not_count(one: str, other: str) -> None:
     assert comparable_bytes(one) == comparable_bytes(other)
 
 
@@ -31,7 +31,7 @@ def test_digests_of_long_texts_are_those_of_each(lengths: list[int]) -> None:
     assert list(comparable_digests(texts)) == expected
 
 
-@pytest.mark.parametrize(("one", "other"), [("a", "A"), ("a.", "a"), ("1", "2"), ("a\u00a0b", "ab")])
+@pytest.mark.parametrize(("one", "other"), [("a", "A"), ("a.", "a"), ("1", "2"), ("a\u00a0b", "ab"), ("a\x7fb", "ab")])
 def test_all_else_counts(one: str, other: str) -> None:
     assert comparable_bytes(one) != comparable_bytes(other)
 
