@@ -36,7 +36,6 @@ from training_contenders import CONTENDERS
 
 from configs.load import load
 from launch.config import TrainConfig
-from launch.trainer.throughput import Throughput
 from model.cost import flops_per_token
 
 ROOT = Path(__file__).parent.parent
@@ -116,6 +115,8 @@ class Ranks:
                 process.stdin.close()
         for process in self._processes:
             process.wait()
+        for result in self._results:
+            result.close()
 
     def step(self, seed: int) -> StepMeasurement:
         for process in self._processes:
@@ -225,12 +226,7 @@ def _print_line(name: str, runs: list[StepMeasurement], peak_bytes: int, config:
     tokens = world_size * config.micro_batch_size * config.data.sequence_length
     seconds = [run.seconds for run in runs]
     rate = tokens / statistics.median(seconds)
-    throughput = Throughput(
-        flops_per_token=flops_per_token(config.model, sequence_length=config.data.sequence_length),
-        device_name="cpu",
-        world_size=world_size,
-    )
-    achieved = rate * throughput.flops_per_token / 1e9
+    achieved = rate * flops_per_token(config.model, sequence_length=config.data.sequence_length) / 1e9
     print(
         f"{name:<46}{statistics.median(seconds):8.2f} s  ({min(seconds):.2f} to {max(seconds):.2f})"
         f"{rate:9.0f} tokens/s{achieved:8.1f} GFLOP/s{peak_bytes / 1e9:7.2f} GB peak",
@@ -243,9 +239,12 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/train/smollm2-135m.yaml", help="(135M)")
     parser.add_argument("--sequence-lengths", type=int, nargs="+", default=[512, 2048], help="(default: 512 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
-    parser.add_argument("--pairs", type=int, nargs="+", default=range(len(PAIRS)), help="by number (default: all)")
+    numbers = range(len(PAIRS))
+    parser.add_argument("--pairs", type=int, nargs="+", choices=numbers, default=numbers, help="(default: all)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example precision=bfloat16")
     settings = parser.parse_args()
+    if settings.rounds < 1:
+        parser.error(f"--rounds: got {settings.rounds}, wanted at least 1")
     for length in settings.sequence_lengths:
         print(f"sequences of {length} tokens, one a rank and step, medians of {settings.rounds} rounds in turn")
         for index in settings.pairs:

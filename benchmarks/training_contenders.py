@@ -25,15 +25,16 @@ from torch import Tensor, nn
 
 from launch.config import TrainConfig
 from launch.trainer.deepspeed_config import deepspeed_config
-from launch.trainer.engine import build_engine
+from launch.trainer.engine import DTYPES, build_engine
 from launch.trainer.ranks import read_environment
 from model.activation_checkpointing import ActivationCheckpointing
-from model.hf import huggingface_config, to_huggingface_name
+from model.documents import Documents
+from model.hf_config import huggingface_config
 from model.init import fill_parameter_, initialize
+from model.parameters import parameter_shapes, to_huggingface_name
 from model.transformer import SmolLM2
 
 MEAN_DOCUMENT_TOKENS = 400
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def ours(config: TrainConfig, *, packed: bool = False) -> Step:
 def transformers_deepspeed(config: TrainConfig, *, packed: bool = False) -> Step:
     """What most people run: LlamaForCausalLM under the same engine."""
     model = _llama(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
+    optimizer = _adamw(model, config)
     settings = deepspeed_config(config, world_size=int(os.environ["WORLD_SIZE"]))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return _deepspeed_step(engine, lambda batch: _llama_loss(engine, batch, packed=packed))
@@ -107,6 +108,7 @@ CONTENDERS: dict[str, tuple[int, Callable[[TrainConfig], Step]]] = {
     "ours, ZeRO-3, 1 rank": (1, ours),
     "ours, documents, ZeRO-3, 1 rank": (1, lambda config: ours(config, packed=True)),
     "transformers, ZeRO-3, 1 rank": (1, transformers_deepspeed),
+    "transformers, documents, ZeRO-3, 1 rank": (1, lambda config: transformers_deepspeed(config, packed=True)),
 }
 
 
@@ -136,7 +138,7 @@ def _deepspeed_step(engine: Any, loss_of: Callable[[Batch], Tensor]) -> Step:
 
 
 def _plain_step(model: nn.Module, config: TrainConfig, loss_of: Callable[[Batch], Tensor]) -> Step:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
+    optimizer = _adamw(model, config)
 
     def step(batch: Batch) -> Tensor:
         loss = loss_of(batch)
@@ -149,11 +151,25 @@ def _plain_step(model: nn.Module, config: TrainConfig, loss_of: Callable[[Batch]
     return step
 
 
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    settings = config.optimizer
+    return torch.optim.AdamW(
+        model.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
 def _whole_model(config: TrainConfig) -> SmolLM2:
     model = SmolLM2(
         config.model,
         attn_implementation=config.attn_implementation,
         activation_checkpointing=config.activation_checkpointing,
+        compile_backend="inductor" if config.compile == "layers" else None,
+        loss_implementation=config.loss_implementation,
     )
     initialize(model, seed=config.seed)
     return model.to(DTYPES[config.precision])
@@ -165,32 +181,19 @@ def _llama(config: TrainConfig) -> nn.Module:
     settings = huggingface_config(config.model, dtype="float32")
     model = LlamaForCausalLM(LlamaConfig(**{**settings, "attn_implementation": "sdpa", "use_cache": False}))
     theirs = dict(model.named_parameters())
-    for name, _ in _whole_names(config):
+    for name in parameter_shapes(config.model):
         fill_parameter_(name, theirs[to_huggingface_name(name)], config=config.model, seed=config.seed)
     if config.activation_checkpointing.mode != "none":
         model.gradient_checkpointing_enable()
     return model.to(DTYPES[config.precision]).train()
 
 
-def _whole_names(config: TrainConfig) -> list[tuple[str, nn.Parameter]]:
-    with torch.device("meta"):
-        return list(SmolLM2(config.model).named_parameters())
-
-
 def _llama_loss(model: Any, batch: Batch, *, packed: bool) -> Tensor:
     # shift_labels: already shifted, as ours are; positions that restart are how transformers knows documents
-    positions = positions_within(batch.document_ids) if packed else None
+    positions = Documents(batch.input_ids, batch.document_ids).position_ids if packed else None
     output = model(input_ids=batch.input_ids, position_ids=positions, labels=batch.labels, shift_labels=batch.labels)
     loss: Tensor = output.loss
     return loss
-
-
-def positions_within(document_ids: Tensor) -> Tensor:
-    """The place of each token within its document, [micro_batch, sequence] as its argument."""
-    places = torch.arange(document_ids.shape[1]).expand_as(document_ids)
-    is_first = torch.ones_like(document_ids, dtype=torch.bool)
-    is_first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return places - torch.where(is_first, places, 0).cummax(dim=1).values
 
 
 def main() -> None:

@@ -44,9 +44,12 @@ HEADS = (
 )  # fmt: skip
 
 
+_FASTEST_FIRST = ("flash_attention_4", "flash_attention_3", "flash_attention_2", "sdpa", "flex_attention", "eager")
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What is varied. `contender` is a name of `training_contenders.CONTENDERS`."""
+    """What is varied, of `who`: ours or transformers."""
 
     model: str
     attention: str
@@ -54,7 +57,12 @@ class Setting:
     compile: str = "layers"
     micro_batch_size: int = 32
     documents: bool = True
-    contender: str = "ours, ZeRO-3, 1 rank"
+    who: str = "ours"
+
+    @property
+    def contender(self) -> str:
+        """Of `training_contenders.CONTENDERS`."""
+        return f"{self.who}, documents, ZeRO-3, 1 rank" if self.documents else f"{self.who}, ZeRO-3, 1 rank"
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,8 @@ def settings_of(model: str, *, attention: list[str], micro_batch_size: int) -> l
     change = dataclasses.replace
     return [
         best,
-        change(best, contender="transformers, ZeRO-3, 1 rank", compile="none", documents=False),
+        change(best, who="transformers", compile="none", documents=False),
+        change(best, compile="none", documents=False),
         change(best, compile="none"),
         *(change(best, attention=name) for name in attention[1:]),
         change(best, micro_batch_size=micro_batch_size * 2),
@@ -107,8 +116,8 @@ def check_kernel(name: str, device: torch.device, dtype: torch.dtype) -> float:
 def usable_kernels(device: torch.device, dtype: torch.dtype) -> list[str]:
     """Those that run here and agree with eager, the expected fastest first; says what is left out and why."""
     names = []
-    for name in ("flash_attention_3", "flash_attention_2", "sdpa", "flex_attention", "eager"):
-        assert name in KERNELS
+    assert set(_FASTEST_FIRST) == set(KERNELS)
+    for name in _FASTEST_FIRST:
         try:
             resolve(name, device_type=device.type, dtype=dtype, head_dim=64)
             difference = check_kernel(name, device, dtype)
@@ -136,7 +145,8 @@ def measure(setting: Setting, *, sequence_length: int, precision: str, timeout_s
         "MASTER_PORT": str(port),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    wanted = json.dumps({**dataclasses.asdict(setting), "sequence_length": sequence_length, "precision": precision})
+    run = {"contender": setting.contender, "sequence_length": sequence_length, "precision": precision}
+    wanted = json.dumps({**dataclasses.asdict(setting), **run})
     command = [sys.executable, __file__, "--setting", wanted]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s)
@@ -170,7 +180,7 @@ def run_setting(wanted: dict[str, Any]) -> None:
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     device = torch.device(accelerator.device_name(0))
     _, build = CONTENDERS[wanted["contender"]]
-    step = build(config) if not wanted["documents"] else CONTENDERS["ours, documents, ZeRO-3, 1 rank"][1](config)
+    step = build(config)
     seconds = []
     for number in range(WARM_STEPS + TIMED_STEPS):
         batch = random_batch(config, seed=number).to(device)
@@ -210,8 +220,8 @@ def write(rows: list[Row], folder: Path, *, heading: str) -> None:
         ]
         cells = [
             setting.model,
-            setting.contender.split(",")[0],
-            setting.attention if setting.contender.startswith("ours") else "sdpa",
+            setting.who,
+            setting.attention if setting.who == "ours" else "sdpa",
             setting.activation_checkpointing,
             setting.compile,
             str(setting.micro_batch_size),
@@ -239,6 +249,8 @@ def main() -> None:
     if settings.setting:
         run_setting(settings.setting)
         return
+    if len(settings.micro_batch_sizes) != len(settings.models):
+        parser.error(f"--micro-batch-sizes: got {len(settings.micro_batch_sizes)}, wanted one for each of --models")
     ends_s = time.monotonic() + 60 * settings.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

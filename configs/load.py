@@ -219,6 +219,8 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
         return _unknown_key(path, key, model_at(schema, item["loc"][:-1]), str(file), inside=inside)
     if kind == "missing":
         return f"{file}: {path} is missing; it has no default"
+    if kind == "union_tag_invalid":
+        return f"{file}: {path}: {_unknown_tag(item['ctx'])}"
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     # what YAML calls them
     reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
@@ -239,6 +241,14 @@ def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str
     else:
         hint = f"known: {', '.join(known)}" if known else "remove it"
     return f"{origin}: unknown key {path}; {hint}"
+
+
+def _unknown_tag(context: dict[str, Any]) -> str:
+    """Of a section that comes in kinds, told apart by a field of it."""
+    known = re.findall("'([^']*)'", context["expected_tags"])
+    nearest = difflib.get_close_matches(context["tag"], known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
+    return f"unknown {context['discriminator'].strip(chr(39))}={context['tag']}; {hint}"
 
 
 def _similar_file(file: Path) -> str:

@@ -85,7 +85,8 @@ def activation_bytes(
     kept_by_layer = [0 if checkpointing.cpu_checkpointing else layer.kept(mode) for mode in modes]
     tokens, hidden = batch_size * sequence_length, batch_size * sequence_length * config.hidden_size
     angles = 2 * dtype_bytes * tokens * config.head_dim
-    mask = batch_size * sequence_length**2 if attention in ("eager", "masked") else 0
+    # eager's is of booleans
+    mask = {"eager": 1, "masked": dtype_bytes}.get(attention, 0) * batch_size * sequence_length**2
     shared = angles + mask
     final_norm = _FP32 * hidden + dtype_bytes * hidden + _FP32 * tokens
     matrix = config.vocab_size * config.hidden_size
@@ -144,7 +145,7 @@ class _Layer:
         compiled: bool,
     ) -> None:
         tokens = batch_size * sequence_length
-        self._dtype_bytes, self._attention_kind = dtype_bytes, attention
+        self._dtype_bytes, self._attention_kind, self._compiled = dtype_bytes, attention, compiled
         self.input = dtype_bytes * tokens * config.hidden_size
         self._fp32_input = _FP32 * tokens * config.hidden_size
         query = dtype_bytes * tokens * config.num_attention_heads * config.head_dim
@@ -186,7 +187,7 @@ class _Layer:
     def backward(self, mode: LayerMode) -> int:
         """At the most during the layer's backward: all its activations are there again, and gradients come on top."""
         there = self.everything
-        if mode != "none":
+        if mode != "none" and not self._compiled:  # a compiled layer keeps neither of these
             # in fp32 the norm keeps the input itself
             there += self.input if self._dtype_bytes < _FP32 else 0
             # down_proj's product has been kept and nothing takes it

@@ -42,8 +42,7 @@ class SmolLM2Config(BaseModel):
         hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         if hidden % heads:
             raise ValueError(
-                f"num_attention_heads={heads} does not divide hidden_size={hidden}; "
-                f"the nearest that does is {_nearest_divisor(hidden, heads)}"
+                f"num_attention_heads={heads} does not divide hidden_size={hidden}; {_nearest_heads(hidden, heads)}"
             )
         if heads % kv_heads:
             raise ValueError(
@@ -52,18 +51,26 @@ class SmolLM2Config(BaseModel):
             )
         if self.head_dim % 2:
             raise ValueError(
-                f"head_dim = hidden_size / num_attention_heads = {self.head_dim} is odd; "
-                "rotary embeddings turn pairs, so make it even"
+                f"head_dim = hidden_size / num_attention_heads = {self.head_dim} is odd, and rotary embeddings turn "
+                f"pairs; {_nearest_heads(hidden, heads)}"
             )
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) >= self.vocab_size:
-                raise ValueError(f"{name}={getattr(self, name)} is not below vocab_size={self.vocab_size}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is not below vocab_size={self.vocab_size}; take the tokenizer's"
+                )
         return self
 
     @property
     def head_dim(self) -> int:
         """Elements of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+
+def _nearest_heads(hidden: int, wanted: int) -> str:
+    if hidden % 2:
+        return f"take an even hidden_size, as {hidden + 1}"
+    return f"the nearest that leaves an even head_dim is num_attention_heads={_nearest_divisor(hidden // 2, wanted)}"
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -90,12 +90,18 @@ def true_flops_per_token(config: SmolLM2Config, *, document_lengths: Sequence[in
 
 
 def recomputed_flops_per_token(
-    config: SmolLM2Config, checkpointing: ActivationCheckpointing, *, sequence_length: int, eager_attention: bool
+    config: SmolLM2Config,
+    checkpointing: ActivationCheckpointing,
+    *,
+    sequence_length: int,
+    eager_attention: bool,
+    compiled: bool = False,
 ) -> int:
     """FLOPs that activation checkpointing adds, with attention counted as in `flops_per_token`.
 
     A layer is run again up to the last tensor that its backward wants, which is the input of down_proj: its product is
-    left out. DeepSpeed's function runs all of it. `selective` has kept the products, and fused attention's.
+    left out. DeepSpeed's function runs all of it, and so does a layer that is `compiled`. `selective` has kept the
+    products, and fused attention's.
     """
     count = count_parameters(config)
     attention = 4 * config.hidden_size * sequence_length
@@ -103,7 +109,7 @@ def recomputed_flops_per_token(
     again: dict[LayerMode, int] = {
         "none": 0,
         "selective": attention * eager_attention,
-        "full": layer - 2 * config.hidden_size * config.intermediate_size,
+        "full": layer if compiled else layer - 2 * config.hidden_size * config.intermediate_size,
         "deepspeed": layer,
     }
     return sum(again[checkpointing.layer_mode(index)] for index in range(config.num_hidden_layers))

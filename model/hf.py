@@ -4,16 +4,17 @@
     save_pretrained(model, "exported", dtype=torch.bfloat16)        # transformers loads it, 4.x and 5.x
     PretrainedWeights(path).tensor("norm.weight")                   # one tensor at a time, for init_from
 
-Both directions read the table of `parameters.py`. Everything is checked when a directory is opened, from the headers
-of the files, before any tensor is read. Does not download.
+Both directions read the table of `parameters.py`. Names, shapes and dtypes are checked when a directory is opened, from
+the headers of the files, and a head stored beside the embedding that it is tied to is compared with it; other values
+are looked at as they are read. Does not download.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,21 +22,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.activation_checkpointing import ActivationCheckpointing, Mode
-from model.config import SmolLM2Config
-from model.hf_config import WeightsError, huggingface_config, read_huggingface_config
+from model.hf_config import CONFIG_FILE, WeightsError, huggingface_config, read_config, read_json
 from model.parameters import EMBEDDING, HEAD, from_huggingface_name, parameter_shapes, to_huggingface_name
 from model.transformer import SmolLM2
 
-__all__ = [
-    "PretrainedWeights",
-    "WeightsError",
-    "huggingface_config",
-    "load_pretrained",
-    "save_pretrained",
-    "to_huggingface_name",
-]
+__all__ = ["PretrainedWeights", "WeightsError", "load_pretrained", "save_pretrained"]
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _FLOATING = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -51,7 +43,7 @@ class PretrainedWeights:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config = _read_config(self.path)
+        self.config = read_config(self.path)
         shapes = parameter_shapes(self.config)
         self.names = list(shapes)
         self._files: dict[str, Path] = {}
@@ -71,8 +63,9 @@ class PretrainedWeights:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the embedding, which stands for all."""
-        return _FLOATING[self._dtypes[to_huggingface_name(EMBEDDING)]]
+        """The widest that a parameter is stored in: norms may be fp32 among matrices of bf16."""
+        stored = {_FLOATING[self._dtypes[to_huggingface_name(name)]] for name in self.names}
+        return functools.reduce(torch.promote_types, stored)
 
     def tensor(self, name: str) -> Tensor:
         """One parameter, whole, in the dtype it is stored in. Raises KeyError for a name that is not in `names`.
@@ -80,7 +73,8 @@ class PretrainedWeights:
         Raises WeightsError where it holds NaN or infinity: a model with one such value computes nothing else.
         """
         stored_name = to_huggingface_name(name)
-        tensor = self._read(stored_name)
+        with safe_open(self._files[stored_name], framework="pt") as file:
+            tensor: Tensor = file.get_tensor(stored_name)
         # the sum of a finite tensor can overflow, the smallest and the largest element cannot
         smallest, largest = torch.aminmax(tensor)
         if not torch.isfinite(torch.stack((smallest, largest))).all():
@@ -91,13 +85,8 @@ class PretrainedWeights:
             )
         return tensor
 
-    def _read(self, huggingface_name: str) -> Tensor:
-        with safe_open(self._files[huggingface_name], framework="pt") as file:
-            tensor: Tensor = file.get_tensor(huggingface_name)
-            return tensor
-
     def _check_stored_head(self) -> None:
-        if not torch.equal(self._read(to_huggingface_name(HEAD)), self._read(to_huggingface_name(EMBEDDING))):
+        if not torch.equal(self.tensor(HEAD), self.tensor(EMBEDDING)):
             raise WeightsError(
                 f"{self.path}: tie_word_embeddings=true, but lm_head.weight differs from model.embed_tokens.weight; "
                 f"set tie_word_embeddings=false in {CONFIG_FILE} to keep both"
@@ -111,9 +100,10 @@ def load_pretrained(
     attn_implementation: str = "auto",
     activation_checkpointing: ActivationCheckpointing | Mode = "none",
 ) -> SmolLM2:
-    """The model of a directory, on the CPU, in `dtype` (None: as stored), in eval mode.
+    """The model of a directory, on the CPU, in `dtype` (None: the widest that is stored), in eval mode.
 
-    Raises WeightsError for a directory that is not exactly a model of ours.
+    Raises WeightsError for a directory that is not exactly a model of ours, AttentionBackendError for a kernel that is
+    not there.
     """
     weights = PretrainedWeights(path)
     model = SmolLM2(
@@ -130,11 +120,13 @@ def load_pretrained(
 def save_pretrained(model: SmolLM2, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
     """Write config.json and model.safetensors; a tied head is left out, as transformers does. None: dtype as it is.
 
-    For a model that is whole in this process. config.json comes last: a folder cut short does not load.
-    Raises WeightsError or OSError if the disk does not take it.
+    For a model that is whole in this process. config.json comes last, and that of an earlier model goes first: a folder
+    cut short does not load. Raises WeightsError or OSError if the disk does not take it.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG_FILE, INDEX_FILE):
+        (folder / name).unlink(missing_ok=True)
     parameters = dict(model.named_parameters())
     stored_dtype = dtype or parameters[EMBEDDING].dtype
     tensors = {
@@ -149,30 +141,12 @@ def save_pretrained(model: SmolLM2, path: str | Path, *, dtype: torch.dtype | No
     (folder / CONFIG_FILE).write_text(json.dumps(tree, indent=2) + "\n", encoding="utf-8")
 
 
-def _read_config(folder: Path) -> SmolLM2Config:
-    if not folder.is_dir():
-        raise WeightsError(f"{folder}: no such folder; wanted a Hugging Face model directory on this machine")
-    file = folder / CONFIG_FILE
-    tree = _read_json(file, missing=f"{folder}: has no {CONFIG_FILE}; wanted a Hugging Face model directory")
-    return read_huggingface_config(tree, origin=str(file))
-
-
-def _read_json(file: Path, *, missing: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WeightsError(missing) from None
-    except ValueError as error:
-        raise WeightsError(f"{file}: not JSON: {error}; fetch the file again") from None
-    if not isinstance(tree, dict):
-        raise WeightsError(f"{file}: wanted a JSON object, got {type(tree).__name__}")
-    return tree
-
-
 def _weight_files(folder: Path) -> list[Path]:
-    """All safetensors files of the model: those of the index, or the single one."""
+    """All safetensors files of the model: the single one, which transformers prefers too, or those of the index."""
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
-        weight_map = _read_json(folder / INDEX_FILE, missing="").get("weight_map")
+        weight_map = read_json(folder / INDEX_FILE, missing="").get("weight_map")
         if not isinstance(weight_map, dict):
             raise WeightsError(f"{folder / INDEX_FILE}: has no weight_map; fetch the file again")
         files = [folder / name for name in sorted(set(weight_map.values()))]
@@ -180,8 +154,6 @@ def _weight_files(folder: Path) -> list[Path]:
         if absent:
             raise WeightsError("\n".join(f"{file}: named in {INDEX_FILE} but missing; fetch it" for file in absent))
         return files
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
     pickled = " (pytorch_model.bin is not read: convert it to safetensors)" if list(folder.glob("*.bin")) else ""
     raise WeightsError(f"{folder}: has neither {WEIGHTS_FILE} nor {INDEX_FILE}{pickled}")
 

@@ -7,13 +7,16 @@ not compute is refused, because weights loaded into another computation give ano
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from model.config import SmolLM2Config
 
+CONFIG_FILE = "config.json"
 # LlamaConfig's own defaults, for keys that a config.json may leave out.
 _DEFAULTS: dict[str, Any] = {
     "num_key_value_heads": None,
@@ -52,6 +55,28 @@ def huggingface_config(config: SmolLM2Config, *, dtype: str) -> dict[str, Any]:
         "torch_dtype": dtype,
         "dtype": dtype,
     }
+
+
+def read_config(folder: Path) -> SmolLM2Config:
+    """The architecture in the config.json of a folder. Raises WeightsError."""
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such folder; wanted a Hugging Face model directory on this machine")
+    file = folder / CONFIG_FILE
+    tree = read_json(file, missing=f"{folder}: has no {CONFIG_FILE}; wanted a Hugging Face model directory")
+    return read_huggingface_config(tree, origin=str(file))
+
+
+def read_json(file: Path, *, missing: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises WeightsError, of a file that is not there with the words of `missing`."""
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WeightsError(missing) from None
+    except ValueError as error:
+        raise WeightsError(f"{file}: not JSON: {error}; fetch the file again") from None
+    if not isinstance(tree, dict):
+        raise WeightsError(f"{file}: wanted a JSON object, got {type(tree).__name__}")
+    return tree
 
 
 def read_huggingface_config(tree: dict[str, Any], *, origin: str) -> SmolLM2Config:

@@ -24,10 +24,15 @@ class LossImplementationError(ValueError):
 ComputeLoss = Callable[..., LossTerms]
 
 
-def check_loss_implementation(name: str, *, device_type: str) -> None:
-    """Raises LossImplementationError, one line, for a name that is unknown or cannot run on the device."""
+def check_name(name: str) -> None:
+    """Raises LossImplementationError, one line, for a name that is unknown."""
     if name not in NAMES:
         raise LossImplementationError(f"loss_implementation={name!r} is unknown; take one of {', '.join(NAMES)}")
+
+
+def check_loss_implementation(name: str, *, device_type: str) -> None:
+    """Raises LossImplementationError, one line, for a name that is unknown or cannot run on the device."""
+    check_name(name)
     if name != "liger":
         return
     if device_type != "cuda":
@@ -47,7 +52,12 @@ def bind(name: str, *, device_type: str) -> ComputeLoss:
     """
     check_loss_implementation(name, device_type=device_type)
     if name == "liger" and torch.is_grad_enabled():
-        from model.liger_loss import liger_loss
-
+        try:
+            from model.liger_loss import liger_loss
+        except ImportError as error:
+            raise LossImplementationError(
+                f"loss_implementation=liger: liger-kernel is installed but does not load ({error}); "
+                "install the one of the extra `gpu`, or take chunked"
+            ) from None
         return liger_loss
     return chunked_loss

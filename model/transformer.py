@@ -89,7 +89,7 @@ class SmolLM2(nn.Module):
     activation_checkpointing: its settings, or a mode's name; `deepspeed` wants DeepSpeed's `deepspeed_checkpoint`.
     compile_backend: `inductor`, or another backend of torch.compile, builds the decoder layer; None: runs as written.
     loss_implementation: a name of `loss_selection.NAMES`.
-    Raises AttentionBackendError for a kernel that is not there.
+    Raises AttentionBackendError or LossImplementationError for a name that is not there.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class SmolLM2(nn.Module):
     ) -> None:
         super().__init__()
         selection.check_name(attn_implementation)
+        loss_selection.check_name(loss_implementation)
         self.config = config
         self.attn_implementation = attn_implementation
         self.activation_checkpointing = ActivationCheckpointing.model_validate(activation_checkpointing)

@@ -136,5 +136,6 @@ def _check_not_empty(config: PipelineConfig, total: Tally, splits: dict[Split, S
     dropped = ", ".join(f"{dropped.documents:,} {reason}" for reason, dropped in total.dropped.items()) or "none"
     raise PipelineError(
         f"nothing to train on: {total.documents_in:,} documents in, dropped: {dropped}, "
-        f"validation: {splits['validation'].documents:,}; give more text, or loosen filters and validation_fraction"
+        f"validation: {splits['validation'].documents:,}; give more text, or loosen keep_if, filters and "
+        "validation_fraction"
     )

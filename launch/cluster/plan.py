@@ -228,7 +228,11 @@ def _step_time_s(
     assert peak is not None, f"{device.name} is not in the table of throughput.py"
     length = config.data.sequence_length
     executed = flops_per_token(config.model, sequence_length=length) + recomputed_flops_per_token(
-        config.model, checkpointing, sequence_length=length, eager_attention=_attention(config, device) == "eager"
+        config.model,
+        checkpointing,
+        sequence_length=length,
+        eager_attention=_attention(config, device) == "eager",
+        compiled=config.compile == "layers",
     )
     computing_s = config.batch_tokens * executed / (assumptions.mfu * peak * world_size)
     sending_s = sent / assumptions.bandwidth_bytes_per_s

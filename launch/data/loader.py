@@ -33,7 +33,7 @@ from launch.data.rank_order import node_sample_indices, rank_sample_indices
 from launch.data.read_ahead import ReadAhead
 from launch.data.schedule import Schedule, Stage
 from launch.data.shard_cache import ShardCache
-from launch.data.shard_reader import Remote, TokenStream
+from launch.data.shard_reader import AGAIN, Remote, TokenStream
 from pipeline.shards.format import DatasetError, Split, TokenizerRecord
 
 Indices = NDArray[np.int64]
@@ -122,11 +122,24 @@ class PackedSamples:
         return self.fetch(*self.locate(sample_indices))
 
     def fetch(self, sources: Indices, samples: Indices) -> Batch:
-        """The batch of what `locate` found, a row each."""
+        """The batch of what `locate` found, a row each. Raises DatasetError for an id beyond the vocabulary too."""
         rows = np.empty((len(sources), self.sequence_length + 1), dtype=np.uint16)
         for row, source, sample in zip(rows, sources.tolist(), samples.tolist(), strict=True):
             row[:] = self.streams[source].read(*sample_span(sample, self.sequence_length))
+        if rows.max() >= self.tokenizer.vocab_size:
+            raise self._beyond_vocabulary(rows, sources, samples)
         return pack(rows, eos_token_id=self.tokenizer.eos_token_id)
+
+    def _beyond_vocabulary(self, rows: NDArray[np.uint16], sources: Indices, samples: Indices) -> DatasetError:
+        """On a device such an id is an assertion that names nothing, or another token's embedding."""
+        row, column = np.unravel_index(rows.argmax(), rows.shape)
+        stream = self.streams[sources[row]]
+        place = int(samples[row]) * self.sequence_length + int(column)
+        (number,) = stream.shards(place, place + 1)
+        return DatasetError(
+            f"shard {stream.dataset / stream.record(number).path} holds id {rows[row, column]}, but its tokenizer has "
+            f"{self.tokenizer.vocab_size} tokens; {AGAIN}"
+        )
 
     def check_shards(self) -> None:
         """Raises DatasetError naming the first shard that is missing or of another size than its manifest says."""

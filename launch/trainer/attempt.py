@@ -32,10 +32,11 @@ from launch.trainer.node_metrics import NodeTeller
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
+from model import loss_selection
 from model.attention_backends.selection import AttentionBackendError, bind, resolve
 from model.documents import Documents
 from model.hf import WeightsError
-from model.loss_selection import LossImplementationError, check_loss_implementation
+from model.loss_selection import LossImplementationError
 from pipeline.shards.format import DatasetError, Split
 
 _AFTER_WATCHDOG_S = 120.0
@@ -108,10 +109,10 @@ def _build(
         train = _samples(config, ranks, "train")
         validation = _samples(config, ranks, "validation")
         device_type = get_accelerator().device_name()
-        check_loss_implementation(config.loss_implementation, device_type=device_type)
         dtype, head_dim = DTYPES[config.precision], config.model.head_dim
         attention = resolve(config.attn_implementation, device_type=device_type, dtype=dtype, head_dim=head_dim)
         # once in vain: a package that does not load is told here, before the weights are made
+        loss_selection.bind(config.loss_implementation, device_type=device_type)
         bind(
             attention,
             Documents(torch.zeros(1, 1, dtype=torch.long, device=device_type), None),

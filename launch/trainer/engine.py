@@ -20,6 +20,7 @@ from deepspeed.utils import set_z3_leaf_modules
 
 from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.deepspeed_config import deepspeed_config
+from launch.trainer.inputs import check_same_model
 from launch.trainer.optimizer import build_optimizer
 from launch.trainer.own_time import LayerClock
 from launch.trainer.ranks import RankEnvironment
@@ -30,11 +31,6 @@ from model.init import fill_parameter_
 from model.transformer import DecoderLayer, SmolLM2
 
 DTYPES: dict[Precision, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# What pretrained weights fix. Positions and rope_theta are free: a longer context is trained by changing them.
-_COMPUTED = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings",
-)  # fmt: skip
 Fill = Callable[[str, torch.Tensor], None]
 
 
@@ -128,14 +124,12 @@ def _choose_fill(config: TrainConfig, say: Callable[[str], None]) -> Fill:
     if config.init_from is None:
         return lambda name, parameter: fill_parameter_(name, parameter, config=config.model, seed=config.seed)
     weights = PretrainedWeights(config.init_from)
-    problems = [
-        f"model.{field}={getattr(config.model, field)} but init_from={config.init_from} has "
-        f"{getattr(weights.config, field)}; set model.{field} to it"
-        for field in _COMPUTED
-        if getattr(config.model, field) != getattr(weights.config, field)
-    ]
-    if problems:
-        raise TrainingError("\n".join(problems))
+    check_same_model(config, weights.config)
+    if config.model.rope_theta != weights.config.rope_theta:
+        say(
+            f"model.rope_theta={config.model.rope_theta:g}, but the weights of {config.init_from} were trained with "
+            f"{weights.config.rope_theta:g}: another function, unless a longer context is to be trained"
+        )
     if config.precision == "bfloat16" and weights.dtype != torch.bfloat16:
         say(f"the {str(weights.dtype).removeprefix('torch.')} weights of {config.init_from} are rounded to bfloat16")
     return lambda name, parameter: _copy(parameter, weights.tensor(name))

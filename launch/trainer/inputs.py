@@ -14,12 +14,19 @@ from launch.data.packing import samples_in
 from launch.data.run_samples import dataset_directories, stages_of
 from launch.data.schedule import Schedule
 from launch.trainer.prompts import prompt_problems
+from model.config import SmolLM2Config
+from model.hf_config import WeightsError, read_config
 from pipeline.shards.format import TOKENIZER_FILE, DatasetManifest, Split, TokenizerRecord, digest_file, read_manifest
 
 NOTABLE_ROUNDING = 0.01  # of a source's share: more is told
 # up to four epochs are worth nearly what fresh text is worth (Muennighoff et al., arXiv:2305.16264)
 NOTABLE_EPOCHS = 4.0
 USUAL_PADDING = 128  # embeddings are padded to a multiple of this, at most: fewer ids without a token are meant
+# positions and rope_theta are free: a longer context is trained by changing them
+_FIXED_BY_WEIGHTS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings",
+)  # fmt: skip
 MORE_VALIDATION = "raise validation_fraction in the dataset's pipeline config and make it anew (remove its folder)"
 
 
@@ -66,9 +73,31 @@ def read_inputs(config: TrainConfig) -> Inputs:
 
 
 def check_init_from(config: TrainConfig) -> None:
-    """For a start at step 0: a resume does not read the weights that the run began with. Raises TrainingError."""
-    if config.init_from is not None and not (config.init_from / "config.json").is_file():
+    """For a start at step 0: a resume does not read the weights that the run began with. Raises TrainingError.
+
+    Looks at config.json alone; the weights' own names and shapes are compared with it as rank 0 opens them.
+    """
+    if config.init_from is None:
+        return
+    if not (config.init_from / "config.json").is_file():
         raise TrainingError(f"init_from={config.init_from} has no config.json; name a Hugging Face model directory")
+    try:
+        weights = read_config(config.init_from)
+    except WeightsError as error:
+        raise TrainingError(str(error)) from None
+    check_same_model(config, weights)
+
+
+def check_same_model(config: TrainConfig, weights: SmolLM2Config) -> None:
+    """Raises TrainingError, a line for each field in which pretrained weights are of another model."""
+    problems = [
+        f"model.{field}={getattr(config.model, field)} but init_from={config.init_from} has {getattr(weights, field)}; "
+        f"set model.{field} to it"
+        for field in _FIXED_BY_WEIGHTS
+        if getattr(config.model, field) != getattr(weights, field)
+    ]
+    if problems:
+        raise TrainingError("\n".join(problems))
 
 
 def probe_rows(sequence_length: int) -> int:

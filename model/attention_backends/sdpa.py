@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -38,7 +38,7 @@ def bind(documents: Documents, *, dtype: torch.dtype, head_dim: int) -> Attend:
     if path == "varlen":
         return within_documents(documents.cumulative_lengths, documents.sequence_length)
     if path == "masked":
-        return Attend(_masked, (documents.may_attend,))
+        return with_mask(documents, dtype=dtype)
     return Attend(_causal if path == "causal" else _causal_repeated)
 
 
@@ -46,6 +46,14 @@ def within_documents(offsets: Int[Tensor, " documents_plus_one"], sequence_lengt
     """torch's kernel for sequences of many lengths."""
     # the sequence length stands for the longest document: a bound that needs no wait for the device
     return Attend(_within_documents, (_varlen(), offsets, sequence_length))
+
+
+def with_mask(documents: Documents, *, dtype: torch.dtype) -> Attend:
+    """torch's kernels with a mask to add to the scores: of a mask of booleans, torch makes one in every layer anew, and
+    keeps each for the backward."""
+    may_attend = documents.may_attend
+    mask = torch.zeros_like(may_attend, dtype=dtype).masked_fill_(~may_attend, -torch.inf)
+    return Attend(_masked, (mask,))
 
 
 @cache
@@ -100,14 +108,14 @@ def _masked(
     query: Float[Tensor, "batch seq heads head_dim"],
     key: Float[Tensor, "batch seq kv_heads head_dim"],
     value: Float[Tensor, "batch seq kv_heads head_dim"],
-    may_attend: Bool[Tensor, "batch 1 seq seq"],
+    mask: Float[Tensor, "batch 1 seq seq"],
 ) -> Float[Tensor, "batch seq heads head_dim"]:
     # repeated rather than enable_gqa: with a mask, CUDA's fused kernels take equal head counts only
     attended = F.scaled_dot_product_attention(
         query.transpose(1, 2),
         _for_each_query(query, key).transpose(1, 2),
         _for_each_query(query, value).transpose(1, 2),
-        attn_mask=may_attend,
+        attn_mask=mask,
     )
     return attended.transpose(1, 2)
 

@@ -19,6 +19,7 @@ from pipeline.sources.piece import Piece, whole_file
 from pipeline.sources.storage import find_files, readable
 from pipeline.sources.suffix import inner_suffix
 
+_CLOSE = "close them, or write a quote within quotes twice"
 # a row is collected in memory; one quote that nothing closes takes the rest of the file for one field
 _MAX_FIELD_CHARACTERS = MAX_RECORD_BYTES
 
@@ -50,9 +51,11 @@ def read_piece(config: CsvConfig, piece: Piece) -> Iterator[Record]:
                 row = next(rows, None)
             except csv.Error as error:
                 if "unexpected end of data" in str(error):
-                    raise SourceError(f"{name} ends within quotes that open at or after byte {start}") from None
+                    raise SourceError(
+                        f"{name} ends within quotes that open at or after byte {start}; {_CLOSE}"
+                    ) from None
                 if "field larger than" in str(error):
-                    raise SourceError(f"{name} has quotes without an end, at or after byte {start}") from None
+                    raise SourceError(f"{name} has quotes without an end, at or after byte {start}; {_CLOSE}") from None
                 yield BadRecord(
                     location, "malformed_row", lines.offset - start, f"{error}: {shorten(_raw(lines.last[:1000]))}"
                 )

@@ -185,6 +185,12 @@ def test_unknown_key_inside_a_union_member_names_the_nearest(write) -> None:
     assert error_of(path) == f"{path}: unknown key sources.0.pth; did you mean path?"
 
 
+@pytest.mark.parametrize(("kind", "hint"), [("file", "did you mean files?"), ("s3", "known: files, hub")])
+def test_an_unknown_kind_of_section_names_the_nearest(write, kind: str, hint: str) -> None:
+    path = write(f"sources: [{{type: {kind}, path: b}}]")
+    assert error_of(path) == f"{path}: sources.0: unknown type={kind}; {hint}"
+
+
 def test_a_path_in_a_union_is_the_one_that_stands_in_the_file(write) -> None:
     path = write("sources: [{type: hub}, {type: files, path: [a]}]")
     assert error_of(path).splitlines() == [

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from configs.load import ConfigError, dump, load
 from launch.config import AttentionImplementation, ScheduleConfig, TrainConfig, TrainingError, flatten
 from launch.trainer.schedules import SCHEDULES
+from model import loss_selection
 from model.attention_backends.selection import NAMES
 
 RECIPES = Path(__file__).resolve().parents[2] / "configs" / "train"
@@ -294,6 +295,10 @@ def test_schedules_that_the_config_takes_are_the_table() -> None:
 
 def test_attention_kernels_that_the_config_takes_are_the_table() -> None:
     assert set(get_args(AttentionImplementation)) == set(NAMES)
+
+
+def test_losses_that_the_config_takes_are_the_table() -> None:
+    assert get_args(TrainConfig.model_fields["loss_implementation"].annotation) == loss_selection.NAMES
 
 
 def test_unknown_key_names_the_nearest() -> None:

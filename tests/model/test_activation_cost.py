@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from model import loss
 from model.activation_checkpointing import ActivationCheckpointing
-from model.activation_cost import CHUNK_LOGITS, ActivationBytes, activation_bytes, attention_kind
+from model.activation_cost import CHUNK_LOGITS, ActivationBytes, AttentionKind, activation_bytes, attention_kind
+from model.attention_backends import sdpa
 from model.config import SmolLM2Config
 from model.init import initialize
 from model.loss import CHUNK_LOGITS as CHUNK_LOGITS_OF_THE_LOSS
@@ -76,6 +77,19 @@ def allocated_bytes(work: Callable[[], Any]) -> tuple[int, int]:
     ],
 )
 def test_bytes_are_what_the_allocator_counts(attention: str, dtype: torch.dtype, mode: Any) -> None:
+    compare_with_the_allocator(attention, dtype, mode, kind="eager" if attention == "eager" else "fused")
+
+
+@pytest.mark.parametrize(("path", "kind"), [("masked", "masked"), ("causal_repeated", "repeated")])
+@pytest.mark.parametrize("mode", ["none", "full", "selective"])
+def test_bytes_of_ways_that_a_gpu_goes_are_what_the_allocator_counts(
+    monkeypatch: pytest.MonkeyPatch, path: str, kind: Any, mode: Any
+) -> None:
+    monkeypatch.setattr(sdpa, "sdpa_path", lambda **batch: path)
+    compare_with_the_allocator("sdpa", torch.float32, mode, kind=kind)
+
+
+def compare_with_the_allocator(attention: str, dtype: torch.dtype, mode: Any, *, kind: AttentionKind) -> None:
     checkpointing = ActivationCheckpointing.model_validate(mode)
     model = SmolLM2(CONFIG, attn_implementation=attention, activation_checkpointing=checkpointing)
     initialize(model, seed=0)
@@ -94,7 +108,7 @@ def test_bytes_are_what_the_allocator_counts(attention: str, dtype: torch.dtype,
         batch_size=2,
         sequence_length=256,
         dtype_bytes=4 if dtype == torch.float32 else 2,
-        attention=attention_kind(attention, device_type="cpu", document_masking=True, dtype_bytes=4, head_dim=16),
+        attention=kind,
         device_type="cpu",
     )
     kept, _ = allocated_bytes(loss)
@@ -253,5 +267,5 @@ def test_loss_of_a_gpu_holds_the_products_that_a_cpu_adds_in_place(
     assert counted.loss - before_loss == pytest.approx(watch.peak - 2 * vocab_size * CONFIG.hidden_size, rel=0.02)
 
 
-def test_chunk_is_the_losss() -> None:
+def test_chunk_is_that_of_the_loss() -> None:
     assert CHUNK_LOGITS == CHUNK_LOGITS_OF_THE_LOSS

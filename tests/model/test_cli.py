@@ -62,7 +62,10 @@ def test_shares_fall_with_the_gpus(capsys: Any) -> None:
 def test_a_wrong_override_is_one_line_and_exit_2(capsys: Any) -> None:
     assert main(["describe", str(MODELS / "demo.yaml"), "num_attention_heads=3"]) == 2
     error = capsys.readouterr().err
-    assert error.endswith("num_attention_heads=3 does not divide hidden_size=128; the nearest that does is 2\n")
+    assert error.endswith(
+        "num_attention_heads=3 does not divide hidden_size=128; the nearest that leaves an even head_dim is "
+        "num_attention_heads=2\n"
+    )
     assert len(error.splitlines()) == 1
 
 

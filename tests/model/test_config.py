@@ -25,8 +25,22 @@ def message_of(**changes: Any) -> str:
 
 
 def test_heads_that_do_not_divide_name_the_nearest() -> None:
-    assert "num_attention_heads=5 does not divide hidden_size=48; the nearest that does is 4" in message_of(
-        num_attention_heads=5
+    assert (
+        "num_attention_heads=5 does not divide hidden_size=48; "
+        "the nearest that leaves an even head_dim is num_attention_heads=4"
+    ) in message_of(num_attention_heads=5)
+
+
+def test_the_heads_that_are_advised_are_taken() -> None:
+    # 16 divides 48 and is nearer, but leaves 3
+    assert "head_dim is num_attention_heads=12" in message_of(num_attention_heads=15)
+    assert SmolLM2Config.model_validate({**SIZES, "num_attention_heads": 12}).head_dim == 4
+
+
+def test_an_odd_hidden_size_has_no_even_heads() -> None:
+    assert (
+        "head_dim = hidden_size / num_attention_heads = 15 is odd, and rotary embeddings turn pairs; take an even "
+        in (message_of(hidden_size=45, num_attention_heads=3, num_key_value_heads=3))
     )
 
 
@@ -37,9 +51,10 @@ def test_key_value_heads_that_do_not_divide_name_the_nearest() -> None:
 
 
 def test_odd_head_dim_is_refused() -> None:
-    assert "head_dim = hidden_size / num_attention_heads = 3 is odd; rotary embeddings turn pairs" in message_of(
-        num_attention_heads=16
-    )
+    assert (
+        "head_dim = hidden_size / num_attention_heads = 3 is odd, and rotary embeddings turn pairs; "
+        "the nearest that leaves an even head_dim is num_attention_heads=12"
+    ) in message_of(num_attention_heads=16)
 
 
 def test_end_of_sequence_must_be_in_the_vocabulary() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.load import load
@@ -19,6 +21,8 @@ from model.cost import (
     true_flops_per_token,
     zero3_state_bytes,
 )
+from model.init import initialize
+from model.transformer import SmolLM2
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "model"
 
@@ -128,10 +132,28 @@ def test_recomputed_flops_are_torchs_count(make_model: Any, tokens: torch.Tensor
     assert counted_flops(recomputing, tokens) - counted_flops(plain, tokens) == pytest.approx(added, abs=1e-6)
 
 
-def test_deepspeeds_function_runs_the_whole_layer_again() -> None:
-    config = config_of("smollm2-135m")
-    added = recomputed_flops_per_token(
-        config, ActivationCheckpointing(mode="deepspeed"), sequence_length=2_048, eager_attention=False
+def test_a_function_that_cannot_stop_early_runs_the_whole_layer_again(make_model: Any, tokens: torch.Tensor) -> None:
+    # DeepSpeed's is reentrant as torch's other one, and is compared with it in test_zero3.py
+    checkpointing = ActivationCheckpointing(mode="deepspeed")
+    plain = make_model(attn_implementation="eager")
+    recomputing = SmolLM2(
+        plain.config,
+        attn_implementation="eager",
+        activation_checkpointing=checkpointing,
+        deepspeed_checkpoint=functools.partial(checkpoint, use_reentrant=True),
     )
-    count = count_parameters(config)
-    assert added == 2 * (count.attention + count.mlp) + 30 * 4 * 576 * 2_048
+    initialize(recomputing, seed=0)
+    added = recomputed_flops_per_token(
+        plain.config, checkpointing, sequence_length=tokens.shape[1], eager_attention=True
+    )
+    assert counted_flops(recomputing, tokens) - counted_flops(plain, tokens) == pytest.approx(added, abs=1e-6)
+
+
+def test_a_compiled_layer_is_run_again_to_its_end() -> None:
+    config = config_of("smollm2-135m")
+    full = ActivationCheckpointing(mode="full")
+    plain, compiled, deepspeed = (
+        recomputed_flops_per_token(config, mode, sequence_length=2_048, eager_attention=False, compiled=compiled)
+        for mode, compiled in ((full, False), (full, True), (ActivationCheckpointing(mode="deepspeed"), False))
+    )
+    assert compiled == deepspeed == plain + 2 * 30 * 576 * 1_536

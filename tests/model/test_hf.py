@@ -9,7 +9,8 @@ import safetensors.torch
 import torch
 import transformers
 
-from model.hf import PretrainedWeights, WeightsError, load_pretrained, save_pretrained, to_huggingface_name
+from model.hf import PretrainedWeights, WeightsError, load_pretrained, save_pretrained
+from model.parameters import to_huggingface_name
 
 
 @pytest.fixture
@@ -65,6 +66,28 @@ def test_sharded_directory_loads(make_model: Any, make_twin: Any, tokens: Any, t
     make_twin(model).save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert torch.equal(load_pretrained(tmp_path)(tokens), model(tokens))
+
+
+def test_a_model_saved_over_shards_is_the_one_that_loads(make_model: Any, make_twin: Any, tmp_path: Path) -> None:
+    make_twin(make_model()).save_pretrained(tmp_path, max_shard_size="20KB")
+    model = make_model(dtype=torch.bfloat16)
+    save_pretrained(model, tmp_path)
+    assert torch.equal(load_pretrained(tmp_path).norm.weight, model.norm.weight)
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+
+
+def test_a_single_file_is_taken_before_an_index(saved: Path, make_model: Any) -> None:
+    # as transformers does
+    (saved / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert torch.equal(load_pretrained(saved).norm.weight, make_model().norm.weight)
+
+
+def test_a_save_cut_short_leaves_no_model(make_model: Any, saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors").mkdir()
+    with pytest.raises(WeightsError):
+        save_pretrained(make_model(), saved)
+    assert problems_of(saved) == ["has no config.json; wanted a Hugging Face model directory"]
 
 
 def test_round_trip_keeps_every_bit(make_model: Any, tmp_path: Path) -> None:
@@ -156,6 +179,28 @@ def test_weights_that_are_no_numbers_are_named(saved: Path, value: float) -> Non
     )
 
 
+def test_no_numbers_in_a_head_stored_twice_are_not_called_a_difference(saved: Path) -> None:
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][3, 2] = torch.nan
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    change_tensors(saved, damage)
+    assert problems_of(saved) == [
+        "lm_head.weight holds 1 of 4,656 values that are NaN or infinite; fetch it again, or take another checkpoint"
+    ]
+
+
+def test_norms_in_fp32_among_bf16_are_not_rounded(saved: Path) -> None:
+    def mix(tensors: dict[str, torch.Tensor]) -> None:
+        for name in tensors:
+            tensors[name] = tensors[name].bfloat16()
+        tensors["model.norm.weight"] = torch.full((48,), 1.001)
+
+    change_tensors(saved, mix)
+    assert PretrainedWeights(saved).dtype == torch.float32
+    assert torch.equal(load_pretrained(saved).norm.weight, torch.full((48,), 1.001))
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "none")[0].endswith(
         "no such folder; wanted a Hugging Face model directory on this machine"
@@ -180,6 +225,7 @@ def test_a_folder_without_weights(saved: Path) -> None:
 
 
 def test_a_missing_shard_is_named(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-1.safetensors"}}
     (saved / "model.safetensors.index.json").write_text(json.dumps(index))
     assert problems_of(saved) == ["model-1.safetensors: named in model.safetensors.index.json but missing; fetch it"]

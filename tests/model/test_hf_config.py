@@ -95,7 +95,8 @@ def test_the_first_of_several_eos_ids_is_kept() -> None:
         ({"vocab_size": 128_256}, "vocab_size: input should be less than or equal to 65536"),
         (
             {"num_attention_heads": 5, "head_dim": ...},
-            "num_attention_heads=5 does not divide hidden_size=48; the nearest that does is 4",
+            "num_attention_heads=5 does not divide hidden_size=48; "
+            "the nearest that leaves an even head_dim is num_attention_heads=4",
         ),
     ],
 )

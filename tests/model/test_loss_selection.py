@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 
-from launch.config import TrainConfig
-from model import loss_selection
 from model.loss import LossTerms, chunked_loss
 from model.loss_selection import LossImplementationError, bind, check_loss_implementation
-
-
-def test_the_config_offers_what_is_there() -> None:
-    assert get_args(TrainConfig.model_fields["loss_implementation"].annotation) == loss_selection.NAMES
 
 
 def test_chunked_needs_nothing_of_liger() -> None:
@@ -40,9 +34,24 @@ def test_liger_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -
         check_loss_implementation("liger", device_type="cuda")
 
 
+def test_liger_that_does_not_load_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "model.liger_loss", None)  # an import of it raises ImportError
+    with pytest.raises(
+        LossImplementationError,
+        match=r"^loss_implementation=liger: liger-kernel is installed but does not load \(.*\); ",
+    ):
+        bind("liger", device_type="cuda")
+
+
 def test_an_unknown_name_is_told_the_known_ones() -> None:
     with pytest.raises(LossImplementationError, match="'cut' is unknown; take one of chunked, liger"):
         bind("cut", device_type="cpu")
+
+
+def test_a_model_looks_at_the_name_at_once(make_model: Any) -> None:
+    with pytest.raises(LossImplementationError, match="'cut' is unknown"):
+        make_model(loss_implementation="cut")
 
 
 def test_liger_trains_and_the_chunked_loss_evaluates(monkeypatch: pytest.MonkeyPatch) -> None:

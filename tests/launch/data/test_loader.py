@@ -12,6 +12,7 @@ import pytest
 from launch.config import LocalError
 from launch.data.loader import Loader, PackedSamples, Source
 from launch.data.rank_order import rank_sample_indices
+from pipeline.shards.format import DatasetError
 
 SEQUENCE = 8
 
@@ -62,6 +63,21 @@ def test_unshuffled_samples_are_the_packed_stream(sources, documents):
     samples = samples_of(sources[:1], shuffle=False)
     assert samples.samples_before_repeat == len(expected)
     assert as_rows(samples.read(np.arange(len(expected)))) == expected
+
+
+def test_an_id_beyond_the_vocabulary_names_its_shard(tmp_path, make_dataset):
+    rows = [[1 + number % 90] * 20 for number in range(20)]
+    rows[13][5] = 100  # the fourth document of the second shard
+    folder = make_dataset(tmp_path / "web", rows, documents_per_shard=10, vocab_size=100)
+    samples = samples_of([Source("web", folder, 1.0)], shuffle=False)
+    place = 13 * 21 + 5
+    samples.read(np.arange(place // SEQUENCE))
+    with pytest.raises(DatasetError) as caught:
+        samples.read(np.arange(place // SEQUENCE + 1))
+    assert str(caught.value) == (
+        f"shard {folder}/data-00001-000.arrow holds id 100, but its tokenizer has 100 tokens; copy the dataset "
+        "again, or remove it and run the pipeline again"
+    )
 
 
 def test_one_epoch_reads_each_sample_once_in_another_order(sources, documents):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -94,6 +95,19 @@ def test_attention_whose_package_does_not_load_is_the_users_to_mend(
     anything: Any = None
     with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
         attempt._build(train_config(), anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)
+
+
+def test_a_loss_whose_package_does_not_load_is_the_users_to_mend(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attempt, "_check_same_datasets", lambda *parts: None)
+    monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
+    monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cuda"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "model.liger_loss", None)
+    config, anything = train_config(loss_implementation="liger", attn_implementation="eager"), cast(Any, None)
+    with pytest.raises(TrainingError, match="liger-kernel is installed but does not load"):
+        attempt._build(config, anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)
 
 
 def test_validation_shards_are_kept_in_the_cache(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from launch.config import Precision, TrainConfig, TrainingError
-from launch.trainer.engine import _choose_fill
+from launch.trainer.engine import _choose_fill, _prepare_checkpointing
+from model.activation_checkpointing import ActivationCheckpointing
 from model.hf import load_pretrained, save_pretrained
 from model.init import initialize
 from model.transformer import SmolLM2
@@ -31,6 +32,22 @@ def test_rounding_of_pretrained_weights_is_said(
     said: list[str] = []
     _choose_fill(train_config(init_from=weights, precision=precision), said.append)
     assert said == [f"the float32 weights of {weights} are rounded to bfloat16"] * lines
+
+
+def test_activations_on_the_host_are_refused_where_the_device_is_the_host() -> None:
+    settings = ActivationCheckpointing(mode="deepspeed", cpu_checkpointing=True)
+    with pytest.raises(TrainingError, match="moves activations off a device and this one is the CPU; remove it"):
+        _prepare_checkpointing(settings, device_type="cpu")
+
+
+def test_another_base_of_the_rotary_angles_is_said(train_config: Callable[..., TrainConfig], weights: Path) -> None:
+    said: list[str] = []
+    model = {**train_config().model.model_dump(), "rope_theta": 100_000.0}
+    _choose_fill(train_config(init_from=weights, model=model, precision="float32"), said.append)
+    assert said == [
+        f"model.rope_theta=100000, but the weights of {weights} were trained with 10000: "
+        "another function, unless a longer context is to be trained"
+    ]
 
 
 def test_pretrained_weights_are_copied_by_name(train_config: Callable[..., TrainConfig], weights: Path) -> None:

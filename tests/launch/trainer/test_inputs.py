@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from launch.config import TrainConfig, TrainingError
 from launch.trainer.inputs import check_init_from, probe_rows, read_inputs
+from model.hf_config import huggingface_config
 from pipeline.shards.format import DatasetError, read_manifest
 
 MakeDataset = Callable[..., Path]
@@ -217,6 +219,28 @@ def test_start_from_a_folder_that_is_no_model(train_config: Callable[..., TrainC
     with pytest.raises(TrainingError) as caught:
         check_init_from(train_config(init_from=tmp_path))
     assert str(caught.value) == f"init_from={tmp_path} has no config.json; name a Hugging Face model directory"
+
+
+def test_start_from_another_model_is_refused_before_its_weights_are_read(
+    train_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    config = train_config(init_from=tmp_path)
+    other = config.model.model_copy(update={"num_hidden_layers": 3, "vocab_size": 512})
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config(other, dtype="bfloat16")))
+    with pytest.raises(TrainingError) as caught:
+        check_init_from(config)
+    assert str(caught.value).splitlines() == [
+        f"model.vocab_size=256 but init_from={tmp_path} has 512; set model.vocab_size to it",
+        f"model.num_hidden_layers=2 but init_from={tmp_path} has 3; set model.num_hidden_layers to it",
+    ]
+
+
+def test_start_from_a_model_of_another_kind_is_one_line(
+    train_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mamba", "architectures": ["Mamba"]')
+    with pytest.raises(TrainingError, match=r"config.json: not JSON"):
+        check_init_from(train_config(init_from=tmp_path))
 
 
 @pytest.mark.parametrize(("sequence_length", "rows"), [(64, 16), (512, 2), (1000, 2), (2048, 1)])

@@ -28,7 +28,7 @@ def test_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any, d
 
 def test_with_a_mask_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any) -> None:
     documents = make_documents()
-    attend = Attend(sdpa._masked, (documents.may_attend,))
+    attend = sdpa.with_mask(documents, dtype=torch.float64)
     against_eager(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)
 
 
@@ -57,7 +57,7 @@ def test_it_equals_eager_on_any_boundaries(against_eager: Any, boundaries: Any, 
     documents = data.draw(boundaries)
     attend = sdpa.bind(documents, dtype=torch.float64, head_dim=8)
     against_eager(attend, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-6)
-    masked = Attend(sdpa._masked, (documents.may_attend,))
+    masked = sdpa.with_mask(documents, dtype=torch.float64)
     against_eager(masked, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-6)
 
 

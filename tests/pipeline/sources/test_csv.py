@@ -90,10 +90,10 @@ def test_two_columns_of_a_name_that_is_read_are_refused(tmp_path: Path) -> None:
 
 def test_quotes_without_an_end_are_structural_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.csv", b'text\none\n"two\nthree\n' + b"x\n" * 100)
-    with pytest.raises(SourceError, match=r"a.csv ends within quotes that open at or after byte 9"):
+    with pytest.raises(SourceError, match=r"a.csv ends within quotes that open at or after byte 9; close them"):
         read(path)
     monkeypatch.setattr(csv, "_MAX_FIELD_CHARACTERS", 50)
-    with pytest.raises(SourceError, match=r"a.csv has quotes without an end, at or after byte 9"):
+    with pytest.raises(SourceError, match=r"a.csv has quotes without an end, at or after byte 9; close them"):
         read(path)
 
 
