@@ -25,10 +25,11 @@ from pipeline.shards.format import (
     TokenizerRecord,
     split_directory,
     split_record,
-    write_durably,
+    sync_directory,
+    write_all_durably,
     write_manifest,
 )
-from pipeline.shards.hugging_face import write_hugging_face_files
+from pipeline.shards.hugging_face import hugging_face_files
 from pipeline.totals import Totals, add_up_units
 from pipeline.unit import UnitRecord
 from pipeline.workspace import CONFIG_FILE, REPORT_FILE, REPORT_PAGE_FILE, Workspace
@@ -56,10 +57,20 @@ def assemble(
     total = report_and_check(config, totals, seconds=seconds)
     _check_not_empty(config, total, splits)
 
+    files = {
+        place / TOKENIZER_FILE: tokenizer_content,
+        place / CONFIG_FILE: (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode(),
+    }
     for split, record in splits.items():
-        write_hugging_face_files(split_directory(place, split), record)
-    write_durably(place / TOKENIZER_FILE, tokenizer_content)
-    write_durably(place / CONFIG_FILE, (json.dumps(content_of(config), indent=1, ensure_ascii=False) + "\n").encode())
+        directory = split_directory(place, split)
+        if record.shards:
+            files |= hugging_face_files(directory, record)
+        else:
+            directory.rmdir()  # `load_from_disk` cannot open it
+    write_all_durably(files)
+    for split, record in splits.items():
+        if record.shards:
+            sync_directory(split_directory(dataset, split))  # whose shards have had their names for now only
     manifest = DatasetManifest(
         name=config.name,
         tokenizer=tokenizer,
@@ -99,8 +110,12 @@ def report_and_check(config: PipelineConfig, totals: Totals, *, seconds: float) 
         encoding=totals.encoding,
     )
     place = place_of_next(config.output_dir)
-    write_durably(place / REPORT_FILE, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    write_durably(place / REPORT_PAGE_FILE, report_page(report).encode())
+    write_all_durably(
+        {
+            place / REPORT_FILE: (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode(),
+            place / REPORT_PAGE_FILE: report_page(report).encode(),
+        }
+    )
     total = add_up(by_source.values())
     _check_bad_records(config, total, by_source, report=place / REPORT_FILE)
     return total

@@ -25,10 +25,10 @@ from pipeline.shards.format import (
     split_directory,
     split_record,
     sync_directory,
-    write_durably,
+    write_all_durably,
     write_manifest,
 )
-from pipeline.shards.hugging_face import write_hugging_face_files
+from pipeline.shards.hugging_face import hugging_face_files
 from pipeline.shards.reader import Rows, check_size
 from pipeline.shards.writer import DigestingFile, ShardWriter
 
@@ -104,11 +104,15 @@ class NewDataset:
         splits = {split: split_record(shards) for split, shards in self._shards.items()}
         if not splits["train"].documents:
             raise PipelineError(f"{manifest.name} would hold no documents to train on; take more of the dataset")
+        files = {self._directory / TOKENIZER_FILE: tokenizer_content}
         for split, record in splits.items():
             directory = split_directory(self._directory, split)
-            sync_directory(directory)
-            write_hugging_face_files(directory, record)
-        write_durably(self._directory / TOKENIZER_FILE, tokenizer_content)
+            if record.shards:
+                sync_directory(directory)
+                files |= hugging_face_files(directory, record)
+            else:
+                directory.rmdir()  # `load_from_disk` cannot open it
+        write_all_durably(files)
         manifest = manifest.model_copy(update={"splits": splits})
         write_manifest(self._directory, manifest)
         return manifest

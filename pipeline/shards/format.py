@@ -23,7 +23,8 @@ import json
 import os
 import secrets
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
@@ -225,22 +226,44 @@ def digest_file(path: Path) -> str:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file at once and for good: a temporary name, fsync, rename, fsync of the folder."""
-    write_parts_durably(path, (content,))
+    _replace({path: (content,)}, durably=True)
 
 
 def write_parts_durably(path: Path, parts: Iterable[bytes]) -> None:
     """As `write_durably`, content that is too large to be joined in memory."""
-    temporary = partial_path(path)
-    try:
-        with temporary.open("wb") as file:
+    _replace({path: parts}, durably=True)
+
+
+def write_all_durably(contents: Mapping[Path, bytes]) -> None:
+    """As `write_durably`, several files: each at once, and all for good when this returns.
+
+    All are written before the first fsync, which takes milliseconds and which a journal answers for all of them.
+    """
+    _replace({path: (content,) for path, content in contents.items()}, durably=True)
+
+
+def write_for_now(path: Path, content: bytes) -> None:
+    """Replace a file at once. A power cut may take it back or damage it: for what is made again then."""
+    _replace({path: (content,)}, durably=False)
+
+
+def _replace(contents: Mapping[Path, Iterable[bytes]], *, durably: bool) -> None:
+    with ExitStack() as undo:
+        descriptors, renames = [], []
+        for path, parts in contents.items():
+            temporary = partial_path(path)
+            undo.callback(temporary.unlink, missing_ok=True)
+            file = undo.enter_context(temporary.open("wb"))
             file.writelines(parts)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
+            descriptors.append(file.fileno())
+            renames.append((temporary, path))
+        for descriptor in descriptors if durably else ():
+            os.fsync(descriptor)
+        for temporary, path in renames:
+            temporary.replace(path)
+    for folder in {path.parent for path in contents} if durably else ():
+        sync_directory(folder)
 
 
 def partial_path(path: Path) -> Path:

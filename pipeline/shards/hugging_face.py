@@ -7,14 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.shards.format import SplitRecord, write_durably
+from pipeline.shards.format import SplitRecord
 
 
-def write_hugging_face_files(directory: Path, record: SplitRecord) -> None:
-    """Write them, or remove the folder of a split without documents: `load_from_disk` cannot open one."""
-    if not record.shards:
-        directory.rmdir()
-        return
+def hugging_face_files(directory: Path, record: SplitRecord) -> dict[Path, bytes]:
+    """The contents by their places, of a split that has shards."""
     info: dict[str, Any] = {
         "features": {
             "input_ids": {"feature": {"dtype": "uint16", "_type": "Value"}, "_type": "List"},
@@ -30,5 +27,7 @@ def write_hugging_face_files(directory: Path, record: SplitRecord) -> None:
         "_output_all_columns": False,
         "_split": None,
     }
-    write_durably(directory / "dataset_info.json", (json.dumps(info, indent=1) + "\n").encode())
-    write_durably(directory / "state.json", (json.dumps(state, indent=1) + "\n").encode())
+    return {
+        directory / name: (json.dumps(tree, indent=1) + "\n").encode()
+        for name, tree in (("dataset_info.json", info), ("state.json", state))
+    }

@@ -1,5 +1,7 @@
 """Writes the shards of one unit and one split: Arrow IPC streams that appear only when whole and safe on disk.
 
+The names by which they appear are not safe yet: the folder is synced once, by who publishes them.
+
 Equal documents in equal order give equal bytes. A shard is `data-UNIT-PART.arrow`; a new part begins where the next
 document would take it past `shard_size_bytes`, so only a document larger than that makes a larger shard.
 """
@@ -43,6 +45,7 @@ class ShardWriter:
         self._source = source
         self._shard: _OpenShard | None = None
         self._records: list[ShardRecord] = []
+        self._has_replaced = False
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -62,16 +65,20 @@ class ShardWriter:
         self._shard.add(document_id_utf8, ids, size_bytes=size_bytes)
 
     def finish(self) -> tuple[ShardRecord, ...]:
-        """Close the last shard. Every shard is on disk for good when this returns."""
+        """Close the last shard. The contents of all are on disk for good when this returns.
+
+        So are their names where they took the place of other shards: a record of the unit must not outlive these.
+        """
         if self._shard is not None:
             self._close_shard()
-        if self._records:
+        if self._has_replaced:
             sync_directory(self._directory)
         return tuple(self._records)
 
     def _close_shard(self) -> None:
         assert self._shard is not None
         shard = self._shard
+        self._has_replaced |= shard.path.exists()
         digest, size_bytes = shard.close()
         self._shard = None
         self._records.append(

@@ -55,6 +55,27 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def stop_before_renames() -> Callable[..., None]:
+    """`stop_before_renames(patch, after=3, without=("status.json", "units"))`: KeyboardInterrupt in the place of every
+    rename of a partial file but the first three. Shards do not count, nor does what is named, or is in a folder so."""
+
+    def stop(patch: pytest.MonkeyPatch, *, after: int, without: Sequence[str]) -> None:
+        left = iter(range(after))
+        replace = Path.replace
+
+        def replace_or_stop(path: Path, target: Path) -> Path:
+            names = {target.name, target.parent.name, f"{target.parent.name}/{target.name}"}
+            counts = path.suffix == ".partial" and target.suffix != ".arrow" and names.isdisjoint(without)
+            if counts and next(left, None) is None:
+                raise KeyboardInterrupt
+            return replace(path, target)
+
+        patch.setattr(Path, "replace", replace_or_stop)
+
+    return stop
+
+
 @pytest.fixture(scope="session")
 def make_texts() -> Callable[..., list[str]]:
     """`make_texts(count, seed=…)`."""

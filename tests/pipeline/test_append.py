@@ -8,21 +8,20 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from configs.load import dump
-from pipeline import append, assembly
+from pipeline import assembly
 from pipeline.cli import main
 from pipeline.config import PipelineConfig
 from pipeline.derived.merge import merge
 from pipeline.document import PipelineError
 from pipeline.run import run
-from pipeline.shards import hugging_face
-from pipeline.shards.format import DatasetError, read_manifest, write_durably, write_manifest, write_parts_durably
+from pipeline.shards.format import DatasetError, read_manifest
 from pipeline.shards.verify import verify_dataset
 from pipeline.workspace import Workspace
 
@@ -308,6 +307,7 @@ def test_an_append_stopped_at_any_write_leaves_a_version_and_goes_on(
     tmp_path: Path,
     make_config: MakeConfig,
     add_files: Callable[..., list[Path]],
+    stop_before_renames: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     old = read_manifest(config.output_dir)
@@ -317,21 +317,8 @@ def test_an_append_stopped_at_any_write_leaves_a_version_and_goes_on(
     # the tokenizer lent (at the first attempt), then the units, two reports, info and state of two splits,
     # the tokenizer, the config, and the manifest: ten; the last attempt gets as far as the tidying up
     for done in range(11):
-        left = iter(range(done))
-
-        def or_stop(write: Callable[..., None], left: Iterator[int] = left) -> Callable[..., None]:
-            def write_or_stop(path: Path, content: Any) -> None:
-                if next(left, None) is None:
-                    raise KeyboardInterrupt
-                write(path, content)
-
-            return write_or_stop
-
         with monkeypatch.context() as patch:
-            for module in (append, assembly, hugging_face):
-                patch.setattr(module, "write_durably", or_stop(write_durably))
-            patch.setattr(append, "write_parts_durably", or_stop(write_parts_durably))
-            patch.setattr(assembly, "write_manifest", or_stop(write_manifest))
+            stop_before_renames(patch, after=done, without=("units", "plan.json", ".work/config.json", "status.json"))
             patch.setattr("pipeline.run.Workspace.remove", stop if done == 10 else keep)
             with pytest.raises(KeyboardInterrupt):
                 run(config, append=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from pipeline.document import PipelineError, SourceError
 from pipeline.executors import WorkerError
 from pipeline.plan import make_plan
 from pipeline.run import run
-from pipeline.shards import hugging_face
-from pipeline.shards.format import DatasetError, read_manifest, write_durably
+from pipeline.shards.format import DatasetError, read_manifest
 from pipeline.tokenizer.train import TokenizerError
 from pipeline.workspace import Workspace, only_run
 
@@ -479,36 +478,48 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_an_error(corpus: Path, make_c
 
 
 def test_a_run_killed_at_any_step_of_the_end_is_finished_by_the_next(
-    stopped: PipelineConfig, corpus: Path, tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    stopped: PipelineConfig,
+    corpus: Path,
+    tmp_path: Path,
+    make_config: MakeConfig,
+    stop_before_renames: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run(make_config(unit_size_bytes=3000, output_dir=tmp_path / "whole"))
-    # two reports, info and state of two splits, tokenizer, config: eight writes before the manifest's
-    for writes in range(9):
-        left = iter(range(writes))
-
-        def write_or_die(path: Path, content: bytes, left: Iterator[int] = left) -> None:
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            write_durably(path, content)
-
+    # the units, two reports, info and state of two splits, tokenizer, config: nine files before the manifest
+    for files in range(10):
         with monkeypatch.context() as patch:
-            patch.setattr(assembly, "write_durably", write_or_die)
-            patch.setattr(hugging_face, "write_durably", write_or_die)
+            stop_before_renames(patch, after=files, without=(".work", "units", "status.json"))
             patch.setattr(assembly, "write_manifest", stop)
-            with pytest.raises(KeyboardInterrupt if writes < 8 else RuntimeError):
+            with pytest.raises(KeyboardInterrupt if files < 9 else RuntimeError):
                 run(stopped)
         assert not (stopped.output_dir / "manifest.json").exists()
     run(stopped)
     assert digests(stopped.output_dir) == digests(tmp_path / "whole")
 
 
+def test_shards_have_their_names_for_good_before_a_manifest_names_them(
+    stopped: PipelineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Path] = []
+
+    def stop_at_manifest(dataset: Path, manifest: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assembly, "sync_directory", done.append)
+    monkeypatch.setattr(assembly, "write_manifest", stop_at_manifest)
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped)
+    assert done == [stopped.output_dir, stopped.output_dir / "validation"]
+
+
 def test_a_full_disk_is_named_where_the_write_knew_only_a_descriptor(
     stopped: PipelineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: Path, content: bytes) -> None:
+    def fail(contents: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(assembly, "write_durably", fail)
+    monkeypatch.setattr(assembly, "write_all_durably", fail)
     with pytest.raises(OSError, match="No space left") as caught:
         run(stopped)
     assert caught.value.filename == str(stopped.output_dir)

@@ -24,9 +24,10 @@ from pipeline.shards.format import (
     read_manifest,
     split_directory,
     split_record,
+    write_all_durably,
     write_manifest,
 )
-from pipeline.shards.hugging_face import write_hugging_face_files
+from pipeline.shards.hugging_face import hugging_face_files
 from pipeline.shards.writer import ShardWriter
 
 EOS = 0
@@ -85,7 +86,10 @@ def write_dataset(
             tokens = sum(len(ids) for _, ids in documents)
             sums[source] = (sums[source][0] + len(documents), sums[source][1] + tokens)
         splits[split] = split_record(shards)
-        write_hugging_face_files(split_directory(dataset, split), splits[split])
+        if shards:
+            write_all_durably(hugging_face_files(split_directory(dataset, split), splits[split]))
+        else:
+            split_directory(dataset, split).rmdir()
     (dataset / TOKENIZER_FILE).write_bytes(content)
     documents = sum(record.documents for record in splits.values())
     manifest = DatasetManifest(

@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
-from pipeline.shards.format import DatasetError, partial_path, read_manifest, write_durably, write_parts_durably
+from pipeline.shards.format import (
+    DatasetError,
+    partial_path,
+    read_manifest,
+    write_all_durably,
+    write_durably,
+    write_for_now,
+    write_parts_durably,
+)
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"", b"{", b"[]", b"{}", b'{"format_version": 1}'])
@@ -70,6 +79,38 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
     with pytest.raises(OSError, match="No space left"):
         write_durably(tmp_path / "a.json", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+def test_of_several_files_all_are_written_before_the_first_is_synced_and_synced_before_the_first_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "b").mkdir()
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def spy_fsync(descriptor: int) -> None:
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        done.append("folder" if is_folder else f"file of {len(list(tmp_path.rglob('*.partial')))}")
+        fsync(descriptor)
+
+    def spy_replace(path: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_replace)
+    write_all_durably({tmp_path / "a.json": b"a", tmp_path / "b" / "c.json": b"c"})
+    assert done == ["file of 2", "file of 2", "rename", "rename", "folder", "folder"]
+    assert ((tmp_path / "a.json").read_bytes(), (tmp_path / "b" / "c.json").read_bytes()) == (b"a", b"c")
+
+
+def test_a_file_for_now_is_not_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(os, "fsync", fail)
+    write_for_now(tmp_path / "a.json", b"a")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"a")]
 
 
 def test_parts_that_cannot_be_made_leave_the_old_file_and_nothing_else(tmp_path: Path) -> None:

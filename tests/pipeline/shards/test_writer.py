@@ -127,8 +127,12 @@ def test_a_shard_is_synced_before_it_has_its_name(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(secrets, "token_hex", lambda size: "01234567")
     monkeypatch.setattr(os, "fsync", spy)
     write(tmp_path, [document(1)])
-    # first the file, still unnamed; then, for the rename, the folder
-    assert names_at_sync == [".data-00007-000.arrow.01234567.partial", "data-00007-000.arrow"]
+    # the folder is synced by who publishes the shards
+    assert names_at_sync == [".data-00007-000.arrow.01234567.partial"]
+    # but not so where the name was another shard's: a record of the unit must not outlive the new one
+    write(tmp_path, [document(2)])
+    partial, named = ".data-00007-000.arrow.01234567.partial", "data-00007-000.arrow"
+    assert sorted(names_at_sync[1:]) == sorted([partial, named, named])
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
