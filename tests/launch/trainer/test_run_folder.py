@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from launch.trainer.run_folder import (
     prepare_run,
     refuse_if_at_work,
 )
+from model.hf_config import huggingface_config
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [[1 + number % 200] * 99 for number in range(40)]
@@ -212,7 +214,8 @@ def test_weights_to_start_from_are_needed_by_the_first_start_only(
         start(pretrained, inputs)
     assert not (config.run_dir / "run.json").exists()
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "config.json").touch()
+    weights = huggingface_config(config.model, dtype="bfloat16")
+    (tmp_path / "weights" / "config.json").write_text(json.dumps(weights))
     add_checkpoint(pretrained, inputs, 50)
     shutil.rmtree(tmp_path / "weights")
     assert start(pretrained, inputs, previous=pretrained).step == 50
