@@ -121,8 +121,9 @@ class Ranks:
     def step(self, seed: int) -> StepMeasurement:
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(f"{seed}\n")
-            process.stdin.flush()
+            with contextlib.suppress(BrokenPipeError):  # of a rank that was killed; what it does not answer says so
+                process.stdin.write(f"{seed}\n")
+                process.stdin.flush()
         answers = [self._read(result) for result in self._results]
         return StepMeasurement(
             seconds=max(answer["seconds"] for answer in answers),
@@ -156,13 +157,13 @@ class ContenderError(Exception):
     """A contender that ended; its output says why."""
 
 
-def compare(pair: tuple[str, str], config: TrainConfig, *, rounds: int) -> None:
-    """Prints a line for each of the two, and their ratio."""
+def compare(pair: tuple[str, str], config: TrainConfig, *, rounds: int, peaks: dict[str, int]) -> None:
+    """Prints a line for each of the two, and their ratio. `peaks` has those measured before, and gets the others."""
     with tempfile.TemporaryDirectory() as temporary, (Path(temporary) / "errors").open("w+") as errors:
         settings = Path(temporary) / "settings.json"
         settings.write_text(config.model_dump_json())
         try:
-            peaks = {name: _peak_bytes(name, settings, errors) for name in pair}
+            peaks |= {name: _peak_bytes(name, settings, errors) for name in pair if name not in peaks}
             needed = sum(CONTENDERS[name][0] * peaks[name] for name in pair) * (1 + _KEPT_BY_LIBC)
             if needed < psutil.virtual_memory().available:
                 runs = _alive_together(pair, settings, errors, rounds=rounds)
@@ -247,6 +248,7 @@ def main() -> None:
         parser.error(f"--rounds: got {settings.rounds}, wanted at least 1")
     for length in settings.sequence_lengths:
         print(f"sequences of {length} tokens, one a rank and step, medians of {settings.rounds} rounds in turn")
+        peaks: dict[str, int] = {}
         for index in settings.pairs:
             world_size = max(CONTENDERS[name][0] for name in PAIRS[index])
             overrides = (
@@ -256,7 +258,7 @@ def main() -> None:
                 "precision=float32",
                 *settings.overrides,
             )
-            compare(PAIRS[index], load(settings.config, TrainConfig, overrides), rounds=settings.rounds)
+            compare(PAIRS[index], load(settings.config, TrainConfig, overrides), rounds=settings.rounds, peaks=peaks)
 
 
 if __name__ == "__main__":

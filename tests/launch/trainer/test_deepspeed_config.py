@@ -74,9 +74,10 @@ def test_deepspeed_reads_what_is_meant(
     assert (parsed.zero_config.param_persistence_threshold, parsed.zero_config.max_live_parameters) == (7, 11)
 
 
-@pytest.mark.parametrize(("world_size", "scatters"), [(1, False), (2, True)])
-def test_one_rank_scatters_no_gradients(
-    train_config: Callable[..., TrainConfig], world_size: int, scatters: bool
+@pytest.mark.parametrize("name", ["reduce_scatter", "memory_efficient_linear"])
+@pytest.mark.parametrize(("world_size", "shares"), [(1, False), (2, True)])
+def test_one_rank_does_not_pay_for_sharing(
+    train_config: Callable[..., TrainConfig], name: str, world_size: int, shares: bool
 ) -> None:
     settings = deepspeed_config(train_config(), world_size=world_size)
-    assert settings["zero_optimization"]["reduce_scatter"] is scatters
+    assert settings["zero_optimization"][name] is shares
