@@ -72,6 +72,7 @@ def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) 
     """
     file = Path(path)
     tree = _resolve_references(_read_mapping(file), schema, folder=file.parent)
+    overrides = list(overrides)
     for override in overrides:
         _apply_override(tree, override, schema)
     try:
@@ -79,7 +80,7 @@ def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) 
     except ValidationError as error:
         problems = error.errors()
         _check_kind(problems, tree, schema, file)
-        raise ConfigError("\n".join(_describe(item, schema, file) for item in problems)) from None
+        raise ConfigError("\n".join(_describe(item, schema, file, overrides) for item in problems)) from None
 
 
 def dump(config: BaseModel) -> str:
@@ -210,26 +211,37 @@ def _list_index(node: list[Any], key: str, dotted: str, override: str) -> int:
     return int(key)
 
 
-def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path) -> str:
+def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path, overrides: list[str]) -> str:
     path = written_path(schema, item["loc"])
+    origin = _origin(path, file, overrides)
     kind, got = item["type"], item["input"]
     if kind == "extra_forbidden":
         key = str(item["loc"][-1])
         inside = list(paths_to(key, schema))
-        return _unknown_key(path, key, model_at(schema, item["loc"][:-1]), str(file), inside=inside)
+        return _unknown_key(path, key, model_at(schema, item["loc"][:-1]), origin, inside=inside)
     if kind == "missing":
-        return f"{file}: {path} is missing; it has no default"
+        return f"{origin}: {path} is missing; it has no default"
     if kind == "union_tag_invalid":
-        return f"{file}: {path}: {_unknown_tag(item['ctx'])}"
+        tag = item["ctx"]["discriminator"].strip("'")
+        return f"{_origin(f'{path}.{tag}', file, overrides)}: {path}: {_unknown_tag(tag, item['ctx'])}"
     reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     # what YAML calls them
     reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
     reason = re.sub(r" or instance of \w+", "", reason)
     if kind in ("value_error", "assertion_error"):
-        return f"{file}: {path}: {reason}" if path else f"{file}: {reason}"
+        return f"{origin}: {path}: {reason}" if path else f"{origin}: {reason}"
     if got is None:
-        return f"{file}: {path} is empty; give it a value, or remove the line"
-    return f"{file}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
+        return f"{origin}: {path} is empty; give it a value, or remove the line"
+    return f"{origin}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
+
+
+def _origin(path: str, file: Path, overrides: list[str]) -> str:
+    """Where the value at `path` was written: the last override of it or of what it is in, or else the file."""
+    for override in reversed(overrides):
+        key = override.partition("=")[0]
+        if path == key or path.startswith(f"{key}."):
+            return "command line"
+    return str(file)
 
 
 def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str, *, inside: list[str]) -> str:
@@ -243,12 +255,12 @@ def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str
     return f"{origin}: unknown key {path}; {hint}"
 
 
-def _unknown_tag(context: dict[str, Any]) -> str:
-    """Of a section that comes in kinds, told apart by a field of it."""
+def _unknown_tag(field: str, context: dict[str, Any]) -> str:
+    """Of a section that comes in kinds, told apart by that field of it."""
     known = re.findall("'([^']*)'", context["expected_tags"])
     nearest = difflib.get_close_matches(context["tag"], known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown {context['discriminator'].strip(chr(39))}={context['tag']}; {hint}"
+    return f"unknown {field}={context['tag']}; {hint}"
 
 
 def _similar_file(file: Path) -> str:

@@ -191,6 +191,21 @@ def test_an_unknown_kind_of_section_names_the_nearest(write, kind: str, hint: st
     assert error_of(path) == f"{path}: sources.0: unknown type={kind}; {hint}"
 
 
+def test_a_problem_is_told_of_where_the_value_was_written(write) -> None:
+    path = write("steps: x\nsources: [{type: files, path: a}]\noptimizer: {fused: perhaps}")
+    of_overrides = ["optimizer.learning_rate=fast", "sources.0.type=file", "spare={fused: perhaps}"]
+    assert [line.partition(": ")[::2] for line in error_of(path, *of_overrides).splitlines()] == [
+        (str(path), "steps=x: input should be a valid integer, unable to parse string as an integer"),
+        (
+            "command line",
+            "optimizer.learning_rate=fast: input should be a valid number, unable to parse string as a number",
+        ),
+        (str(path), "optimizer.fused=perhaps: input should be a valid boolean, unable to interpret input"),
+        ("command line", "spare.fused=perhaps: input should be a valid boolean, unable to interpret input"),
+        ("command line", "sources.0: unknown type=file; did you mean files?"),
+    ]
+
+
 def test_a_path_in_a_union_is_the_one_that_stands_in_the_file(write) -> None:
     path = write("sources: [{type: hub}, {type: files, path: [a]}]")
     assert error_of(path).splitlines() == [
