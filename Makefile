@@ -44,7 +44,7 @@ test: $(READY)  ## all tests that a machine with two cores and no GPU can run
 coverage: $(READY)  ## the same tests, and which lines they run
 	$(BIN)/python -m pytest --cov -n 2 --dist loadfile --no-loadscope-reorder
 
-test-campaign: $(READY)  ## long tests at real sizes, some five minutes; the longer ones follow, each by itself
+test-campaign: $(READY)  ## long tests at real sizes, some ten minutes; the longer ones follow, each by itself
 	$(BIN)/python -m pytest -m campaign -s --ignore=tests/pipeline/test_fault_campaign.py \
 	  --ignore=tests/pipeline/tokenizer/test_campaign.py --ignore=tests/integration/test_elastic_campaign.py \
 	  --ignore=tests/checkpoint/test_other_loaders.py --ignore=tests/faults

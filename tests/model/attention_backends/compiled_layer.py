@@ -12,7 +12,7 @@ import sys
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from model.attention_backends import sdpa, selection
+from model.attention_backends import selection
 from model.config import SmolLM2Config
 from model.documents import Documents
 from model.transformer import DecoderLayer
@@ -42,6 +42,8 @@ def main(kernel: str) -> None:
         document_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
         documents = Documents(input_ids, document_ids)
         if kernel == "varlen":
+            from model.attention_backends import sdpa
+
             attend = sdpa.within_documents(documents.cumulative_lengths.to(device), SEQUENCE_LENGTH)
         else:
             attend = selection.bind(kernel, documents, dtype=hidden.dtype, head_dim=8)

@@ -1,11 +1,13 @@
-"""What the test of each kernel shares: head layouts, boundaries, the comparison with eager, packages that are not here.
+"""What the test of each kernel shares: head layouts, boundaries, the formula to compare with, packages not here.
 
-A kernel's test file needs this, its own kernel and eager, and no other kernel.
+A kernel's test file needs this and its own kernel, and no other (`test_removal.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +20,6 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from model.attention_backends import eager
 from model.attention_backends.selection import Attend
 from model.documents import Documents
 
@@ -68,8 +69,8 @@ def boundaries() -> st.SearchStrategy[Documents]:
 
 
 @pytest.fixture(scope="session")
-def against_eager() -> Callable[..., None]:
-    """Compare an Attend with eager: the output and the gradients of query, key and value, each by relative norm.
+def against_formula() -> Callable[..., None]:
+    """Compare an Attend with the formula: the output and the gradients of query, key and value, each by relative norm.
 
     Under torch.no_grad the output alone.
     """
@@ -96,7 +97,7 @@ def relative_differences(
     ]
     *inputs, upstream = (tensor.to(documents.device, dtype) for tensor in drawn)
     results = []
-    reference = eager.bind(documents, dtype=torch.float64, head_dim=head_dim)
+    reference = functools.partial(attend_by_formula, documents.may_attend)
     # in fp64 whatever the kernel's dtype, from inputs rounded to it
     for kernel, precision in ((attend, dtype), (reference, torch.float64)):
         leaves = [tensor.detach().to(precision).requires_grad_(torch.is_grad_enabled()) for tensor in inputs]
@@ -111,6 +112,19 @@ def relative_differences(
         name: float((ours - theirs).norm() / theirs.norm().clamp(min=1e-3))
         for name, ours, theirs in zip(names, *results, strict=False)
     }
+
+
+def attend_by_formula(
+    may_attend: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """softmax(Q Kᵀ / sqrt(head_dim)) V of each head, from and to [batch, seq, heads, head_dim]."""
+    heads = []
+    for head in range(query.shape[2]):
+        shared = head * key.shape[2] // query.shape[2]
+        scores = query[:, :, head] @ key[:, :, shared].mT / math.sqrt(query.shape[3])
+        weights = scores.masked_fill(~may_attend[:, 0], -torch.inf).softmax(dim=-1)
+        heads.append(weights @ value[:, :, shared])
+    return torch.stack(heads, dim=2)
 
 
 class FakeFlash:

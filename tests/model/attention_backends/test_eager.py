@@ -24,6 +24,12 @@ def test_it_is_the_paper_s_formula() -> None:
     torch.testing.assert_close(attended[1, 2, 5], weights @ value[1, :3, 2], rtol=0, atol=1e-6)
 
 
+def test_it_equals_the_formula(against_formula: Any, make_documents: Any, layout: Any) -> None:
+    documents = make_documents()
+    attend = eager.bind(documents, dtype=torch.float64, head_dim=layout[2])
+    against_formula(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)  # its softmax is fp32
+
+
 @settings(max_examples=40)
 @given(data=st.data())
 def test_a_document_gives_the_same_alone(boundaries: Any, data: st.DataObject) -> None:

@@ -14,26 +14,25 @@ from model.attention_backends.selection import AttentionBackendError, is_install
 from model.documents import Documents
 
 MODULE = "flash_attn"
-# the reference's softmax is fp32 even for fp64 inputs
-TOLERANCE = 1e-6
+TOLERANCE = 1e-10  # fp64, sums in another order, of gradients that may be zero
 
 
-def test_it_equals_eager(fake_flash: Any, against_eager: Any, make_documents: Any, layout: Any) -> None:
+def test_it_equals_the_formula(fake_flash: Any, against_formula: Any, make_documents: Any, layout: Any) -> None:
     fake = fake_flash(MODULE)
     documents = make_documents()
     attend = flash_attention_2.bind(documents, dtype=torch.bfloat16, head_dim=layout[2])
-    against_eager(attend, documents, layout, dtype=torch.float64, tolerance=TOLERANCE)
+    against_formula(attend, documents, layout, dtype=torch.float64, tolerance=TOLERANCE)
     assert len(fake.calls) == 1
 
 
-def test_it_equals_eager_on_any_boundaries(fake_flash: Any, against_eager: Any, boundaries: Any) -> None:
+def test_it_equals_the_formula_on_any_boundaries(fake_flash: Any, against_formula: Any, boundaries: Any) -> None:
     fake_flash(MODULE)
 
     @settings(max_examples=30)
     @given(documents=boundaries)
     def check(documents: Any) -> None:
         attend = flash_attention_2.bind(documents, dtype=torch.bfloat16, head_dim=8)
-        against_eager(attend, documents, (4, 2, 8), dtype=torch.float64, tolerance=TOLERANCE)
+        against_formula(attend, documents, (4, 2, 8), dtype=torch.float64, tolerance=TOLERANCE)
 
     check()
 
@@ -64,8 +63,8 @@ def test_a_package_that_was_built_for_another_torch_is_named(monkeypatch: Any) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(not is_installed("flash-attn"), reason="the package flash-attn is not installed")
-def test_on_a_gpu_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any) -> None:
+def test_on_a_gpu_it_equals_the_formula(against_formula: Any, make_documents: Any, layout: Any) -> None:
     documents = make_documents("cuda")
     attend = flash_attention_2.bind(documents, dtype=torch.bfloat16, head_dim=layout[2])
     # bf16 keeps 8 bits, and the kernel rounds the weights to it
-    against_eager(attend, documents, layout, dtype=torch.bfloat16, tolerance=2e-2)
+    against_formula(attend, documents, layout, dtype=torch.bfloat16, tolerance=2e-2)

@@ -15,26 +15,26 @@ from model.attention_backends import by_document, sdpa
 from model.attention_backends.selection import Attend
 from model.documents import Documents
 
-# the reference's softmax is fp32 even for fp64 inputs; fp32 adds its own roundings over some hundred terms
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-6}
+# sums in another order, over some hundred terms, and gradients that may be zero
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-6}
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any, dtype: torch.dtype) -> None:
+def test_it_equals_the_formula(against_formula: Any, make_documents: Any, layout: Any, dtype: torch.dtype) -> None:
     documents = make_documents()
     attend = sdpa.bind(documents, dtype=dtype, head_dim=layout[2])
-    against_eager(attend, documents, layout, dtype=dtype, tolerance=TOLERANCES[dtype])
+    against_formula(attend, documents, layout, dtype=dtype, tolerance=TOLERANCES[dtype])
 
 
-def test_with_a_mask_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any) -> None:
+def test_with_a_mask_it_equals_the_formula(against_formula: Any, make_documents: Any, layout: Any) -> None:
     documents = make_documents()
     attend = sdpa.with_mask(documents, dtype=torch.float64)
-    against_eager(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)
+    against_formula(attend, documents, layout, dtype=torch.float64, tolerance=1e-10)
 
 
-def test_with_repeated_keys_it_equals_eager(against_eager: Any, layout: Any) -> None:
+def test_with_repeated_keys_it_equals_the_formula(against_formula: Any, layout: Any) -> None:
     documents = Documents(torch.zeros(2, 33, dtype=torch.long), None)
-    against_eager(Attend(sdpa._causal_repeated), documents, layout, dtype=torch.float64, tolerance=1e-6)
+    against_formula(Attend(sdpa._causal_repeated), documents, layout, dtype=torch.float64, tolerance=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -53,12 +53,12 @@ def test_keys_are_repeated_where_no_fused_kernel_shares_them(device: str, dtype:
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_it_equals_eager_on_any_boundaries(against_eager: Any, boundaries: Any, data: st.DataObject) -> None:
+def test_it_equals_the_formula_on_any_boundaries(against_formula: Any, boundaries: Any, data: st.DataObject) -> None:
     documents = data.draw(boundaries)
     attend = sdpa.bind(documents, dtype=torch.float64, head_dim=8)
-    against_eager(attend, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-6)
+    against_formula(attend, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-10)
     masked = sdpa.with_mask(documents, dtype=torch.float64)
-    against_eager(masked, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-6)
+    against_formula(masked, documents, (4, 2, 8), dtype=torch.float64, tolerance=1e-10)
 
 
 def test_a_model_gives_each_document_its_own_logits(packed_and_alone: Any) -> None:
@@ -108,7 +108,7 @@ def torch_2_10(
 
 @pytest.mark.parametrize("version", [torch_2_12, torch_2_11, torch_2_10])
 def test_torch_s_varlen_attn_gets_offsets_and_causality(
-    monkeypatch: Any, against_eager: Any, by_offsets: Any, make_documents: Any, layout: Any, version: Any
+    monkeypatch: Any, against_formula: Any, by_offsets: Any, make_documents: Any, layout: Any, version: Any
 ) -> None:
     """The kernel needs a GPU: here its signature is torch's, and the result is computed from its arguments alone."""
 
@@ -124,7 +124,7 @@ def test_torch_s_varlen_attn_gets_offsets_and_causality(
     sdpa._varlen.cache_clear()
     attend = sdpa.within_documents(documents.cumulative_lengths, documents.sequence_length)
     sdpa._varlen.cache_clear()
-    against_eager(attend, documents, layout, dtype=torch.float64, tolerance=1e-6)
+    against_formula(attend, documents, layout, dtype=torch.float64, tolerance=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -152,11 +152,15 @@ def test_on_a_gpu_the_mask_stands_in_only_where_the_kernel_does_not_run(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_on_a_gpu_it_equals_eager(against_eager: Any, make_documents: Any, layout: Any, dtype: torch.dtype) -> None:
+def test_on_a_gpu_it_equals_the_formula(
+    against_formula: Any, make_documents: Any, layout: Any, dtype: torch.dtype
+) -> None:
     documents = make_documents("cuda")
     attend = sdpa.bind(documents, dtype=dtype, head_dim=layout[2])
     # bf16 keeps 8 bits and the kernel rounds the weights to it; fp32 products may use TF32-like splits of 10 bits
-    against_eager(attend, documents, layout, dtype=dtype, tolerance={torch.bfloat16: 2e-2, torch.float32: 2e-3}[dtype])
+    against_formula(
+        attend, documents, layout, dtype=dtype, tolerance={torch.bfloat16: 2e-2, torch.float32: 2e-3}[dtype]
+    )
 
 
 def test_it_is_there_without_any_other_package() -> None:
