@@ -84,6 +84,7 @@ class Ranks:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 "DS_ACCELERATOR": "cpu",
+                "THP_MEM_ALLOC_ENABLE": "1",  # for all, as the trainer has it
                 "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // world_size)),
                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
                 **variables,

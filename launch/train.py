@@ -27,7 +27,7 @@ from configs.load import ConfigError, dump, load
 from launch.config import LocalError, TrainConfig, TrainingError
 from launch.data.object_store import StoreUnreachableError
 from launch.trainer.console import Console, is_lost_peer, open_console
-from launch.trainer.cpu_operator import choose_build_directory
+from launch.trainer.cpu_operator import choose_build_directory, use_huge_pages
 from launch.trainer.data_history import read_history
 from launch.trainer.guards import ReplicaError
 from launch.trainer.heartbeat import Heartbeat
@@ -60,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     watch_parents(launcher_pid=ranks.launcher_pid)
     choose_build_directory()
+    use_huge_pages()
     leave_out_mlflow()
     _record_collectives(config)
     # torch would take every core for every rank

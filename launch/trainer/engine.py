@@ -20,6 +20,7 @@ from deepspeed.utils import set_z3_leaf_modules
 
 from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.deepspeed_config import deepspeed_config
+from launch.trainer.gradients import hand_over_in_place
 from launch.trainer.inputs import check_same_model
 from launch.trainer.optimizer import build_optimizer
 from launch.trainer.own_time import LayerClock
@@ -82,6 +83,8 @@ def build_engine(
                     fill(name, parameter)
     optimizer = build_optimizer(model, config.optimizer)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    if shards_weights:
+        hand_over_in_place(engine)
     if config.compile == "deepcompile":
         engine.compile()
     # DeepCompile sees through the layers, and would see a clock

@@ -1,4 +1,4 @@
-"""The gradient of a step as ZeRO holds it before the optimizer's turn, and how a step is left out.
+"""The gradient of a step as ZeRO holds it before the optimizer's turn: looked at, handed over, or left out.
 
 Reaches into DeepSpeed's optimizers (0.19), whose own check is not enough for us: it knows the gradient alone and not
 the loss, stages 1 and 2 do not make it in bfloat16, and with Muon it comes when the momentum has been spoilt.
@@ -6,7 +6,7 @@ the loss, stages 1 and 2 do not make it in bfloat16, and with Muon it comes when
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,23 @@ def local_gradient_square(deepspeed_engine: Any) -> Tensor:
     else:
         shares = [share for group in optimizer.averaged_gradients.values() for share in group]
     return torch.nn.utils.get_total_norm(shares).double().square()
+
+
+def hand_over_in_place(deepspeed_engine: Any) -> None:
+    """From now on stage 3's optimizer takes the gradient where it lies: DeepSpeed would copy this rank's share, of four
+    bytes an element, once a step."""
+    deepspeed_engine.optimizer.flatten = end_to_end
+
+
+def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    """The elements of all tensors in one dimension: a view where each begins where the one before ends, else a copy."""
+    first, end = tensors[0], tensors[0].storage_offset()
+    for tensor in tensors:
+        is_next = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not is_next or tensor.storage_offset() != end or tensor.dtype != first.dtype or not tensor.is_contiguous():
+            return torch.cat([tensor.flatten() for tensor in tensors])
+        end += tensor.numel()
+    return first.as_strided((end - first.storage_offset(),), (1,))
 
 
 def leave_step_out(deepspeed_engine: Any) -> None:

@@ -24,6 +24,14 @@ def main(job_file: str, output_file: str) -> None:
     config = TrainConfig.model_validate(job["config"])
     ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
     engine = build_engine(config, ranks, fill_weights=True, say=print).deepspeed
+    accumulated = engine.optimizer.grad_partitions_flat_buffer.untyped_storage().data_ptr()
+    in_place: list[bool] = []
+
+    def look(optimizer: torch.optim.Optimizer, *arguments: object) -> None:
+        flat = [share.grad for group in optimizer.param_groups for share in group["params"] if share.grad is not None]
+        in_place.extend(gradient.untyped_storage().data_ptr() == accumulated for gradient in flat)
+
+    engine.optimizer.optimizer.register_step_pre_hook(look)
     for _ in range(config.accumulation_steps(world_size=1)):
         loss = engine(job["tokens"], labels=job["labels"])
         engine.backward(loss)
@@ -35,7 +43,8 @@ def main(job_file: str, output_file: str) -> None:
     for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters(parameter):
             weights[name] = parameter.detach().clone()
-    torch.save({"loss": loss.detach(), "gradients": gradients, "masters": masters, "weights": weights}, output_file)
+    result = {"loss": loss.detach(), "gradients": gradients, "masters": masters, "weights": weights}
+    torch.save(result | {"in_place": in_place}, output_file)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,11 @@ def test_gradients_are_summed_in_fp32(step: dict[str, Any], plain: SmolLM2) -> N
         assert float((step["gradients"][name] - wanted).norm() / wanted.norm()) < 1e-4, name
 
 
+def test_the_optimizer_takes_the_sums_where_they_lie(step: dict[str, Any]) -> None:
+    assert step["in_place"]
+    assert all(step["in_place"])
+
+
 def test_an_update_too_small_for_bf16_is_kept_in_the_master(step: dict[str, Any], plain: SmolLM2) -> None:
     for name, parameter in plain.named_parameters():
         moved = (step["masters"][name] - parameter.float())[step["gradients"][name].abs() > 1e-6]
