@@ -28,12 +28,6 @@ def choose_build_directory() -> None:
         os.environ.setdefault(_DIRECTORY_VARIABLE, str(Path(sys.prefix) / "torch_extensions"))
 
 
-def use_huge_pages() -> None:
-    """Ask Linux for pages of 2 MB for tensors in the host's memory: a step on CPUs has a fraction of the page faults.
-    Before torch is imported, which is what asks."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
-
 def load_cpu_operator(say: Callable[[str], None]) -> None:
     """Build it if need be, and load it; afterwards DeepSpeed finds it loaded."""
     from deepspeed.comm.torch import build_shm_op
