@@ -183,11 +183,14 @@ def zero_step(config: SmolLM2Config, tokens: torch.Tensor, *, whole_layers: bool
     import deepspeed
     from deepspeed.utils import set_z3_leaf_modules
 
+    from launch.trainer.gradients import hand_over_in_place
+
+    # one rank has nothing to scatter and no gathered weights to let go of, see deepspeed_config.py
+    of_one_rank = {"reduce_scatter": False, "memory_efficient_linear": False}
     settings = {
         "train_micro_batch_size_per_gpu": tokens.shape[0],
         "gradient_clipping": 1.0,
-        # one rank has nothing to scatter, see deepspeed_config.py
-        "zero_optimization": {"stage": 3, "reduce_bucket_size": 50_000_000, "reduce_scatter": False},
+        "zero_optimization": {"stage": 3, "reduce_bucket_size": 50_000_000} | of_one_rank,
     }
     batch = batch_of(tokens)
     with deepspeed.zero.Init(config_dict_or_path=settings):
@@ -199,6 +202,7 @@ def zero_step(config: SmolLM2Config, tokens: torch.Tensor, *, whole_layers: bool
             fill_parameter_(name, parameter, config=config, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    hand_over_in_place(engine)
 
     def step() -> float:
         loss = engine(tokens, **batch)

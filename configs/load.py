@@ -229,6 +229,9 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path, overrides
     reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
     reason = re.sub(r" or instance of \w+", "", reason)
     if kind in ("value_error", "assertion_error"):
+        # of fields that do not fit each other
+        if any(not path or key.startswith(f"{path}.") for key in map(_key, overrides)):
+            origin = f"{file} with its overrides"
         return f"{origin}: {path}: {reason}" if path else f"{origin}: {reason}"
     if got is None:
         return f"{origin}: {path} is empty; give it a value, or remove the line"
@@ -238,10 +241,14 @@ def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path, overrides
 def _origin(path: str, file: Path, overrides: list[str]) -> str:
     """Where the value at `path` was written: the last override of it or of what it is in, or else the file."""
     for override in reversed(overrides):
-        key = override.partition("=")[0]
+        key = _key(override)
         if path == key or path.startswith(f"{key}."):
-            return "command line"
+            return f"override {override!r}"
     return str(file)
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str, *, inside: list[str]) -> str:

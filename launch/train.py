@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     watch_parents(launcher_pid=ranks.launcher_pid)
     choose_build_directory()
-    _use_huge_pages()
+    use_huge_pages()
     leave_out_mlflow()
     _record_collectives(config)
     # torch would take every core for every rank
@@ -85,8 +85,9 @@ def leave_out_mlflow() -> None:
     sys.modules.setdefault("mlflow", None)  # type: ignore[arg-type]
 
 
-def _use_huge_pages() -> None:
-    """Pages of 2 MB for tensors in the host's memory, which torch asks for: far fewer page faults in a step on CPUs."""
+def use_huge_pages() -> None:
+    """Before torch's first tensor: those in the host's memory get pages of 2 MB where Linux gives them on request (its
+    transparent_hugepage), so that a step on CPUs has far fewer page faults. THP_MEM_ALLOC_ENABLE=0 keeps small ones."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 

@@ -29,16 +29,16 @@ def local_gradient_square(deepspeed_engine: Any) -> Tensor:
 
 def hand_over_in_place(deepspeed_engine: Any) -> None:
     """From now on stage 3's optimizer takes the gradient where it lies: DeepSpeed would copy this rank's share, of four
-    bytes an element, once a step."""
+    bytes an element, once a step. Its sums are the clipped ones after a step, until the next one overwrites them."""
     deepspeed_engine.optimizer.flatten = end_to_end
 
 
 def end_to_end(tensors: Sequence[Tensor]) -> Tensor:
-    """The elements of all tensors in one dimension: a view where each begins where the one before ends, else a copy."""
+    """The elements of all tensors, of one dtype, in one dimension: a view where they lie end to end, else a copy."""
     first, end = tensors[0], tensors[0].storage_offset()
     for tensor in tensors:
-        is_next = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not is_next or tensor.storage_offset() != end or tensor.dtype != first.dtype or not tensor.is_contiguous():
+        is_same_buffer = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not is_same_buffer or tensor.storage_offset() != end or not tensor.is_contiguous():
             return torch.cat([tensor.flatten() for tensor in tensors])
         end += tensor.numel()
     return first.as_strided((end - first.storage_offset(),), (1,))

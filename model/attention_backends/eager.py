@@ -1,4 +1,4 @@
-"""Attention as in the paper (arXiv:1706.03762, eq. 1): the reference that every other kernel is tested against.
+"""Attention as in the paper (arXiv:1706.03762, eq. 1): to read, and the reference of other kernels' models.
 
 Holds batch × heads × seq × seq weights, so it is for reading and testing.
 """

@@ -21,6 +21,12 @@ class Optimizer(Strict):
     warmup_steps: int = 2000
     fused: bool = True
 
+    @model_validator(mode="after")
+    def _muon_has_no_warmup(self) -> Optimizer:
+        if self.name == "muon" and self.warmup_steps:
+            raise ValueError("name=muon wants warmup_steps=0")
+        return self
+
 
 class Files(Strict):
     type: Literal["files"]
@@ -194,16 +200,25 @@ def test_an_unknown_kind_of_section_names_the_nearest(write, kind: str, hint: st
 def test_a_problem_is_told_of_where_the_value_was_written(write) -> None:
     path = write("steps: x\nsources: [{type: files, path: a}]\noptimizer: {fused: perhaps}")
     of_overrides = ["optimizer.learning_rate=fast", "sources.0.type=file", "spare={fused: perhaps}"]
-    assert [line.partition(": ")[::2] for line in error_of(path, *of_overrides).splitlines()] == [
-        (str(path), "steps=x: input should be a valid integer, unable to parse string as an integer"),
-        (
-            "command line",
-            "optimizer.learning_rate=fast: input should be a valid number, unable to parse string as a number",
-        ),
-        (str(path), "optimizer.fused=perhaps: input should be a valid boolean, unable to interpret input"),
-        ("command line", "spare.fused=perhaps: input should be a valid boolean, unable to interpret input"),
-        ("command line", "sources.0: unknown type=file; did you mean files?"),
+    assert error_of(path, *of_overrides).splitlines() == [
+        f"{path}: steps=x: input should be a valid integer, unable to parse string as an integer",
+        "override 'optimizer.learning_rate=fast': optimizer.learning_rate=fast: "
+        "input should be a valid number, unable to parse string as a number",
+        f"{path}: optimizer.fused=perhaps: input should be a valid boolean, unable to interpret input",
+        "override 'spare={fused: perhaps}': spare.fused=perhaps: "
+        "input should be a valid boolean, unable to interpret input",
+        "override 'sources.0.type=file': sources.0: unknown type=file; did you mean files?",
     ]
+
+
+def test_fields_that_do_not_fit_each_other_may_be_of_the_file_and_of_overrides(write) -> None:
+    path = write("")
+    too_many = "steps=… is more than a million; use 1_000_000"
+    assert error_of(path, "steps=2_000_000") == f"{path} with its overrides: {too_many}"
+    assert error_of(write("steps: 2_000_000")) == f"{path}: {too_many}"
+    unfit = "optimizer: name=muon wants warmup_steps=0"
+    assert error_of(write("optimizer: {name: muon}"), "steps=5") == f"{path}: {unfit}"
+    assert error_of(write(""), "optimizer.name=muon") == f"{path} with its overrides: {unfit}"
 
 
 def test_a_path_in_a_union_is_the_one_that_stands_in_the_file(write) -> None:

@@ -162,6 +162,29 @@ def test_a_rank_leaves_mlflow_out_before_deepspeed_is_imported(config: Path, mon
     assert done == ["left out", "ran"]
 
 
+@pytest.mark.parametrize(("set_before", "asked"), [(None, True), ("0", False)])
+def test_huge_pages_are_asked_for_unless_switched_off(set_before: str | None, asked: bool) -> None:
+    """As Linux tells of the mapping that a tensor lies in: `hg` among its VmFlags (proc(5))."""
+    program = """
+from launch.train import use_huge_pages
+use_huge_pages()
+import torch
+tensor = torch.ones(16_000_000)
+address = tensor.data_ptr()
+for line in open("/proc/self/smaps"):
+    name, _, rest = line.partition(" ")
+    if "-" in name:
+        begin, end = (int(bound, 16) for bound in name.split("-"))
+    elif name == "VmFlags:" and begin <= address < end:
+        print("hg" in rest.split())
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    if set_before:
+        environment["THP_MEM_ALLOC_ENABLE"] = set_before
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.stdout == f"{asked}\n", ended.stderr
+
+
 def test_the_end_runs_what_was_registered_and_gives_its_code() -> None:
     program = "import atexit; from launch.train import _end; atexit.register(print, 'told'); _end(3)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

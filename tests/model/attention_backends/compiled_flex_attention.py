@@ -24,7 +24,7 @@ def main() -> None:
         ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
         documents = Documents(torch.zeros_like(ids), ids)
         ours = flex_attention.bind(documents, dtype=query.dtype, head_dim=16)(query, key, value)
-        by_head = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        by_head = (tensor.transpose(1, 2).double() for tensor in (query, key, value))
         reference = scaled_dot_product_attention(*by_head, attn_mask=documents.may_attend, enable_gqa=True)
         reference = reference.transpose(1, 2)
         difference = float((ours - reference).norm() / reference.norm())

@@ -42,7 +42,7 @@ def main(kernel: str) -> None:
         document_ids = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None]
         documents = Documents(input_ids, document_ids)
         if kernel == "varlen":
-            from model.attention_backends import sdpa
+            from model.attention_backends import sdpa  # here: the other kernels' tests do without its file
 
             attend = sdpa.within_documents(documents.cumulative_lengths.to(device), SEQUENCE_LENGTH)
         else:

@@ -78,7 +78,7 @@ def test_a_compiled_layer_is_built_once(run_program: Any) -> None:
     assert run_program("compiled_layer.py", "flex_attention") == [1] * 6
 
 
-def test_compiled_for_a_cpu_it_equals_the_formula_and_is_compiled_once(run_program: Any) -> None:
+def test_compiled_for_a_cpu_it_equals_torch_s_attention_and_is_compiled_once(run_program: Any) -> None:
     """The only test that compiles C++: half a minute, and more on a busy machine."""
     batches = run_program("compiled_flex_attention.py")
     assert [batch["graphs"] for batch in batches] == [1] * 4
