@@ -22,7 +22,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from configs.schema import item_type, model_at, model_in, paths_to, written_path
+from configs.problems import describe, unknown_key
+from configs.schema import item_type, model_in, paths_to
 
 Schema = TypeVar("Schema", bound=BaseModel)
 Tree = dict[str, Any]
@@ -80,7 +81,7 @@ def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) 
     except ValidationError as error:
         problems = error.errors()
         _check_kind(problems, tree, schema, file)
-        raise ConfigError("\n".join(_describe(item, schema, file, overrides) for item in problems)) from None
+        raise ConfigError("\n".join(describe(item, schema, file, overrides) for item in problems)) from None
 
 
 def dump(config: BaseModel) -> str:
@@ -173,7 +174,7 @@ def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
             if key not in model.model_fields:
                 inside = list(paths_to(keys[-1], schema))
                 path = ".".join(keys[: depth + 1])
-                raise ConfigError(_unknown_key(path, key, model, f"override {override!r}", inside=inside))
+                raise ConfigError(unknown_key(path, key, model, f"override {override!r}", inside=inside))
             annotation = model.model_fields[key].annotation
         else:
             annotation = item_type(annotation)
@@ -211,86 +212,12 @@ def _list_index(node: list[Any], key: str, dotted: str, override: str) -> int:
     return int(key)
 
 
-def _describe(item: ErrorDetails, schema: type[BaseModel], file: Path, overrides: list[str]) -> str:
-    path = written_path(schema, item["loc"])
-    origin = _origin(path, file, overrides)
-    kind, got = item["type"], item["input"]
-    if kind == "extra_forbidden":
-        key = str(item["loc"][-1])
-        inside = list(paths_to(key, schema))
-        return _unknown_key(path, key, model_at(schema, item["loc"][:-1]), origin, inside=inside)
-    if kind == "missing":
-        return f"{origin}: {path} is missing; it has no default"
-    if kind == "union_tag_invalid":
-        tag = item["ctx"]["discriminator"].strip("'")
-        return f"{_origin(f'{path}.{tag}', file, overrides)}: {path}: {_unknown_tag(tag, item['ctx'])}"
-    reason = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    # what YAML calls them
-    reason = reason.replace("a valid tuple", "a list").replace("a valid dictionary", "a mapping")
-    reason = re.sub(r" or instance of \w+", "", reason)
-    if kind in ("value_error", "assertion_error"):
-        # of fields that do not fit each other
-        if any(not path or key.startswith(f"{path}.") for key in map(_key, overrides)):
-            origin = f"{file} with its overrides"
-        return f"{origin}: {path}: {reason}" if path else f"{origin}: {reason}"
-    if got is None:
-        return f"{origin}: {path} is empty; give it a value, or remove the line"
-    return f"{origin}: {path}={_shown(got)}: {reason[0].lower()}{reason[1:]}{_number_hint(kind, got)}"
-
-
-def _origin(path: str, file: Path, overrides: list[str]) -> str:
-    """Where the value at `path` was written: the last override of it or of what it is in, or else the file."""
-    for override in reversed(overrides):
-        key = _key(override)
-        if path == key or path.startswith(f"{key}."):
-            return f"override {override!r}"
-    return str(file)
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]
-
-
-def _unknown_key(path: str, key: str, model: type[BaseModel] | None, origin: str, *, inside: list[str]) -> str:
-    """`inside` are the fields of that very name elsewhere in the schema: likelier meant than one spelt alike here."""
-    known = list(model.model_fields) if model else []
-    nearest = inside[:3] or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if nearest:
-        hint = f"did you mean {' or '.join(nearest)}?"
-    else:
-        hint = f"known: {', '.join(known)}" if known else "remove it"
-    return f"{origin}: unknown key {path}; {hint}"
-
-
-def _unknown_tag(field: str, context: dict[str, Any]) -> str:
-    """Of a section that comes in kinds, told apart by that field of it."""
-    known = re.findall("'([^']*)'", context["expected_tags"])
-    nearest = difflib.get_close_matches(context["tag"], known, n=1)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known: {', '.join(known)}"
-    return f"unknown {field}={context['tag']}; {hint}"
-
-
 def _similar_file(file: Path) -> str:
     if not file.parent.is_dir():
         return f" (nor is there a folder {file.parent})"
     names = [entry.name for entry in file.parent.iterdir()]
     nearest = difflib.get_close_matches(file.name, names, n=1)
     return f"; did you mean {file.parent / nearest[0]}?" if nearest else ""
-
-
-def _number_hint(kind: str, got: Any) -> str:
-    if kind != "int_parsing" or not isinstance(got, str):
-        return ""
-    try:
-        number = float(got)
-    except ValueError:
-        return ""
-    return f"; write {int(number):_}" if number.is_integer() else "; write a whole number"
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _kind(value: Any) -> str:

@@ -259,14 +259,16 @@ def test_file_of_another_kind_is_one_line(write) -> None:
 
 
 def test_wrong_type_is_told_in_yamls_words(write) -> None:
-    assert error_of(write("sources: everything")).endswith("sources=everything: input should be a list")
+    assert error_of(write("sources: everything")).endswith(
+        "sources=everything: input should be a list, written [one, two]"
+    )
 
 
 def test_null_where_a_value_is_wanted_is_told_as_such(write) -> None:
     path = write("optimizer: null\nsources: {}")
     assert error_of(path).splitlines() == [
         f"{path}: optimizer is empty; give it a value, or remove the line",
-        f"{path}: sources={{}}: input should be a list",
+        f"{path}: sources={{}}: input should be a list, written [one, two]",
     ]
     assert error_of(write("optimizer: []")).endswith("optimizer=[]: input should be a mapping")
 

@@ -132,6 +132,8 @@ def test_of_parts_that_make_another_tokenizer_none_is_made(
     [
         ({"fuse_unk": True}, True),
         ({"unk_token": "<|endoftext|>"}, True),
+        ({"ignore_merges": True}, True),
+        ({"byte_fallback": True}, True),
         ({"dropout": 0.0}, False),
         ({"another_key": 1}, False),
     ],
