@@ -81,7 +81,7 @@ def test_a_recipe_says_how_to_get_the_tokenizer_that_it_names() -> None:
             r"shuffle_bucket_bytes=2147483649: input should be less than or equal to 2147483648",
         ),
         ("shard_size=3", r"unknown key shard_size; did you mean shard_size_bytes\?"),
-        ("sources=[]", r"minimal.yaml: sources is empty; wanted at least one"),
+        ("sources=[]", r"minimal.yaml with its overrides: sources is empty; wanted at least one"),
         ("sources.0.file=x", r"unknown key sources.0.file; did you mean files\?"),
         (
             "sources.0.type=xml",
