@@ -226,12 +226,9 @@ _UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 def only_run(dataset: Path, *, shared: bool = False) -> Iterator[None]:
     """Make the folder and hold its lock; `shared` with others that share it, which each hold a lock of their own.
 
-    Raises PipelineError if another run holds it or it cannot be made, and OSError if it cannot be written.
+    Raises PipelineError if another run holds it, and OSError if the folder cannot be made or written.
     """
-    try:
-        dataset.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PipelineError(f"{dataset} cannot be made ({error.strerror}); choose another output_dir") from None
+    dataset.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(dataset / LOCK_FILE, shared=shared))

@@ -421,15 +421,6 @@ def test_a_special_token_that_is_missing_is_told_before_the_first_unit(
         run(make_config(sources=[source]))
 
 
-def test_a_folder_that_cannot_be_made_is_refused(corpus: Path, make_config: MakeConfig) -> None:
-    config = make_config()
-    config.output_dir.touch()
-    with pytest.raises(
-        PipelineError, match=rf"^{config.output_dir} cannot be made \(File exists\); choose another output_dir$"
-    ):
-        run(config)
-
-
 def test_a_folder_of_other_files_is_refused(corpus: Path, make_config: MakeConfig) -> None:
     config = make_config()
     config.output_dir.mkdir()
