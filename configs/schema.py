@@ -75,11 +75,11 @@ def written_path(schema: type[BaseModel], location: Location) -> str:
 
 
 def paths_to(name: str, schema: type[BaseModel], *, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """The dotted paths of all fields of that name inside the models of a schema; not of its own, nor in lists."""
+    """The dotted paths of all fields of that name in a schema and inside its models; not in lists."""
+    if name in schema.model_fields:
+        yield ".".join((*above, name))
     for key, field in schema.model_fields.items():
         model = model_in(field.annotation)
         if model is None or key in above:
             continue
-        if name in model.model_fields:
-            yield ".".join((*above, key, name))
         yield from paths_to(name, model, above=(*above, key))

@@ -23,8 +23,9 @@ from launch.generate import GenerateError, add_generate_verb
 from launch.trace_report import format_document, format_step, trace_document, trace_step
 from launch.trainer.data_history import Period, read_history
 from launch.trainer.inputs import check_init_from, read_inputs
+from launch.trainer.lock import refuse_if_at_work
 from launch.trainer.rewinds import read_rewinds
-from launch.trainer.run_folder import check_same_run, create_run_folder, refuse_if_at_work, settle_finished_run
+from launch.trainer.run_folder import check_same_run, create_run_folder, previous_config, settle_finished_run
 from pipeline.shards.format import DatasetError
 
 USER_ERRORS = (TrainingError, DatasetError, CheckpointError, LauncherError, HostfileError, SlurmError, GenerateError)
@@ -99,8 +100,8 @@ def _add_trace(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _trace(arguments: argparse.Namespace) -> int:
     run = arguments.run_dir
-    record, config = read_run(run), load(run / CONFIG_FILE, TrainConfig)
-    earlier = read_history(run, lambda path: load(path, TrainConfig))
+    record, config = read_run(run), _load(run / CONFIG_FILE)
+    earlier = read_history(run, _load)
     periods = [*earlier, Period(config.steps, config, record.dataset_digests)]
     if arguments.step is not None:
         trace, text = trace_step(periods, arguments.step, read_rewinds(run)), format_step
@@ -108,6 +109,10 @@ def _trace(arguments: argparse.Namespace) -> int:
         trace, text = trace_document(periods, arguments.document, read_rewinds(run)), format_document
     print(json.dumps(trace) if arguments.json else text(trace))
     return 0
+
+
+def _load(path: Path) -> TrainConfig:
+    return load(path, TrainConfig)
 
 
 def _count(text: str) -> int:
@@ -130,8 +135,7 @@ def _train(arguments: argparse.Namespace) -> int:
         # a lower bound: in an allocation there are more, and the ranks check again
         config.accumulation_steps(world_size=config.launcher.ranks_per_node)
     create_run_folder(config.run_dir)
-    resolved = config.run_dir / CONFIG_FILE
-    check_same_run(config, load(resolved, TrainConfig) if resolved.is_file() else None, inputs)
+    check_same_run(config, previous_config(config.run_dir, _load), inputs)
     # hashed here only if it says that nothing is left to do: the ranks hash it before they go on from it
     step = max(list_steps(config.run_dir), default=0)
     if step >= config.steps and not verify_checkpoint(checkpoint_directory(config.run_dir, step)):

@@ -19,9 +19,9 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
-from checkpoint.events import CONFIG_FILE
 from checkpoint.manifest import CheckpointError
 from configs.load import ConfigError, dump, load
 from launch.config import LocalError, TrainConfig, TrainingError
@@ -32,9 +32,10 @@ from launch.trainer.data_history import read_history
 from launch.trainer.guards import ReplicaError
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, read_inputs
+from launch.trainer.lock import hold_lock
 from launch.trainer.orphans import watch_parents
 from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
-from launch.trainer.run_folder import StartPoint, create_run_folder, hold_lock, prepare_run
+from launch.trainer.run_folder import StartPoint, create_run_folder, prepare_run, previous_config
 from launch.trainer.watchdog import Watchdog
 from pipeline.shards.format import DatasetError
 
@@ -140,14 +141,17 @@ def _start_point(config: TrainConfig, inputs: Inputs) -> StartPoint:
     """Rank 0 takes the folder and compares it with this start."""
     create_run_folder(config.run_dir)
     hold_lock(config.run_dir)
-    file = config.run_dir / CONFIG_FILE
     return prepare_run(
         config,
         resolved=dump(config.model_copy(update={"allow_change": "none"})),
-        previous=load(file, TrainConfig) if file.is_file() else None,
-        earlier=read_history(config.run_dir, lambda path: load(path, TrainConfig)),
+        previous=previous_config(config.run_dir, _load),
+        earlier=read_history(config.run_dir, _load),
         inputs=inputs,
     )
+
+
+def _load(path: Path) -> TrainConfig:
+    return load(path, TrainConfig)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,11 +50,13 @@ class ActivationCheckpointing(BaseModel):
         if self.mode not in ("every_n_layers", "selective") and self.every_n_layers is not None:
             raise ValueError(
                 f"every_n_layers={self.every_n_layers} means nothing to mode={self.mode}; "
-                "remove it, or take mode=every_n_layers or selective"
+                "set it to null, or take mode=every_n_layers or selective"
             )
         for name in ("partition_activations", "cpu_checkpointing"):
             if getattr(self, name) and self.mode != "deepspeed":
-                raise ValueError(f"{name}=true means nothing to mode={self.mode}; remove it, or take mode=deepspeed")
+                raise ValueError(
+                    f"{name}=true means nothing to mode={self.mode}; set it to false, or take mode=deepspeed"
+                )
         return self
 
     def layer_mode(self, layer_index: int) -> LayerMode:

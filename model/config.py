@@ -42,7 +42,8 @@ class SmolLM2Config(BaseModel):
         hidden, heads, kv_heads = self.hidden_size, self.num_attention_heads, self.num_key_value_heads
         if hidden % heads:
             raise ValueError(
-                f"num_attention_heads={heads} does not divide hidden_size={hidden}; {_nearest_heads(hidden, heads)}"
+                f"num_attention_heads={heads} does not divide hidden_size={hidden}; "
+                f"{_sizes_that_fit(hidden, heads, kv_heads)}"
             )
         if heads % kv_heads:
             raise ValueError(
@@ -52,7 +53,7 @@ class SmolLM2Config(BaseModel):
         if self.head_dim % 2:
             raise ValueError(
                 f"head_dim = hidden_size / num_attention_heads = {self.head_dim} is odd, and rotary embeddings turn "
-                f"pairs; {_nearest_heads(hidden, heads)}"
+                f"pairs; {_sizes_that_fit(hidden, heads, kv_heads)}"
             )
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self, name) >= self.vocab_size:
@@ -67,12 +68,23 @@ class SmolLM2Config(BaseModel):
         return self.hidden_size // self.num_attention_heads
 
 
-def _nearest_heads(hidden: int, wanted: int) -> str:
-    if hidden % 2:
-        return f"take an even hidden_size, as {hidden + 1}"
-    return f"the nearest that leaves an even head_dim is num_attention_heads={_nearest_divisor(hidden // 2, wanted)}"
+def _sizes_that_fit(hidden: int, heads: int, kv_heads: int) -> str:
+    """The nearest number of heads for this hidden size and the nearest hidden size for these heads: each leaves an even
+    head_dim, and heads that the key/value heads divide."""
+    shared_by = 1 if kv_heads == heads else kv_heads  # full attention is meant to stay full
+    ways = []
+    if hidden % (2 * shared_by) == 0:
+        fitting = _nearest_divisor(hidden // (2 * shared_by), heads, times=shared_by)
+        ways.append(f"num_attention_heads={fitting}")
+    size = f"hidden_size={max(1, round(hidden / (2 * heads))) * 2 * heads}"
+    if heads % kv_heads == 0:
+        ways.append(size)
+    elif not ways:
+        ways.append(f"{size} with num_key_value_heads={_nearest_divisor(heads, kv_heads)}")
+    return f"nearest with an even head_dim: {' or '.join(ways)}"
 
 
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-    return min(divisors, key=lambda candidate: (abs(candidate - wanted), candidate))
+def _nearest_divisor(number: int, wanted: int, *, times: int = 1) -> int:
+    """So many times one of the number's divisors."""
+    candidates = [times * divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    return min(candidates, key=lambda candidate: (abs(candidate - wanted), candidate))

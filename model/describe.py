@@ -51,10 +51,9 @@ def format_table(config: SmolLM2Config, figures: dict[str, Any]) -> str:
     lines.append(f"  causal, within documents of {figures['document_length']} tokens, norms not counted")
     lines += ["", "ZeRO-3 states in bf16, all GPUs together"]
     for state, size_bytes in figures["zero3_state_bytes"].items():
-        lines.append(f"  {state.replace('_', ' '):<32}{_gibibytes(size_bytes):>15}")
+        lines.append(f"  {state.replace('_', ' '):<32}{_size(size_bytes):>15}")
     shares = (
-        f"{_gibibytes(figures['zero3_state_bytes']['total'] / world_size)} on {world_size}"
-        for world_size in WORLD_SIZES
+        f"{_size(figures['zero3_state_bytes']['total'] / world_size)} on {world_size}" for world_size in WORLD_SIZES
     )
     lines.append(f"  a GPU's share: {', '.join(shares)}; activations come on top")
     return "\n".join(lines)
@@ -80,5 +79,7 @@ def _other_tally(config: SmolLM2Config, figures: dict[str, Any]) -> list[str]:
     ]
 
 
-def _gibibytes(size_bytes: int | float) -> str:
-    return f"{size_bytes / 2**30:,.2f} GiB" if size_bytes >= 2**30 / 10 else f"{size_bytes / 2**20:,.1f} MiB"
+def _size(size_bytes: int | float) -> str:
+    if size_bytes >= 2**30 / 10:
+        return f"{size_bytes / 2**30:,.2f} GiB"
+    return f"{size_bytes / 2**20:,.1f} MiB" if size_bytes >= 2**20 / 10 else f"{size_bytes / 2**10:,.1f} KiB"

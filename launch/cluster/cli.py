@@ -52,7 +52,7 @@ def _add_plan(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         help="what a GPU sends to others, in GB a second: 50 for a 400 Gbit/s port each (default: %(default)g)",
     )
     verb.add_argument(
-        "--tokens", type=_positive, metavar="N", help="the budget, such as 2e12 (default: the config's steps)"
+        "--tokens", type=_tokens, metavar="N", help="the budget, such as 2e12 (default: the config's steps)"
     )
     verb.add_argument(
         "--world-sizes",
@@ -169,10 +169,14 @@ def _preflight(arguments: argparse.Namespace) -> int:
     from launch.cluster.process import usable_device_count
     from launch.preflight.findings import format_findings, problems
     from launch.preflight.preflight import preflight
+    from launch.trainer.data_history import read_history
+    from launch.trainer.run_folder import previous_config
 
     config = load(arguments.config, TrainConfig, arguments.overrides)
     findings = preflight(
         config,
+        previous=previous_config(config.run_dir, _load),
+        earlier=read_history(config.run_dir, _load),
         environment=os.environ,
         device_count=usable_device_count(os.environ),
         core_count=os.cpu_count() or 1,
@@ -182,6 +186,10 @@ def _preflight(arguments: argparse.Namespace) -> int:
     )
     print(json.dumps([asdict(finding) for finding in findings]) if arguments.json else format_findings(findings))
     return 1 if problems(findings) else 0
+
+
+def _load(path: Path) -> TrainConfig:
+    return load(path, TrainConfig)
 
 
 def _whole(text: str) -> int:
@@ -198,6 +206,13 @@ def _positive(text: str) -> float:
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 50")
     return number
+
+
+def _tokens(text: str) -> float:
+    try:
+        return _positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens above 0, such as 2e12") from None
 
 
 def _fraction(text: str) -> float:

@@ -1,4 +1,5 @@
-"""What a run will take: memory a GPU by part, bytes sent, seconds a step, days. No torch, and no look at the machine.
+"""What a run will take: memory a GPU by part, bytes sent, seconds a step, days. No look at the machine, and no torch
+but for the table of attention kernels, if one is named.
 
 Memory is a sum of what the trainer and DeepSpeed allocate by their settings (`zero_states.py` and `activation_cost.py`
 of the model), not a measurement. Times follow from an assumed MFU of the computation and an assumed bandwidth, which
@@ -86,9 +87,9 @@ class Row:
 def plan(config: TrainConfig, assumptions: Assumptions, *, world_sizes: Sequence[int]) -> list[Row]:
     """For each world size the stages with the config's mode, and the modes with the config's stage.
 
-    Raises TrainingError for a device or a batch that is not possible.
+    Raises TrainingError for a device, a batch or an attention kernel that is not possible.
     """
-    device_of(assumptions)
+    _check_attention(config, device_of(assumptions))
     for world_size in world_sizes:
         config.accumulation_steps(world_size=world_size)
     own = config.activation_checkpointing
@@ -107,6 +108,26 @@ def device_of(assumptions: Assumptions) -> Device:
     if assumptions.device not in DEVICES:
         raise TrainingError(f"--device {assumptions.device} is not in the table; take one of {', '.join(DEVICES)}")
     return DEVICES[assumptions.device]
+
+
+def _check_attention(config: TrainConfig, device: Device) -> None:
+    """Whether its package is installed is no matter of the plan. Raises TrainingError."""
+    if config.attn_implementation in ("auto", "eager", "sdpa"):
+        return
+    import torch
+
+    from model.attention_backends.selection import misfit
+
+    problem = misfit(
+        config.attn_implementation,
+        device_type="cuda",
+        dtype=getattr(torch, config.precision),
+        head_dim=config.model.head_dim,
+        capability=device.capability,
+        is_rocm=device.name.startswith("AMD"),
+    )
+    if problem:
+        raise TrainingError(f"on {device.name} {problem}")
 
 
 def divisible(config: TrainConfig, world_sizes: Sequence[int]) -> list[int]:

@@ -49,6 +49,8 @@ def format_table(
         f"{device.name}, {device.memory_bytes / 2**30:.1f} GiB of which {USABLE_FRACTION:.0%} are counted on; assumed: "
         f"MFU {assumptions.mfu:.0%} of the computation, {assumptions.bandwidth_bytes_per_s / 1e9:g} GB/s sent by a GPU",
     ]
+    if config.precision == "float32":
+        lines.append("no times: the peaks that are known are bfloat16's; what is advised fits and sends least")
     for recommendation in recommended:
         lines += ["", *_advice(recommendation)]
     lines += [

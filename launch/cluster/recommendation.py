@@ -117,9 +117,15 @@ def _against(row: Row, best: Row, usable: float) -> str:
         return f"takes {_gib(row.memory.total)} GiB of {_gib(usable)}"
     if row.step_time_s and best.step_time_s and row.step_time_s > best.step_time_s * (1 + _EQUAL_FRACTION):
         return f"takes {row.step_time_s / best.step_time_s - 1:.1%} longer"
+    # in float32 no times are known
+    no_faster = "" if best.step_time_s is None else "is no faster"
     if row.sent_bytes > best.sent_bytes:
-        return f"sends {row.sent_bytes / 1e9:.2f} GB a step, not {best.sent_bytes / 1e9:.2f}, and is no faster"
-    return f"is no faster (and takes {_gib(row.memory.total)} GiB, not {_gib(best.memory.total)})"
+        sends = f"sends {row.sent_bytes / 1e9:.2f} GB a step, not {best.sent_bytes / 1e9:.2f}"
+        return f"{sends}, and {no_faster}" if no_faster else sends
+    takes = f"takes {_gib(row.memory.total)} GiB, not {_gib(best.memory.total)}"
+    if no_faster:
+        return f"{no_faster} (and {takes})"
+    return takes if row.activation_checkpointing == best.activation_checkpointing else f"computes more ({takes})"
 
 
 def _gib(size_bytes: float) -> str:

@@ -1,6 +1,6 @@
 """All checks before a run, in the order in which they need each other; what one finds does not stop the others.
 
-    hostfile → ssh to every host → each node's probe, compared → the data by its manifests → a trial on all ranks
+    hostfile → ssh to every host → each node's probe, compared → data, run folder, weights → a trial on all ranks
 
 The trial needs every node, so it is made only if each has answered. Nothing is written but below RUN/.preflight, which
 is removed at the end, with the run folder if it was made for that.
@@ -12,7 +12,7 @@ import contextlib
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,15 +30,15 @@ from launch.cluster.launcher import (
 )
 from launch.cluster.zero_states import DTYPE_BYTES
 from launch.config import TrainConfig, TrainingError
-from launch.data.object_store import StoreUnreachableError
 from launch.preflight.comparison import Node, compare, shared_folder
 from launch.preflight.findings import Finding, not_checked, ok, problem, problems
 from launch.preflight.node_probe import PROBE_FOLDER, Job, encode
 from launch.preflight.nodes import Answer, ask
+from launch.preflight.rank_probe import RankJob
+from launch.preflight.start import look_at_start
 from launch.preflight.trial import run_trial
-from launch.trainer.inputs import read_inputs
+from launch.trainer.data_history import Period
 from model.cost import count_parameters
-from pipeline.shards.format import DatasetError
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 master weight and AdamW's two moments
 _NODE_TIMEOUT_S = 120.0
@@ -48,6 +48,8 @@ _NEEDED_FOR_TRIAL = ("hostfile", "reach", "packages", "code", "slots", "GPUs", "
 def preflight(
     config: TrainConfig,
     *,
+    previous: TrainConfig | None,
+    earlier: Sequence[Period],
     environment: Mapping[str, str],
     device_count: int,
     core_count: int,
@@ -55,7 +57,10 @@ def preflight(
     trial_timeout_s: float,
     say: Callable[[str], None],
 ) -> list[Finding]:
-    """`kept` checkpoints must fit at once. Raises LauncherError or SlurmError where not even the nodes are known."""
+    """`previous` and `earlier` are as for `prepare_run`; `kept` checkpoints must fit at once.
+
+    Raises LauncherError or SlurmError where not even the nodes are known.
+    """
     findings: list[Finding] = []
     with _probe_folder(config.run_dir):
         placement, hosts = _place(config, environment, findings, device_count=device_count)
@@ -78,23 +83,44 @@ def preflight(
             checkpoint_bytes = per_parameter * count_parameters(config.model).total
             findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
             findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
-        findings += _data(config, missing=any(_lacks_dataset(node) for node in nodes))
+        dataset_told = any(_lacks_dataset(node) for node in nodes)
+        start = look_at_start(config, previous=previous, earlier=earlier, dataset_told=dataset_told)
+        findings += start.findings
         ranks = sum(_ranks_of(config, host) for host in hosts)
         findings += _batch(config, ranks)
-        blocking = sorted({finding.check for finding in problems(findings)} & set(_NEEDED_FOR_TRIAL))
-        if blocking:
-            why = f"a trial needs these mended first: {', '.join(blocking)}"
-            return [*findings, not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
-        say(
-            f"a trial on {_counted(ranks)}: an all-reduce, then two steps of {config.micro_batch_size} x "
-            f"{config.data.sequence_length} tokens, at most {trial_timeout_s:g} s (--timeout); "
-            "a large model may take longer on CPUs"
+        job = RankJob(
+            config=config.model_copy(update={"init_from": start.init_from}),
+            first_step=start.step,
+            timeout_s=trial_timeout_s,
         )
-        try:
-            findings += run_trial(config, placement, ranks=ranks, environment=child, timeout_s=trial_timeout_s, say=say)
-        except (LauncherError, FileNotFoundError) as error:
-            findings.append(problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that"))
+        findings += _trial(job, placement, ranks=ranks, environment=child, found=findings, say=say)
     return findings
+
+
+def _trial(
+    job: RankJob,
+    placement: Placement,
+    *,
+    ranks: int,
+    environment: Mapping[str, str],
+    found: Sequence[Finding],
+    say: Callable[[str], None],
+) -> list[Finding]:
+    """If nothing that was `found` stands against it."""
+    blocking = sorted({finding.check for finding in problems(found)} & set(_NEEDED_FOR_TRIAL))
+    if blocking:
+        why = f"a trial needs these mended first: {', '.join(blocking)}"
+        return [not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
+    config = job.config
+    say(
+        f"a trial on {_counted(ranks)}: an all-reduce, then two steps of {config.micro_batch_size} x "
+        f"{config.data.sequence_length} tokens, at most {job.timeout_s:g} s (--timeout); "
+        "a large model may take longer on CPUs"
+    )
+    try:
+        return run_trial(job, placement, ranks=ranks, environment=environment, say=say)
+    except (LauncherError, FileNotFoundError) as error:
+        return [problem("all-reduce", "all", f"DeepSpeed's launcher does not start: {error}", "mend that")]
 
 
 @contextlib.contextmanager
@@ -209,21 +235,6 @@ def _look_for_tokens(
 
 def _lacks_dataset(node: Node) -> bool:
     return any(digest.startswith("!") for digest in node.seen.get("datasets", {}).values())
-
-
-def _data(config: TrainConfig, *, missing: bool) -> list[Finding]:
-    """By the manifests as they lie here; `missing`: a node has told already that it cannot read one."""
-    try:
-        inputs = read_inputs(config)
-    except (DatasetError, TrainingError, StoreUnreachableError) as error:
-        if missing and isinstance(error, DatasetError):
-            return [not_checked("data", "all", "tokenizer and sizes need the missing datasets first")]
-        return [
-            problem("data", "all", what, fix or "see docs/data.md")
-            for what, _, fix in (line.partition("; ") for line in str(error).splitlines())
-        ]
-    size = f"vocabulary of {inputs.tokenizer.vocab_size:,}"
-    return [ok("data", "all", f"one tokenizer, which is the model's ({size}), enough tokens in each source")]
 
 
 def _batch(config: TrainConfig, ranks: int) -> list[Finding]:

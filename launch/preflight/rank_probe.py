@@ -31,12 +31,14 @@ ROUNDS = 5
 
 
 class RankJob(BaseModel):
-    """`config` is the resolved one; `bytes_on_cpu` and `bytes_on_gpu` are the size of the tensor that is summed."""
+    """`config` is the resolved one, `first_step` the run's; `bytes_on_cpu` and `bytes_on_gpu` are the size of the
+    tensor that is summed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     config: TrainConfig
     timeout_s: float
+    first_step: int = 0
     bytes_on_cpu: int = 1 << 22
     bytes_on_gpu: int = 1 << 28
 
@@ -57,7 +59,10 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", 1)))))
     try:
         say({"all_reduce": _all_reduce(job, ranks, stage)})
-        say({"step": _step(job.config, ranks, stage)})
+        say({"step": _step(job, ranks, stage)})
+    except TrainingError as error:
+        say({"failed": stage["at"], "problems": str(error).splitlines()})
+        os._exit(1)
     except Exception as error:
         say({"failed": stage["at"], "why": _summary(error)})
         os._exit(1)
@@ -100,15 +105,18 @@ def _all_reduce(job: RankJob, ranks: RankEnvironment, stage: dict[str, str]) -> 
     return {"bytes": size_bytes, "bus_bytes_per_s": moved / min(elapsed_s), "world_size": ranks.world_size}
 
 
-def _step(config: TrainConfig, ranks: RankEnvironment, stage: dict[str, str]) -> dict[str, Any]:
+def _step(job: RankJob, ranks: RankEnvironment, stage: dict[str, str]) -> dict[str, Any]:
     """Two steps of one micro-batch a rank, of random tokens: the second has the optimizer's moments beside it."""
     import torch
+    from deepspeed.accelerator import get_accelerator
 
     from launch.trainer.engine import build_engine
+    from launch.trainer.kernels import choose_attention
 
-    stage["at"] = "building the model"
+    stage["at"], config = "building the model", job.config
+    choose_attention(config, device_type=get_accelerator().device_name(), first_step=job.first_step)
     unit = config.micro_batch_size * config.data.sequence_length * ranks.world_size
-    single = config.model_copy(update={"batch_tokens": unit, "init_from": None})
+    single = config.model_copy(update={"batch_tokens": unit})
     engine = build_engine(single, ranks, fill_weights=True, say=print)
     stage["at"] = f"a step of {config.micro_batch_size} x {config.data.sequence_length} tokens"
     shape = (config.micro_batch_size, config.data.sequence_length)
@@ -150,8 +158,7 @@ def _give_up(say: Any, stage: dict[str, str], timeout_s: float) -> None:
 
 def _summary(error: Exception) -> str:
     text = str(error).strip().splitlines() or [""]
-    kind = "" if isinstance(error, TrainingError) else f"{type(error).__name__}: "
-    return f"{kind}{text[0][:300]}"
+    return f"{type(error).__name__}: {text[0][:300]}"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from launch.config import TrainConfig
 from launch.preflight.findings import Finding, not_checked, ok, problem
 from launch.preflight.node_probe import PREFIX, encode
 from launch.preflight.rank_probe import OVER_TIME, RankJob
+from launch.trainer.ranks import name_ranks
 
 RANK_MODULE = "launch.preflight.rank_probe"
 _GRACE_S = 30.0  # for the launcher to see that its ranks have ended
@@ -32,16 +33,9 @@ _NETWORK_FIX = (
 
 
 def run_trial(
-    config: TrainConfig,
-    placement: Placement,
-    *,
-    ranks: int,
-    environment: Mapping[str, str],
-    timeout_s: float,
-    say: Callable[[str], None],
+    job: RankJob, placement: Placement, *, ranks: int, environment: Mapping[str, str], say: Callable[[str], None]
 ) -> list[Finding]:
     """On all ranks; a minute or two where kernels have to be built first. `say` is told that it goes on."""
-    job = RankJob(config=config, timeout_s=timeout_s)
     command = command_for(placement, RANK_MODULE, [encode(job)])
     with subprocess.Popen(
         command,
@@ -53,13 +47,13 @@ def run_trial(
         start_new_session=True,
     ) as child:
         try:
-            out, errors = _wait(child, timeout_s=timeout_s + _GRACE_S, say=say)
+            out, errors = _wait(child, timeout_s=job.timeout_s + _GRACE_S, say=say)
         except subprocess.TimeoutExpired:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             out, errors = child.communicate()
     said = [json.loads(line.partition(PREFIX)[2]) for line in out.splitlines() if PREFIX in line]
-    return list(judge(config, said, ranks=ranks, errors=errors))
+    return list(judge(job.config, said, ranks=ranks, errors=errors))
 
 
 def _wait(child: subprocess.Popen[str], *, timeout_s: float, say: Callable[[str], None]) -> tuple[str, str]:
@@ -78,8 +72,7 @@ def _wait(child: subprocess.Popen[str], *, timeout_s: float, say: Callable[[str]
 def judge(config: TrainConfig, said: Sequence[Mapping[str, Any]], *, ranks: int, errors: str = "") -> Iterator[Finding]:
     """`said` are the ranks' lines; `errors` what the launcher wrote to stderr."""
     failures = [line for line in said if "failed" in line]
-    for failure in failures:
-        yield _failure(config, failure)
+    yield from _failures(config, failures)
     for check, key in ((_ALL_REDUCE, "all_reduce"), (_STEP, "step")):
         done = [line for line in said if key in line]
         if len(done) == ranks:
@@ -90,7 +83,7 @@ def judge(config: TrainConfig, said: Sequence[Mapping[str, Any]], *, ranks: int,
             yield problem(
                 check,
                 "all",
-                f"rank {', '.join(map(str, missing))} did not say how it went; the launcher: {last[:200]}",
+                f"{name_ranks(missing)} did not say how it went; the launcher: {last[:200]}",
                 "start launch train and read RUN/logs",
             )
             return
@@ -102,13 +95,23 @@ def _is_of_the_step(failure: Mapping[str, Any]) -> bool:
     return str(failure["failed"]).startswith(("a step", "building"))
 
 
-def _failure(config: TrainConfig, failure: Mapping[str, Any]) -> Finding:
-    what = f"rank {failure['rank']}: {failure['failed']}: {failure['why']}"
-    check = _STEP if _is_of_the_step(failure) else _ALL_REDUCE
-    fix = _step_fix(config, failure) if check == _STEP else _NETWORK_FIX
-    if str(failure["why"]).startswith(OVER_TIME):
-        fix = f"raise --timeout; if it then does not end either, {fix}"
-    return problem(check, failure["node"], what, fix)
+def _failures(config: TrainConfig, failures: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
+    """One for all ranks that failed in the same words."""
+    alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for failure in failures:
+        for words in failure.get("problems") or [failure["why"]]:
+            alike.setdefault((failure["failed"], words), []).append(failure)
+    for (_, words), failed in alike.items():
+        nodes = {failure["node"] for failure in failed}
+        check = _STEP if _is_of_the_step(failed[0]) else _ALL_REDUCE
+        who = f"{name_ranks(sorted(failure['rank'] for failure in failed))}: {failed[0]['failed']}"
+        if "problems" in failed[0]:  # the user's to mend, with the way out
+            what, _, fix = words.partition("; ")
+        else:
+            what, fix = words, _step_fix(config, words) if check == _STEP else _NETWORK_FIX
+        if words.startswith(OVER_TIME):
+            fix = f"raise --timeout; if it then does not end either, {fix}"
+        yield problem(check, nodes.pop() if len(nodes) == 1 else "all", f"{who}: {what}", fix)
 
 
 def _summary(config: TrainConfig, check: str, figures: Sequence[Mapping[str, Any]]) -> Finding:
@@ -129,12 +132,12 @@ def _summary(config: TrainConfig, check: str, figures: Sequence[Mapping[str, Any
     return ok(check, "all", f"forward, backward and step of {size} in {slowest_s:.2f} s{memory}")
 
 
-def _step_fix(config: TrainConfig, failure: Mapping[str, Any]) -> str:
-    if str(failure["why"]).startswith(OVER_TIME):
+def _step_fix(config: TrainConfig, why: str) -> str:
+    if why.startswith(OVER_TIME):
         return "start launch train, whose watchdog says where it hangs"
-    if "out of memory" in failure["why"].lower():
+    if "out of memory" in why.lower():
         return (
             f"lower micro_batch_size={config.micro_batch_size}, or take activation_checkpointing=full; "
             "`smollm2 launch plan` says what fits"
         )
-    return "mend that, as it would fail the first step of the run"
+    return "the first step of the run would fail so: start launch train and read the traceback in RUN/logs"

@@ -16,27 +16,22 @@ from deepspeed.accelerator import get_accelerator
 
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import step_name
-from launch.config import LocalError, TrainConfig, TrainingError, flatten
+from launch.config import LocalError, TrainConfig, flatten
 from launch.data.loader import PackedSamples
 from launch.data.run_samples import run_samples
 from launch.data.validation_set import validation_shards
-from launch.trainer.compilation import check_compile
 from launch.trainer.console import Console, summary
 from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
-from launch.trainer.engine import DTYPES, Engine, build_engine
+from launch.trainer.engine import Engine, build_engine
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, probe_rows
+from launch.trainer.kernels import choose_attention
 from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.node_metrics import NodeTeller
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint, finished_line
 from launch.trainer.state import Checkpoints
-from model import loss_selection
-from model.attention_backends.selection import AttentionBackendError, bind, resolve
-from model.documents import Documents
-from model.hf import WeightsError
-from model.loss_selection import LossImplementationError
 from pipeline.shards.format import DatasetError, Split
 
 _AFTER_WATCHDOG_S = 120.0
@@ -105,24 +100,10 @@ def _build(
     started_s: float,
 ) -> Trainer:
     _check_same_datasets(inputs, ranks)
-    try:
-        train = _samples(config, ranks, "train")
-        validation = _samples(config, ranks, "validation")
-        device_type = get_accelerator().device_name()
-        dtype, head_dim = DTYPES[config.precision], config.model.head_dim
-        attention = resolve(config.attn_implementation, device_type=device_type, dtype=dtype, head_dim=head_dim)
-        # once in vain: a package that does not load is told here, before the weights are made
-        loss_selection.bind(config.loss_implementation, device_type=device_type)
-        bind(
-            attention,
-            Documents(torch.zeros(1, 1, dtype=torch.long, device=device_type), None),
-            dtype=dtype,
-            head_dim=head_dim,
-        )
-        check_compile(config, device_type=device_type, attention=attention, first_step=start.step)
-        engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
-    except (AttentionBackendError, LossImplementationError, WeightsError) as error:
-        raise TrainingError(str(error)) from error
+    train = _samples(config, ranks, "train")
+    validation = _samples(config, ranks, "validation")
+    attention = choose_attention(config, device_type=get_accelerator().device_name(), first_step=start.step)
+    engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)
     resharded: dict[str, int] = {}

@@ -135,9 +135,13 @@ def _choose_fill(config: TrainConfig, say: Callable[[str], None]) -> Fill:
         )
     if config.precision == "bfloat16" and weights.dtype != torch.bfloat16:
         say(f"the {str(weights.dtype).removeprefix('torch.')} weights of {config.init_from} are rounded to bfloat16")
-    return lambda name, parameter: _copy(parameter, weights.tensor(name))
 
+    def fill(name: str, parameter: torch.Tensor) -> None:
+        try:
+            values = weights.tensor(name)
+        except WeightsError as error:
+            raise TrainingError(str(error)) from error
+        with torch.no_grad():
+            parameter.copy_(values)
 
-def _copy(parameter: torch.Tensor, values: torch.Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(values)
+    return fill

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from launch.config import TrainingError
 from launch.supervision_config import SpikeConfig
+from launch.trainer.ranks import name_ranks
 
 # the median absolute deviation of a normal distribution is 0.6745 of its standard deviation
 _MAD_TO_SIGMA = 1.4826
@@ -41,7 +42,7 @@ def find_not_finite(losses: Sequence[float], gradient_norm: float) -> NotFinite 
     """Of a step: each rank's own loss, and the norm of the gradient that they share."""
     ranks = tuple(rank for rank, loss in enumerate(losses) if not math.isfinite(loss))
     if ranks:
-        return NotFinite(f"the loss is {losses[ranks[0]]} on {_named(ranks)}", ranks)
+        return NotFinite(f"the loss is {losses[ranks[0]]} on {name_ranks(ranks)}", ranks)
     if not math.isfinite(gradient_norm):
         return NotFinite(f"the gradient norm is {gradient_norm}", ())
     return None
@@ -109,7 +110,3 @@ class SpikeDetector:
         deviation = _MAD_TO_SIGMA * statistics.median(abs(other - median) for other in self._losses)
         z = rise / deviation if deviation else math.inf
         return Spike(loss, median, z) if z > self._config.min_z else None
-
-
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from launch.trainer.heartbeat import Sign
-
-_RANKS_TOLD = 8
+from launch.trainer.ranks import RANKS_TOLD, name_ranks
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,10 @@ def diagnose(before: Mapping[int, Sign | None], after: Mapping[int, Sign | None]
 
 def _silent(ranks: Sequence[int], signs: Mapping[int, Sign | None]) -> str:
     named = []
-    for rank in ranks[:_RANKS_TOLD]:
+    for rank in ranks[:RANKS_TOLD]:
         sign = signs[rank]
         named.append(f"{rank} ({'never seen' if sign is None else f'process {sign.pid} on {sign.host}, {_at(sign)}'})")
-    more = f" and {len(ranks) - _RANKS_TOLD} more" if len(ranks) > _RANKS_TOLD else ""
+    more = f" and {len(ranks) - RANKS_TOLD} more" if len(ranks) > RANKS_TOLD else ""
     be = "ranks give" if len(ranks) > 1 else "rank gives"
     return f"{be} no sign of life: {', '.join(named)}{more}"
 
@@ -62,14 +61,8 @@ def _places(signs: Mapping[int, Sign]) -> str:
     for rank, sign in signs.items():
         waits = f"waiting in {sign.collective}" if sign.collective else f"at {sign.where or 'an unknown line'}"
         places.setdefault(f"{waits} ({_at(sign)})", []).append(rank)
-    return "; ".join(f"{_named(ranks)} {place}" for place, ranks in places.items())
+    return "; ".join(f"{name_ranks(ranks)} {place}" for place, ranks in places.items())
 
 
 def _at(sign: Sign) -> str:
     return f"step {sign.step}, {sign.phase}"
-
-
-def _named(ranks: Sequence[int]) -> str:
-    told = ", ".join(map(str, ranks[:_RANKS_TOLD]))
-    more = f" and {len(ranks) - _RANKS_TOLD} more" if len(ranks) > _RANKS_TOLD else ""
-    return f"rank{'s' if len(ranks) > 1 else ''} {told}{more}"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 from launch.config import TrainingError
+
+RANKS_TOLD = 8
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,10 @@ def read_environment(environment: Mapping[str, str]) -> RankEnvironment:
     # where a launcher does not say it, the ranks up to this one are known
     local_size = int(environment.get("LOCAL_SIZE", local_rank + 1))
     return RankEnvironment(rank, world_size, local_rank, int(launcher_pid) if launcher_pid else None, local_size)
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """`rank 3` or `ranks 0, 2`; of many the first ones and how many more."""
+    told = ", ".join(map(str, ranks[:RANKS_TOLD]))
+    more = f" and {len(ranks) - RANKS_TOLD} more" if len(ranks) > RANKS_TOLD else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {told}{more}"

@@ -1,6 +1,5 @@
-"""The run's folder: who may write to it, what it says the run is, and where a start goes on from.
+"""The run's folder: what it says the run is, and where a start goes on from.
 
-    RUN/.lock         held by rank 0 for the life of its process; names its pid and host
     RUN/config.yaml   the resolved config of the newest attempt
     RUN/run.json, RUN/tokenizer.json   written once
     RUN/rewinds.json   which data a run has left out after loss spikes (`rewinds.py`)
@@ -10,21 +9,18 @@ No torch; nothing here needs another rank.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
 import shutil
-import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint.events import (
     CONFIG_FILE,
-    LOCK_FILE,
     RUN_FILE,
     RunRecord,
     code_revision,
@@ -35,7 +31,6 @@ from checkpoint.events import (
 )
 from checkpoint.manifest import (
     TOKENIZER_FILE,
-    CheckpointManifest,
     checkpoint_directory,
     checkpoints_directory,
     list_steps,
@@ -50,11 +45,9 @@ from launch.trainer.console import unwritable
 from launch.trainer.data_history import Period, settle_history
 from launch.trainer.identity import change_remarks, config_digest, data_changes, differences, is_data
 from launch.trainer.inputs import Inputs, check_init_from
-from launch.trainer.orphans import has_launcher
+from launch.trainer.lock import hold_lock
 from launch.trainer.rewinds import REWINDS_FILE, Rewind, batch_number, batches_lacking, read_rewinds
 from launch.trainer.untold import tell_untold
-
-LOCK_PATIENCE_S = 15.0
 
 _PACKAGES = ("torch", "deepspeed", "numpy", "pyarrow", "pydantic")
 
@@ -82,52 +75,10 @@ def create_run_folder(run_dir: Path) -> None:
         raise unwritable(run_dir, error) from None
 
 
-def hold_lock(run_dir: Path, *, patience_s: float = LOCK_PATIENCE_S) -> int:
-    """Take the folder for this process until it ends; the descriptor is the lock.
-
-    Waits, because the ranks of a run that was just killed need a moment to go. Raises TrainingError.
-    """
-    descriptor = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    deadline_s = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= deadline_s:
-                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise _at_work(run_dir, holder) from None
-            time.sleep(0.2)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-    return descriptor
-
-
-def refuse_if_at_work(run_dir: Path) -> None:
-    """Before any rank starts: raises TrainingError if a trainer of this machine, whose launcher lives, has the folder.
-
-    One that has lost its launcher ends within seconds, and of one on another machine nothing is known here: `hold_lock`
-    waits for those.
-    """
-    try:
-        with (run_dir / LOCK_FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return
-    except FileNotFoundError:
-        return
-    except BlockingIOError:
-        holder = (run_dir / LOCK_FILE).read_text(errors="replace").strip()
-    pid, _, host = holder.removeprefix("pid ").partition(" on ")
-    if host == socket.gethostname() and pid.isdecimal() and has_launcher(int(pid)):
-        raise _at_work(run_dir, holder)
-
-
-def _at_work(run_dir: Path, holder: str) -> TrainingError:
-    return TrainingError(
-        f"another trainer ({holder or 'an unknown process'}) is at work in {run_dir}; "
-        "wait for it, end it, or choose another run_dir"
-    )
+def previous_config(run_dir: Path, load: Callable[[Path], TrainConfig]) -> TrainConfig | None:
+    """Of the start before this one, None if there was none. Raises what `load` does."""
+    file = run_dir / CONFIG_FILE
+    return load(file) if file.is_file() else None
 
 
 def prepare_run(
@@ -153,10 +104,7 @@ def prepare_run(
     if step is None:
         check_init_from(config)
     else:
-        manifest = read_manifest(checkpoint_directory(run_dir, step))
-        # a change of data may have changed how many samples a step has
-        sizes = {one.samples_per_step for one in (config, previous, *(p.config for p in earlier)) if one is not None}
-        _check_resume(config, manifest, record, rewinds, sizes, by_name=previous is not None)
+        check_resume(config, step, record=record, previous=previous, earlier=earlier)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
     changes: list[str] = []
     if record is not None and previous is not None and _has_begun(run_dir):
@@ -209,20 +157,24 @@ def _has_begun(run_dir: Path) -> bool:
     return any(event.kind == "metrics" for event, _ in read_events(events_file(run_dir)))
 
 
-def _check_resume(
+def check_resume(
     config: TrainConfig,
-    manifest: CheckpointManifest,
-    record: RunRecord | None,
-    rewinds: tuple[Rewind, ...],
-    step_sizes: set[int],
+    step: int,
     *,
-    by_name: bool,
+    record: RunRecord | None,
+    previous: TrainConfig | None,
+    earlier: Sequence[Period] = (),
 ) -> None:
-    """Raises TrainingError, a line a difference, if the checkpoint is not one that this start may go on from.
+    """Raises TrainingError, a line a difference, if the checkpoint of `step` is not one that this start may go on from.
 
-    Settings are compared `by_name` before, where config.yaml tells them; the digest stands in for a lost config.yaml
-    and does not overrule one, since a release with one setting more has another digest for the same run.
+    Settings are compared by name before, where config.yaml tells them (`check_same_run`); the digest stands in for a
+    lost config.yaml and does not overrule one, since a release with one setting more has another digest for the same
+    run.
     """
+    manifest = read_manifest(checkpoint_directory(config.run_dir, step))
+    rewinds = read_rewinds(config.run_dir)
+    # a change of data may have changed how many samples a step has
+    sizes = {one.samples_per_step for one in (config, previous, *(p.config for p in earlier)) if one is not None}
     name = step_name(manifest.step)
     problems = []
     if record is None or manifest.run_key != record.run_key:
@@ -231,13 +183,13 @@ def _check_resume(
             f"checkpoint {name} is of run {manifest.run_key} but {this}; put that run's {RUN_FILE} back into "
             f"{config.run_dir}, or choose another run_dir"
         )
-    if not by_name and manifest.config_digest != config_digest(config):
+    if previous is None and manifest.config_digest != config_digest(config):
         problems.append(
             f"checkpoint {name} was saved with other settings (digest {manifest.config_digest[:19]}…) than this "
             f"start's ({config_digest(config)[:19]}…), and {config.run_dir} has no {CONFIG_FILE} to say which; start "
             "it with the run's own config, or choose another run_dir"
         )
-    elif manifest.samples_consumed not in {batch_number(manifest.step, rewinds) * size for size in step_sizes}:
+    elif manifest.samples_consumed not in {batch_number(manifest.step, rewinds) * size for size in sizes}:
         consumed = batch_number(manifest.step, rewinds) * config.samples_per_step
         problems.append(
             f"checkpoint {name} has consumed {manifest.samples_consumed:,} samples but by {REWINDS_FILE} it would be "

@@ -88,7 +88,7 @@ class Teller:
         self.event("checkpoint", saved.step, path=str(saved.folder.relative_to(self._config.run_dir)))
         self.sync()
         self.line(
-            f"step {saved.step}/{self._config.steps}  saved {saved.folder} in {saved.save_time_s:.1f} s, "
+            f"step {saved.step}/{self._config.steps}  saved {saved.folder} in {saved.save_time_s:.2f} s, "
             f"of which training stood still for {saved.stall_time_s:.2f} s"
         )
 

@@ -131,10 +131,11 @@ def resolve(name: str, *, device_type: str, dtype: torch.dtype, head_dim: int) -
         return next(
             candidate
             for candidate in AUTO_ORDER
-            if not _problem(candidate, device_type, dtype, head_dim) and not _missing_package(candidate)
+            if not misfit(candidate, device_type=device_type, dtype=dtype, head_dim=head_dim)
+            and not _missing_package(candidate)
         )
-    if name in KERNELS and (problem := _problem(name, device_type, dtype, head_dim)):
-        raise AttentionBackendError(f"attn_implementation={name} {problem}; take {KERNELS[name].instead}")
+    if name in KERNELS and (problem := misfit(name, device_type=device_type, dtype=dtype, head_dim=head_dim)):
+        raise AttentionBackendError(problem)
     check_name(name)
     return name
 
@@ -146,13 +147,37 @@ def bind(name: str, documents: Documents, *, dtype: torch.dtype, head_dim: int) 
     return attend
 
 
-def _problem(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
-    """What of a kernel's line does not hold, as the middle of a sentence."""
-    kernel = KERNELS[name]
+def misfit(
+    name: str,
+    *,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    capability: tuple[int, int] | None = None,
+    is_rocm: bool | None = None,
+) -> str | None:
+    """What of a kernel's line does not hold, as one line with what to take; None if it runs there.
+
+    `capability` and `is_rocm` are those of another machine's GPU; left out, this one is asked.
+    """
+    problem = _misfit(KERNELS[name], device_type, dtype, head_dim, capability=capability, is_rocm=is_rocm)
+    return f"attn_implementation={name} {problem}; take {KERNELS[name].instead}" if problem else None
+
+
+def _misfit(
+    kernel: Kernel,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    capability: tuple[int, int] | None,
+    is_rocm: bool | None,
+) -> str | None:
+    """As the middle of a sentence."""
     if device_type not in kernel.device_types:
         return f"needs a device of type {' or '.join(kernel.device_types)}, got {device_type}"
-    if kernel.needs_nvidia and torch.version.hip is not None:
-        return f"needs a GPU of NVIDIA's, got ROCm {torch.version.hip}"
+    if kernel.needs_nvidia and (torch.version.hip is not None if is_rocm is None else is_rocm):
+        return "needs a GPU of NVIDIA's, got one of AMD's (ROCm)"
     if torch.is_grad_enabled() and device_type not in kernel.device_types_with_backward:
         return f"has no backward on {device_type}"
     if kernel.dtypes is not None and dtype not in kernel.dtypes:
@@ -162,7 +187,7 @@ def _problem(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> 
     if device_type == "cuda" and head_dim < kernel.min_head_dim_on_cuda:
         return f"needs a head_dim of at least {kernel.min_head_dim_on_cuda} on cuda, got {head_dim}"
     if device_type == "cuda" and kernel.max_head_dim is not None:
-        major, minor = torch.cuda.get_device_capability()
+        major, minor = capability or torch.cuda.get_device_capability()
         if major not in kernel.max_head_dim:
             majors = " or ".join(f"{supported}.x" for supported in kernel.max_head_dim)
             return f"needs a GPU of compute capability {majors}, got {major}.{minor}"

@@ -85,12 +85,15 @@ class UnitSigner:
     def _sign_batch(self, batch: Sequence[Document], section: _OpenSection) -> None:
         first = section.first + len(section)
         if self._config.exact:
-            section.exact.extend((number, 0, document.whole_text) for number, document in enumerate(batch, first))
+            section.exact.extend(range(first, first + len(batch)), (document.whole_text for document in batch))
         if self._config.paragraphs:
-            section.paragraphs.extend(
+            rows = [
                 (number, place, paragraph)
                 for number, document in enumerate(batch, first)
                 for place, paragraph in paragraphs_of(document.whole_text, self._config.paragraphs)
+            ]
+            section.paragraphs.extend(
+                (number for number, _, _ in rows), (text for _, _, text in rows), (place for _, place, _ in rows)
             )
         if self._minhasher or self._search:
             words = [self._hash_words(document.whole_text) for document in batch]
@@ -110,24 +113,17 @@ class UnitSigner:
 
 
 class _Digests:
-    """xxh3-128 of texts, and which document each is of."""
+    """xxh3-128 of texts, and which document each is of; of paragraphs also the place in it."""
 
     def __init__(self) -> None:
         self._digests = bytearray()
         self._documents = array("I")
         self._places = array("I")
 
-    def extend(self, rows: Iterable[tuple[int, int, str]]) -> None:
-        """Document, place in it, text."""
-        for digest in comparable_digests(self._entered(rows)):
-            self._digests += digest
-
-    def _entered(self, rows: Iterable[tuple[int, int, str]]) -> Iterator[str]:
-        """Enters all but the digests; yields the texts."""
-        for document, place, text in rows:
-            self._documents.append(document)
-            self._places.append(place)
-            yield text
+    def extend(self, documents: Iterable[int], texts: Iterable[str], places: Iterable[int] = ()) -> None:
+        self._documents.extend(documents)
+        self._places.extend(places)
+        self._digests += b"".join(comparable_digests(texts))
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -135,11 +131,10 @@ class _Digests:
     def sorted(self, key: str, *, without: NDArray[np.uint32]) -> dict[str, NDArray[Any]]:
         halves = np.frombuffer(self._digests, ">u8").reshape(-1, 2).astype(np.uint64)
         documents = np.array(self._documents, np.uint32)
-        places = np.array(self._places, np.uint32)
         rows = np.flatnonzero(np.isin(documents, without, invert=True))
         order = rows[np.lexsort((halves[rows, 1], halves[rows, 0]))]  # stable
         arrays = {f"{key}.0": halves[order, 0], f"{key}.1": halves[order, 1], f"{key}.document": documents[order]}
-        return arrays | ({f"{key}.place": places[order]} if key == PARAGRAPH else {})
+        return arrays | ({f"{key}.place": np.array(self._places, np.uint32)[order]} if key == PARAGRAPH else {})
 
 
 class _OpenSection:

@@ -239,6 +239,13 @@ def test_unknown_key_that_is_the_name_of_a_nested_field_says_where_that_is(write
         load(write(""), Layers, ["mode=full"])
 
 
+def test_unknown_key_that_is_the_name_of_a_field_further_out_says_so(write) -> None:
+    path = write("optimizer: {steps: 3}")
+    assert error_of(path) == f"{path}: unknown key optimizer.steps; did you mean steps?"
+    override = "optimizer.steps=3"
+    assert error_of(write(""), override) == f"override '{override}': unknown key {override[:-2]}; did you mean steps?"
+
+
 def test_unknown_override_names_itself(write) -> None:
     message = error_of(write(""), "optimizer.learnin_rate=1")
     assert message == (

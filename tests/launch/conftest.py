@@ -14,7 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from checkpoint.manifest import CheckpointManifest, describe_files, partial_directory, publish_checkpoint
+from checkpoint.run_record import read_run
 from launch.config import TrainConfig
+from launch.trainer.identity import config_digest
+from launch.trainer.inputs import Inputs
+from launch.trainer.run_folder import create_run_folder, prepare_run
 from pipeline.shards import format as contract
 
 EOS = 0
@@ -93,6 +98,36 @@ def train_config(tmp_path: Path) -> Callable[..., TrainConfig]:
         return TrainConfig.model_validate({**settings, **changes})
 
     return build
+
+
+@pytest.fixture(scope="session")
+def add_checkpoint() -> Callable[..., Path]:
+    """`add_checkpoint(config, inputs, step)`: of the run that the folder holds, or of the one that begins with it."""
+
+    def add(config: TrainConfig, inputs: Inputs, step: int) -> Path:
+        if not (config.run_dir / "run.json").is_file():
+            create_run_folder(config.run_dir)
+            prepare_run(config, resolved="name: tiny\n", previous=None, inputs=inputs)
+        file = partial_directory(config.run_dir, step) / "zero" / "weights.pt"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"weights of step %d" % step)
+        manifest = CheckpointManifest(
+            run_key=read_run(config.run_dir).run_key,
+            step=step,
+            tokens_consumed=0,
+            samples_consumed=step * config.samples_per_step,
+            world_size=2,
+            zero_stage=3,
+            dtype="float32",
+            config_digest=config_digest(config),
+            dataset_digests=inputs.dataset_digests,
+            tokenizer_digest=inputs.tokenizer.digest,
+            model={},
+            files=tuple(describe_files(partial_directory(config.run_dir, step), [file])),
+        )
+        return publish_checkpoint(config.run_dir, manifest)
+
+    return add
 
 
 @pytest.fixture(scope="session")

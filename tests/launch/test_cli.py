@@ -18,8 +18,8 @@ from launch.cli import build_parser, main
 from launch.config import LauncherConfig, TrainConfig
 from launch.data.object_store import StoreUnreachableError
 from launch.trainer.inputs import read_inputs
+from launch.trainer.lock import hold_lock
 from launch.trainer.rewinds import Rewind, batch_number, write_rewinds
-from launch.trainer.run_folder import hold_lock
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_second_start_beside_a_trainer_at_work_is_refused_at_once(
 ) -> None:
     run = config.parent / "run"
     run.mkdir()
-    monkeypatch.setattr("launch.trainer.run_folder.has_launcher", lambda pid: pid == os.getpid())
+    monkeypatch.setattr("launch.trainer.lock.has_launcher", lambda pid: pid == os.getpid())
     descriptor = hold_lock(run)
     try:
         assert main(["train", str(config)]) == 2

@@ -35,10 +35,13 @@ def test_what_each_layer_does(settings: Any, modes: list[str]) -> None:
     ("settings", "words"),
     [
         ({"mode": "every_n_layers"}, "mode=every_n_layers wants every_n_layers as well, for example 2"),
-        ({"mode": "full", "every_n_layers": 2}, "every_n_layers=2 means nothing to mode=full; remove it, or take"),
+        ({"mode": "full", "every_n_layers": 2}, "every_n_layers=2 means nothing to mode=full; set it to null, or take"),
         ({"mode": "every_n_layers", "every_n_layers": 1}, "greater than or equal to 2"),
         ({"mode": "full", "cpu_checkpointing": True}, "cpu_checkpointing=true means nothing to mode=full"),
-        ({"partition_activations": True}, "partition_activations=true means nothing to mode=none; remove it, or take"),
+        (
+            {"partition_activations": True},
+            "partition_activations=true means nothing to mode=none; set it to false, or take",
+        ),
         ("half", "Input should be 'none', 'full', 'every_n_layers', 'selective' or 'deepspeed'"),
     ],
 )

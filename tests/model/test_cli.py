@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from configs.load import load
 from model.cli import main
+from model.config import SmolLM2Config
+from model.hf_config import huggingface_config
 
 MODELS = Path(__file__).resolve().parents[2] / "configs" / "model"
 
@@ -59,12 +62,32 @@ def test_shares_fall_with_the_gpus(capsys: Any) -> None:
     assert "28.69 GiB on 1, 3.59 GiB on 8, 0.45 GiB on 64" in capsys.readouterr().out
 
 
+def test_a_small_share_is_told_in_kibibytes(capsys: Any) -> None:
+    main(["describe", str(MODELS / "demo.yaml"), "num_hidden_layers=1", "vocab_size=256", "intermediate_size=32"])
+    share = capsys.readouterr().out.partition("a GPU's share: ")[2].splitlines()[0]
+    # 18 x 94,592 bytes
+    assert share.startswith("1.6 MiB on 1, 0.2 MiB on 8, 26.0 KiB on 64")
+
+
+def test_a_folder_of_weights_is_described_by_its_config(tmp_path: Path, capsys: Any) -> None:
+    config = load(MODELS / "smollm2-135m.yaml", SmolLM2Config)
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config(config, dtype="bfloat16")))
+    assert main(["describe", str(tmp_path)]) == 0
+    assert "134,515,008" in capsys.readouterr().out
+    assert main(["describe", str(tmp_path), "hidden_size=768"]) == 2
+    assert capsys.readouterr().err == (
+        f"smollm2 model: {tmp_path} is a folder of weights, whose sizes are what they are (got hidden_size=768); leave "
+        "that away, or name a model's YAML file\n"
+    )
+    assert main(["describe", str(MODELS)]) == 2
+    assert "has no config.json; wanted a Hugging Face model directory" in capsys.readouterr().err
+
+
 def test_a_wrong_override_is_one_line_and_exit_2(capsys: Any) -> None:
     assert main(["describe", str(MODELS / "demo.yaml"), "num_attention_heads=3"]) == 2
     error = capsys.readouterr().err
     assert error.endswith(
-        "num_attention_heads=3 does not divide hidden_size=128; the nearest that leaves an even head_dim is "
-        "num_attention_heads=2\n"
+        "num_attention_heads=3 does not divide hidden_size=128; nearest with an even head_dim: num_attention_heads=2\n"
     )
     assert len(error.splitlines()) == 1
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import re
 from typing import Any
 
 import pytest
@@ -26,22 +28,31 @@ def message_of(**changes: Any) -> str:
 
 def test_heads_that_do_not_divide_name_the_nearest() -> None:
     assert (
-        "num_attention_heads=5 does not divide hidden_size=48; "
-        "the nearest that leaves an even head_dim is num_attention_heads=4"
+        "num_attention_heads=5 does not divide hidden_size=48; nearest with an even head_dim: num_attention_heads=4"
     ) in message_of(num_attention_heads=5)
 
 
 def test_the_heads_that_are_advised_are_taken() -> None:
     # 16 divides 48 and is nearer, but leaves 3
-    assert "head_dim is num_attention_heads=12" in message_of(num_attention_heads=15)
-    assert SmolLM2Config.model_validate({**SIZES, "num_attention_heads": 12}).head_dim == 4
+    assert "even head_dim: num_attention_heads=12" in message_of(num_attention_heads=15)
+    for hidden, heads, kv_heads in itertools.product(range(1, 70), range(1, 10), range(1, 6)):
+        sizes = {"hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+        if hidden % heads == 0 and (heads % kv_heads or hidden // heads % 2 == 0):
+            continue
+        ways = re.search(r"even head_dim: (.*) \[type", message_of(**sizes))
+        assert ways is not None, sizes
+        for way in ways[1].split(" or "):
+            advised = {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", way)}
+            if heads == kv_heads and "num_attention_heads" in advised:
+                advised["num_key_value_heads"] = advised["num_attention_heads"]
+            assert SmolLM2Config.model_validate({**SIZES, **sizes, **advised}).head_dim % 2 == 0
 
 
 def test_an_odd_hidden_size_has_no_even_heads() -> None:
     assert (
-        "head_dim = hidden_size / num_attention_heads = 15 is odd, and rotary embeddings turn pairs; take an even "
-        in (message_of(hidden_size=45, num_attention_heads=3, num_key_value_heads=3))
-    )
+        "head_dim = hidden_size / num_attention_heads = 15 is odd, and rotary embeddings turn pairs; "
+        "nearest with an even head_dim: hidden_size=48"
+    ) in message_of(hidden_size=45, num_attention_heads=3, num_key_value_heads=3)
 
 
 def test_key_value_heads_that_do_not_divide_name_the_nearest() -> None:
@@ -53,7 +64,7 @@ def test_key_value_heads_that_do_not_divide_name_the_nearest() -> None:
 def test_odd_head_dim_is_refused() -> None:
     assert (
         "head_dim = hidden_size / num_attention_heads = 3 is odd, and rotary embeddings turn pairs; "
-        "the nearest that leaves an even head_dim is num_attention_heads=12"
+        "nearest with an even head_dim: num_attention_heads=12 or hidden_size=64"
     ) in message_of(num_attention_heads=16)
 
 

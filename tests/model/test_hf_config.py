@@ -96,7 +96,7 @@ def test_the_first_of_several_eos_ids_is_kept() -> None:
         (
             {"num_attention_heads": 5, "head_dim": ...},
             "num_attention_heads=5 does not divide hidden_size=48; "
-            "the nearest that leaves an even head_dim is num_attention_heads=4",
+            "nearest with an even head_dim: num_attention_heads=4",
         ),
     ],
 )

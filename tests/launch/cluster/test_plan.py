@@ -164,6 +164,54 @@ def test_float32_has_memory_and_no_rate() -> None:
     assert (row.step_time_s, row.tokens_per_second, row.days, row.gpu_hours) == (None, None, None, None)
 
 
+def test_float32_says_why_there_are_no_times(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = str(RECIPES / "smollm2-1.7b.yaml")
+    assert (
+        main(["plan", recipe, "precision=float32", "micro_batch_size=1", "--device", "b200", "--world-sizes", "8"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "no times: the peaks that are known are bfloat16's" in told
+    assert "faster" not in told
+    assert "full activation checkpointing computes more (takes " in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "line"),
+    [
+        (
+            ["attn_implementation=flash_attention_2", "precision=float32"],
+            "h100",
+            "on NVIDIA H100 80GB HBM3 attn_implementation=flash_attention_2 needs bfloat16 or float16, got float32; "
+            "take sdpa",
+        ),
+        (
+            ["attn_implementation=flash_attention_4"],
+            "a100",
+            "on NVIDIA A100-SXM4-80GB attn_implementation=flash_attention_4 needs a GPU of compute capability 9.x or "
+            "10.x or 11.x, got 8.0; take flash_attention_2 or sdpa",
+        ),
+        (
+            ["attn_implementation=flash_attention_3"],
+            "mi300x",
+            "on AMD Instinct MI300X attn_implementation=flash_attention_3 needs a GPU of NVIDIA's, got one of AMD's "
+            "(ROCm); take flash_attention_2 or sdpa",
+        ),
+    ],
+)
+def test_a_kernel_that_the_device_does_not_run_is_not_planned(
+    overrides: list[str], device: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(RECIPES / "smollm2-1.7b.yaml"), *overrides, "--device", device]) == 2
+    assert capsys.readouterr().err == f"smollm2 launch: {line}\n"
+    own("attn_implementation=flash_attention_3", device="h100")
+
+
+def test_a_budget_that_is_no_number_names_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", str(RECIPES / "smollm2-1.7b.yaml"), "--tokens", "2T"])
+    assert "'2T' is not a number of tokens above 0, such as 2e12" in capsys.readouterr().err
+
+
 def test_every_device_has_a_peak() -> None:
     assert [name for name, device in DEVICES.items() if peak_flops(device.name) is None] == []
 
@@ -186,7 +234,7 @@ def test_world_sizes_that_do_not_divide_the_batch_are_left_out_by_default() -> N
         (["--device", "v100"], "--device v100 is not in the table"),
         (["--mfu", "40"], "'40' is not a number above 0 and up to 1, such as 0.4"),
         (["--bandwidth", "0"], "'0' is not a number above 0, such as 50"),
-        (["--tokens", "inf"], "'inf' is not a number above 0, such as 50"),
+        (["--tokens", "inf"], "'inf' is not a number of tokens above 0, such as 2e12"),
         (["--world-sizes", "8,x"], "'8,x' is not a list of numbers of GPUs, such as 8,16"),
         (["micro_batch_siz=1"], "did you mean micro_batch_size?"),
     ],

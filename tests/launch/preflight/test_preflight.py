@@ -10,11 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from configs.load import load
 from launch.cli import main
-from launch.config import TrainConfig
+from launch.config import TrainConfig, TrainingError
 from launch.data.object_store import StoreUnreachableError
+from launch.preflight import rank_probe
 from launch.preflight.preflight import preflight
+from launch.preflight.rank_probe import RankJob
+from launch.trainer.ranks import RankEnvironment
+from model.hf import save_pretrained
+from model.init import initialize
+from model.transformer import SmolLM2
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +76,7 @@ def test_a_store_that_does_not_answer_is_a_finding(
     def read(config: TrainConfig) -> None:
         raise StoreUnreachableError("s3://data/web cannot be read (the line is cut); check the endpoint")
 
-    monkeypatch.setattr("launch.preflight.preflight.read_inputs", read)
+    monkeypatch.setattr("launch.preflight.start.read_inputs", read)
     code, findings = found(config, capsys, "launcher.ranks_per_node=4000")  # no trial
     assert code == 1
     assert problems(findings)["data"] == "s3://data/web cannot be read (the line is cut)"
@@ -121,6 +129,8 @@ def test_gpus_are_those_that_the_user_has_chosen(train_config: Callable[..., Tra
     chosen = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "2,3"}
     findings = preflight(
         train_config(),
+        previous=None,
+        earlier=(),
         environment=os.environ | chosen,
         device_count=2,
         core_count=2,
@@ -133,10 +143,24 @@ def test_gpus_are_those_that_the_user_has_chosen(train_config: Callable[..., Tra
     ]
 
 
-def test_machine_in_order_is_tried_and_found_well(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["preflight", str(config), "--timeout", "280"])
+def test_machine_in_order_is_tried_and_found_well(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SmolLM2(load(config, TrainConfig).model)
+    initialize(model, seed=5)
+    save_pretrained(model, tmp_path / "weights", dtype=torch.bfloat16)
+    code = main(["preflight", str(config), f"init_from={tmp_path / 'weights'}", "--timeout", "280"])
     table = capsys.readouterr().out
     assert code == 0, table
+    assert f"begins in {tmp_path}/run" in table
+    assert f"{tmp_path}/weights is this model by its config.json" in table
     assert "2 ranks, 4 MiB, " in table
     assert "forward, backward and step of 4 x 64 tokens in " in table
     assert table.splitlines()[-1].startswith("0 problems, 1 not checked")
+
+
+def test_what_cannot_compute_here_is_told_with_the_way_out(config: Path) -> None:
+    loaded = load(config, TrainConfig, ["attn_implementation=flex_attention"])
+    ranks = RankEnvironment(rank=0, world_size=1, local_rank=0, launcher_pid=None)
+    with pytest.raises(TrainingError, match="flex_attention has no backward on cpu; take sdpa"):
+        rank_probe._step(RankJob(config=loaded, timeout_s=1), ranks, {})

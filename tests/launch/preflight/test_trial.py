@@ -12,7 +12,7 @@ from configs.load import load
 from launch.cluster.launcher import Local
 from launch.config import TrainConfig
 from launch.preflight import trial
-from launch.preflight.rank_probe import OVER_TIME
+from launch.preflight.rank_probe import OVER_TIME, RankJob
 from launch.preflight.trial import judge
 
 
@@ -55,14 +55,8 @@ def test_long_trial_says_that_it_goes_on_until_its_time_is_over(config: Path, mo
     monkeypatch.setattr(trial, "_GRACE_S", 0.0)
     monkeypatch.setattr(trial, "command_for", lambda *parts: ["sleep", "60"])
     told: list[str] = []
-    findings = trial.run_trial(
-        load(config, TrainConfig),
-        Local(ranks=1, master_port=1),
-        ranks=1,
-        environment=os.environ,
-        timeout_s=0.7,
-        say=told.append,
-    )
+    job = RankJob(config=load(config, TrainConfig), timeout_s=0.7)
+    findings = trial.run_trial(job, Local(ranks=1, master_port=1), ranks=1, environment=os.environ, say=told.append)
     # three on an idle machine
     assert 1 <= len(told) <= 3
     assert told[0].startswith("the trial goes on, ")
@@ -74,6 +68,21 @@ def test_rank_that_fails_in_the_all_reduce_leaves_the_step_unchecked(judged: Any
         ("all-reduce", "problem", "rank 1: the all-reduce: did not end in 5 s"),
         ("step", "not checked", "the ranks did not come that far"),
     ]
+
+
+def test_ranks_that_fail_in_the_same_words_are_one_finding_a_problem(config: Path) -> None:
+    problems = ["a=1 is wrong; take 2", "b=1 is wrong; take 3"]
+    failed = [
+        {"rank": rank, "node": f"node-{rank // 8}", "failed": "building the model", "problems": problems}
+        for rank in reversed(range(16))
+    ]
+    other = {"rank": 16, "node": "node-2", "failed": "building the model", "why": "OSError: disk"}
+    first, second, third = judge(load(config, TrainConfig), [*failed, other], ranks=17)
+    who = "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 8 more: building the model: "
+    assert (first.where, first.what, first.fix) == ("all", who + "a=1 is wrong", "take 2")
+    assert (second.where, second.what, second.fix) == ("all", who + "b=1 is wrong", "take 3")
+    assert (third.where, third.what) == ("node-2", "rank 16: building the model: OSError: disk")
+    assert third.fix.endswith("read the traceback in RUN/logs")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +18,6 @@ from launch.trainer.console import Console
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.ranks import RankEnvironment
 from launch.trainer.run_folder import StartPoint
-from model.attention_backends.selection import AttentionBackendError
 
 
 @pytest.fixture
@@ -68,45 +66,17 @@ def test_process_group_waits_longer_than_the_watchdog(
     assert given == [timedelta(seconds=1800 + 120)]
 
 
-@pytest.fixture
-def build_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, TrainConfig], None]:
-    """`build_on("cpu", config)`: the parts of an attempt on such a device, without data and without ranks."""
-
-    def build(device_type: str, config: TrainConfig) -> None:
-        monkeypatch.setattr(attempt, "_check_same_datasets", lambda *parts: None)
-        monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
-        monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: device_type))
-        anything: Any = None
-        attempt._build(config, anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)
-
-    return build
-
-
-def test_a_loss_that_cannot_run_here_is_the_users_to_mend(
-    train_config: Callable[..., TrainConfig], build_on: Callable[..., None]
+def test_what_cannot_compute_here_is_said_before_the_weights_are_made(
+    train_config: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(attempt, "_check_same_datasets", lambda *parts: None)
+    monkeypatch.setattr(attempt, "_samples", lambda *parts: None)
+    monkeypatch.setattr(attempt, "get_accelerator", lambda: SimpleNamespace(device_name=lambda: "cpu"))
+    monkeypatch.setattr(attempt, "build_engine", lambda *parts, **settings: pytest.fail("they were made"))
+    config = train_config(loss_implementation="liger")
+    anything: Any = None
     with pytest.raises(TrainingError, match=r"^loss_implementation=liger needs a CUDA device, got cpu; take chunked$"):
-        build_on("cpu", train_config(loss_implementation="liger"))
-
-
-def test_a_loss_whose_package_does_not_load_is_the_users_to_mend(
-    train_config: Callable[..., TrainConfig], build_on: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "model.liger_loss", None)
-    with pytest.raises(TrainingError, match="liger-kernel is installed but does not load"):
-        build_on("cuda", train_config(loss_implementation="liger", attn_implementation="eager"))
-
-
-def test_attention_whose_package_does_not_load_is_the_users_to_mend(
-    train_config: Callable[..., TrainConfig], build_on: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def bind(*parts: Any, **settings: Any) -> None:
-        raise AttentionBackendError("the package flash-attn is installed but does not load")
-
-    monkeypatch.setattr(attempt, "bind", bind)
-    with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
-        build_on("cpu", train_config())
+        attempt._build(config, anything, anything, anything, StartPoint(0, "key", ()), anything, anything, 0.0)
 
 
 def test_validation_shards_are_kept_in_the_cache(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from launch.config import Precision, TrainConfig, TrainingError
 from launch.trainer.engine import _choose_fill, _prepare_checkpointing
@@ -57,6 +58,20 @@ def test_pretrained_weights_are_copied_by_name(train_config: Callable[..., Train
         fill(name, parameter)
     for got, wanted in zip(model.parameters(), load_pretrained(weights).parameters(), strict=True):
         assert torch.equal(got, wanted)
+
+
+def test_a_pretrained_weight_that_is_no_number_is_the_users_to_mend(
+    train_config: Callable[..., TrainConfig], weights: Path
+) -> None:
+    file = weights / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    fill = _choose_fill(train_config(init_from=weights, precision="float32"), print)
+    with pytest.raises(
+        TrainingError, match=r"model\.norm\.weight holds 1 of 32 values that are NaN or infinite; fetch"
+    ):
+        fill("norm.weight", torch.empty(32))
 
 
 def test_pretrained_weights_of_another_shape_are_refused(

@@ -221,6 +221,20 @@ def test_start_from_a_folder_that_is_no_model(train_config: Callable[..., TrainC
     assert str(caught.value) == f"init_from={tmp_path} has no config.json; name a Hugging Face model directory"
 
 
+def test_start_from_a_model_of_a_hub_or_from_a_file_is_told_what_is_wanted(
+    train_config: Callable[..., TrainConfig], tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError) as caught:
+        check_init_from(train_config(init_from="HuggingFaceTB/SmolLM2-135M"))
+    assert str(caught.value) == (
+        "init_from=HuggingFaceTB/SmolLM2-135M is no folder of this machine, and nothing is fetched from a hub; name a "
+        "Hugging Face model directory"
+    )
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match=r"model\.safetensors is a file, and nothing is fetched from a hub; name a"):
+        check_init_from(train_config(init_from=tmp_path / "model.safetensors"))
+
+
 def test_start_from_another_model_is_refused_before_its_weights_are_read(
     train_config: Callable[..., TrainConfig], tmp_path: Path
 ) -> None:

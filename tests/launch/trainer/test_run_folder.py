@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +14,7 @@ from checkpoint import digests
 from checkpoint.events import EventWriter, events_file
 from checkpoint.manifest import (
     CheckpointError,
-    CheckpointManifest,
-    describe_files,
     partial_directory,
-    publish_checkpoint,
 )
 from checkpoint.run_record import RunRecord, read_run, write_run
 from launch.config import TrainConfig, TrainingError
@@ -30,13 +23,7 @@ from launch.trainer.data_history import Period
 from launch.trainer.identity import config_digest, differences
 from launch.trainer.inputs import Inputs, read_inputs
 from launch.trainer.rewinds import Rewind, write_rewinds
-from launch.trainer.run_folder import (
-    StartPoint,
-    create_run_folder,
-    hold_lock,
-    prepare_run,
-    refuse_if_at_work,
-)
+from launch.trainer.run_folder import StartPoint, create_run_folder, prepare_run
 from model.hf_config import huggingface_config
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,30 +58,6 @@ def begin(config: TrainConfig) -> None:
         events.write("metrics", step=1, **{"train/loss": 5.0})
 
 
-def add_checkpoint(config: TrainConfig, inputs: Inputs, step: int) -> Path:
-    """Of the run that the folder holds, or of the one that begins with it."""
-    if not (config.run_dir / "run.json").is_file():
-        start(config, inputs)
-    file = partial_directory(config.run_dir, step) / "zero" / "weights.pt"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"weights of step %d" % step)
-    manifest = CheckpointManifest(
-        run_key=read_run(config.run_dir).run_key,
-        step=step,
-        tokens_consumed=0,
-        samples_consumed=step * config.samples_per_step,
-        world_size=2,
-        zero_stage=3,
-        dtype="float32",
-        config_digest=config_digest(config),
-        dataset_digests=inputs.dataset_digests,
-        tokenizer_digest=inputs.tokenizer.digest,
-        model={},
-        files=tuple(describe_files(partial_directory(config.run_dir, step), [file])),
-    )
-    return publish_checkpoint(config.run_dir, manifest)
-
-
 def test_first_start_writes_who_the_run_is(config: TrainConfig, inputs: Inputs) -> None:
     begun = start(config, inputs)
     assert (begun.step, begun.remarks) == (0, ("of the data",))
@@ -110,13 +73,17 @@ def test_second_start_is_the_same_run(config: TrainConfig, inputs: Inputs) -> No
     assert start(config, inputs).run_key == start(config, inputs, previous=config).run_key
 
 
-def test_start_goes_on_from_the_newest_checkpoint(config: TrainConfig, inputs: Inputs) -> None:
+def test_start_goes_on_from_the_newest_checkpoint(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     for step in (50, 100):
         add_checkpoint(config, inputs, step)
     assert start(config, inputs).step == 100
 
 
-def test_damaged_checkpoint_is_passed_over_and_named(config: TrainConfig, inputs: Inputs) -> None:
+def test_damaged_checkpoint_is_passed_over_and_named(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     add_checkpoint(config, inputs, 50)
     damaged = add_checkpoint(config, inputs, 100) / "zero" / "weights.pt"
     damaged.write_bytes(damaged.read_bytes().replace(b"100", b"101"))
@@ -126,7 +93,9 @@ def test_damaged_checkpoint_is_passed_over_and_named(config: TrainConfig, inputs
     assert remark.startswith("passed over checkpoint step-00000100/zero/weights.pt: contents changed")
 
 
-def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs: Inputs) -> None:
+def test_missing_rank_file_is_passed_over_and_named(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     add_checkpoint(config, inputs, 50)
     add_checkpoint(config, inputs, 100).joinpath("zero", "weights.pt").unlink()
     begun = start(config, inputs)
@@ -134,7 +103,9 @@ def test_missing_rank_file_is_passed_over_and_named(config: TrainConfig, inputs:
     assert begun.remarks == ("passed over checkpoint step-00000100/zero/weights.pt: missing", "of the data")
 
 
-def test_a_run_with_no_whole_checkpoint_does_not_begin_anew_by_itself(config: TrainConfig, inputs: Inputs) -> None:
+def test_a_run_with_no_whole_checkpoint_does_not_begin_anew_by_itself(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     for step in (50, 100):
         add_checkpoint(config, inputs, step).joinpath("zero", "weights.pt").unlink()
     folder = config.run_dir / "checkpoints"
@@ -148,7 +119,7 @@ def test_a_run_with_no_whole_checkpoint_does_not_begin_anew_by_itself(config: Tr
 
 
 def test_a_run_whose_checkpoints_cannot_be_read_now_does_not_begin_anew(
-    config: TrainConfig, inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, inputs: Inputs, monkeypatch: pytest.MonkeyPatch, add_checkpoint: Callable[..., Path]
 ) -> None:
     add_checkpoint(config, inputs, 50)
     with monkeypatch.context() as patched:
@@ -158,7 +129,9 @@ def test_a_run_whose_checkpoints_cannot_be_read_now_does_not_begin_anew(
     assert start(config, inputs).step == 50
 
 
-def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: Inputs) -> None:
+def test_leftovers_of_saves_cut_short_are_removed(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     kept = add_checkpoint(config, inputs, 100)
     partial_directory(config.run_dir, 50).mkdir(parents=True)
     start(config, inputs)
@@ -166,14 +139,18 @@ def test_leftovers_of_saves_cut_short_are_removed(config: TrainConfig, inputs: I
     assert kept.is_dir()
 
 
-def test_checkpoint_that_was_about_to_be_replaced_is_put_back(config: TrainConfig, inputs: Inputs) -> None:
+def test_checkpoint_that_was_about_to_be_replaced_is_put_back(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     kept = add_checkpoint(config, inputs, 100)
     kept.rename(kept.with_name(".replaced-step-00000100"))
     assert start(config, inputs, previous=config).step == 100
     assert [folder.name for folder in kept.parent.iterdir() if folder.is_dir()] == ["step-00000100"]
 
 
-def test_checkpoint_of_another_run_is_refused(config: TrainConfig, inputs: Inputs) -> None:
+def test_checkpoint_of_another_run_is_refused(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     add_checkpoint(config, inputs, 50)
     record = read_run(config.run_dir)
     write_run(config.run_dir, record.model_copy(update={"run_key": "other"}))
@@ -183,7 +160,9 @@ def test_checkpoint_of_another_run_is_refused(config: TrainConfig, inputs: Input
     assert line.startswith(f"checkpoint step-00000050 is of run {record.run_key} but run.json is of run other; put")
 
 
-def test_checkpoints_without_the_runs_record_are_refused(config: TrainConfig, inputs: Inputs) -> None:
+def test_checkpoints_without_the_runs_record_are_refused(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     add_checkpoint(config, inputs, 50)
     (config.run_dir / "run.json").unlink()
     with pytest.raises(TrainingError, match=r"but there is no run.json; put that run's run.json back into"):
@@ -193,7 +172,11 @@ def test_checkpoints_without_the_runs_record_are_refused(config: TrainConfig, in
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"batch_tokens": 2048}])
 def test_other_run_is_refused_when_its_config_file_is_lost(
-    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, change: dict[str, object]
+    train_config: Callable[..., TrainConfig],
+    config: TrainConfig,
+    inputs: Inputs,
+    change: dict[str, object],
+    add_checkpoint: Callable[..., Path],
 ) -> None:
     add_checkpoint(config, inputs, 50)
     (config.run_dir / "config.yaml").unlink()
@@ -207,10 +190,17 @@ def test_other_run_is_refused_when_its_config_file_is_lost(
 
 
 def test_weights_to_start_from_are_needed_by_the_first_start_only(
-    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, tmp_path: Path
+    train_config: Callable[..., TrainConfig],
+    config: TrainConfig,
+    inputs: Inputs,
+    tmp_path: Path,
+    add_checkpoint: Callable[..., Path],
 ) -> None:
     pretrained = train_config(init_from=tmp_path / "weights")
-    with pytest.raises(TrainingError, match=r"has no config\.json; name a Hugging Face model directory"):
+    with pytest.raises(
+        TrainingError,
+        match=r"is no folder of this machine, and nothing is fetched from a hub; name a Hugging Face model",
+    ):
         start(pretrained, inputs)
     assert not (config.run_dir / "run.json").exists()
     (tmp_path / "weights").mkdir()
@@ -338,6 +328,7 @@ def test_changed_data_that_is_meant_is_told_and_remembered(
     inputs: Inputs,
     tmp_path: Path,
     make_dataset: Callable[..., Path],
+    add_checkpoint: Callable[..., Path],
 ) -> None:
     add_checkpoint(config, inputs, 50)
     make_dataset(tmp_path / "data", DOCUMENTS[:-1], validation=DOCUMENTS)
@@ -370,7 +361,7 @@ def test_what_is_not_data_is_refused_though_data_may_change(
 
 
 def test_a_stage_that_is_still_to_come_changes_nothing_that_was_read(
-    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs
+    train_config: Callable[..., TrainConfig], config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
 ) -> None:
     add_checkpoint(config, inputs, 50)
     stages = [{"until_tokens": 51 * 1024, "weights": {"chain": 1}}, {"weights": {"chain": 2}}]
@@ -389,62 +380,6 @@ def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         create_run_folder(tmp_path / "file" / "run")
 
 
-HOLD = (
-    "import sys, time; from pathlib import Path; from launch.trainer.run_folder import hold_lock; "
-    "hold_lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(float(sys.argv[2]))"
-)
-
-
-def holder(run_dir: Path, seconds: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", HOLD, str(run_dir), str(seconds)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    process.stdout.close()
-    return process
-
-
-def test_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path: Path) -> None:
-    process = holder(tmp_path, 60)
-    try:
-        with pytest.raises(TrainingError, match=rf"another trainer \(pid {process.pid} on .+\) is at work in"):
-            hold_lock(tmp_path, patience_s=0.3)
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.parametrize("launcher_lives", [True, False])
-def test_trainer_at_work_is_seen_before_ranks_start_unless_it_is_an_orphan_and_about_to_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher_lives: bool
-) -> None:
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    monkeypatch.setenv("SMOLLM2_LAUNCHER_PID", str(os.getpid() if launcher_lives else gone.pid))
-    refuse_if_at_work(tmp_path)
-    process = holder(tmp_path, 60)
-    try:
-        if launcher_lives:
-            words = rf"^another trainer \(pid {process.pid} on .+\) is at work in .*; wait for it, end it, or choose"
-            with pytest.raises(TrainingError, match=words):
-                refuse_if_at_work(tmp_path)
-        else:
-            refuse_if_at_work(tmp_path)
-    finally:
-        process.kill()
-        process.wait()
-    refuse_if_at_work(tmp_path)
-    os.close(hold_lock(tmp_path, patience_s=0))
-
-
-def test_lock_of_a_trainer_that_is_just_ending_is_waited_for(tmp_path: Path) -> None:
-    process = holder(tmp_path, 0.5)
-    started_s = time.monotonic()
-    os.close(hold_lock(tmp_path, patience_s=15))
-    assert time.monotonic() - started_s < 10
-    assert process.wait() == 0
-
-
 def test_folder_of_a_data_run_is_refused(config: TrainConfig, inputs: Inputs) -> None:
     write_run(
         config.run_dir, RunRecord(kind="data", run_key="k", name="web", created_ms=1, code_revision="c", versions={})
@@ -453,7 +388,9 @@ def test_folder_of_a_data_run_is_refused(config: TrainConfig, inputs: Inputs) ->
         start(config, inputs)
 
 
-def test_data_that_rewinds_have_left_out_is_kept_and_must_be_known(config: TrainConfig, inputs: Inputs) -> None:
+def test_data_that_rewinds_have_left_out_is_kept_and_must_be_known(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     begin(config)
     add_checkpoint(config, inputs, 50)
     # by what this says the checkpoint of step 50, which has consumed 50 batches, would have consumed 53
@@ -469,7 +406,9 @@ def test_data_that_rewinds_have_left_out_is_kept_and_must_be_known(config: Train
     assert start(config, inputs, previous=config).rewinds == (later,)
 
 
-def test_rewinds_must_leave_the_run_enough_of_its_stages(config: TrainConfig, inputs: Inputs) -> None:
+def test_rewinds_must_leave_the_run_enough_of_its_stages(
+    config: TrainConfig, inputs: Inputs, add_checkpoint: Callable[..., Path]
+) -> None:
     stages = [{"until_tokens": config.steps * config.batch_tokens, "weights": {"chain": 1.0}}]
     data = DataConfig.model_validate(config.data.model_dump() | {"stages": stages})
     staged = config.model_copy(update={"data": data})
