@@ -172,7 +172,8 @@ def _apply_override(tree: Tree, override: str, schema: type[BaseModel]) -> None:
         model = model_in(annotation)
         if model is not None:
             if key not in model.model_fields:
-                inside = list(paths_to(keys[-1], schema))
+                # a top-level field of that name is not meant where a section is misspelt
+                inside = [path for path in paths_to(keys[-1], schema) if "." in path or depth == len(keys) - 1]
                 path = ".".join(keys[: depth + 1])
                 raise ConfigError(unknown_key(path, key, model, f"override {override!r}", inside=inside))
             annotation = model.model_fields[key].annotation

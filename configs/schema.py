@@ -76,10 +76,10 @@ def written_path(schema: type[BaseModel], location: Location) -> str:
 
 def paths_to(name: str, schema: type[BaseModel], *, above: tuple[str, ...] = ()) -> Iterator[str]:
     """The dotted paths of all fields of that name in a schema and inside its models; not in lists."""
-    if name in schema.model_fields:
-        yield ".".join((*above, name))
     for key, field in schema.model_fields.items():
         model = model_in(field.annotation)
         if model is None or key in above:
             continue
         yield from paths_to(name, model, above=(*above, key))
+    if name in schema.model_fields:
+        yield ".".join((*above, name))

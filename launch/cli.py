@@ -100,8 +100,8 @@ def _add_trace(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _trace(arguments: argparse.Namespace) -> int:
     run = arguments.run_dir
-    record, config = read_run(run), _load(run / CONFIG_FILE)
-    earlier = read_history(run, _load)
+    record, config = read_run(run), load(run / CONFIG_FILE, TrainConfig)
+    earlier = read_history(run, partial(load, schema=TrainConfig))
     periods = [*earlier, Period(config.steps, config, record.dataset_digests)]
     if arguments.step is not None:
         trace, text = trace_step(periods, arguments.step, read_rewinds(run)), format_step
@@ -109,10 +109,6 @@ def _trace(arguments: argparse.Namespace) -> int:
         trace, text = trace_document(periods, arguments.document, read_rewinds(run)), format_document
     print(json.dumps(trace) if arguments.json else text(trace))
     return 0
-
-
-def _load(path: Path) -> TrainConfig:
-    return load(path, TrainConfig)
 
 
 def _count(text: str) -> int:
@@ -135,7 +131,7 @@ def _train(arguments: argparse.Namespace) -> int:
         # a lower bound: in an allocation there are more, and the ranks check again
         config.accumulation_steps(world_size=config.launcher.ranks_per_node)
     create_run_folder(config.run_dir)
-    check_same_run(config, previous_config(config.run_dir, _load), inputs)
+    check_same_run(config, previous_config(config.run_dir, partial(load, schema=TrainConfig)), inputs)
     # hashed here only if it says that nothing is left to do: the ranks hash it before they go on from it
     step = max(list_steps(config.run_dir), default=0)
     if step >= config.steps and not verify_checkpoint(checkpoint_directory(config.run_dir, step)):

@@ -62,10 +62,10 @@ class OptimizerConfig(Settings):
 
     @model_validator(mode="after")
     def _muon_is_whole(self) -> Self:
-        if self.name == "adamw":
-            for field, default in (("muon_learning_rate", None), ("muon_momentum", 0.95)):
-                if (value := getattr(self, field)) != default:
-                    raise ValueError(f"{field}={value} means nothing to adamw; remove it, or take muon")
+        if self.name == "adamw" and self.muon_learning_rate is not None:
+            raise ValueError(
+                f"muon_learning_rate={self.muon_learning_rate} means nothing to adamw; remove it, or take muon"
+            )
         if self.name == "muon" and self.muon_learning_rate is None:
             raise ValueError("muon needs muon_learning_rate for the layers' matrices; its authors' is 0.02")
         if self.name == "muon" and self.gradient_clipping:

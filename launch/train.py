@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import NoReturn
 
 from checkpoint.manifest import CheckpointError
@@ -144,14 +144,10 @@ def _start_point(config: TrainConfig, inputs: Inputs) -> StartPoint:
     return prepare_run(
         config,
         resolved=dump(config.model_copy(update={"allow_change": "none"})),
-        previous=previous_config(config.run_dir, _load),
-        earlier=read_history(config.run_dir, _load),
+        previous=previous_config(config.run_dir, partial(load, schema=TrainConfig)),
+        earlier=read_history(config.run_dir, partial(load, schema=TrainConfig)),
         inputs=inputs,
     )
-
-
-def _load(path: Path) -> TrainConfig:
-    return load(path, TrainConfig)
 
 
 def _parser() -> argparse.ArgumentParser:

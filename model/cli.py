@@ -78,7 +78,7 @@ def _read(name: str, overrides: list[str]) -> SmolLM2Config:
         return load(name, SmolLM2Config, overrides)
     if overrides:
         raise ConfigError(
-            f"{folder} is a folder of weights, whose sizes are what they are (got {overrides[0]}); leave that away, or "
+            f"{folder} is a folder of weights, which takes no overrides (got {overrides[0]}); leave them out, or "
             "name a model's YAML file"
         )
     return read_config(folder)

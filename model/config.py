@@ -75,7 +75,8 @@ def _sizes_that_fit(hidden: int, heads: int, kv_heads: int) -> str:
     ways = []
     if hidden % (2 * shared_by) == 0:
         fitting = _nearest_divisor(hidden // (2 * shared_by), heads, times=shared_by)
-        ways.append(f"num_attention_heads={fitting}")
+        full = f" with num_key_value_heads={fitting}" if kv_heads == heads else ""
+        ways.append(f"num_attention_heads={fitting}{full}")
     size = f"hidden_size={max(1, round(hidden / (2 * heads))) * 2 * heads}"
     if heads % kv_heads == 0:
         ways.append(size)

@@ -11,13 +11,13 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from configs.load import dump, load
+from configs.load import ConfigError, dump, load
 from launch.cluster.devices import DEVICES
 from launch.cluster.plan import WORLD_SIZES, Assumptions, divisible, plan
 from launch.cluster.plan_table import as_json, format_table
 from launch.cluster.recommendation import recommend, trainable_stages
 from launch.cluster.render import KUBERNETES_MEMORY_GIB, Shape, check_shape, render_kubernetes, render_slurm
-from launch.config import TrainConfig
+from launch.config import TrainConfig, TrainingError
 
 
 def add_cluster_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -150,8 +150,9 @@ def _add_preflight(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb = verbs.add_parser(
         "preflight",
         help="what would fail later, found now: nodes, data, disk, network, memory",
-        description="Look at every node that a run would use, and run its largest micro-batch once on all ranks. "
-        "Prints all problems at once, each with its fix; exit code 1 if there is any.",
+        description="Look at every node that a run would use, at its data, its folder and the weights that it begins "
+        "with, and run its largest micro-batch on all ranks. Prints all problems at once, each with its fix; exit "
+        "code 1 if there is any.",
         epilog="example: smollm2 launch preflight configs/train/smollm2-135m.yaml launcher.hostfile=hosts",
     )
     _add_config(verb, "launcher.hostfile=hosts")
@@ -161,6 +162,7 @@ def _add_preflight(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -
     verb.add_argument(
         "--timeout", type=_positive, default=300.0, metavar="SECONDS", help="for the trial (default: %(default)g)"
     )
+    verb.add_argument("--allow-change", choices=["data"], help="as for launch train: changed data is no problem")
     verb.add_argument("--json", action="store_true", help="print the findings as a JSON list")
     verb.set_defaults(run=_preflight)
 
@@ -169,14 +171,12 @@ def _preflight(arguments: argparse.Namespace) -> int:
     from launch.cluster.process import usable_device_count
     from launch.preflight.findings import format_findings, problems
     from launch.preflight.preflight import preflight
-    from launch.trainer.data_history import read_history
-    from launch.trainer.run_folder import previous_config
 
-    config = load(arguments.config, TrainConfig, arguments.overrides)
+    allowed = [] if arguments.allow_change is None else [f"allow_change={arguments.allow_change}"]
+    config = load(arguments.config, TrainConfig, [*arguments.overrides, *allowed])
     findings = preflight(
         config,
-        previous=previous_config(config.run_dir, _load),
-        earlier=read_history(config.run_dir, _load),
+        read_config=_read_config,
         environment=os.environ,
         device_count=usable_device_count(os.environ),
         core_count=os.cpu_count() or 1,
@@ -188,8 +188,11 @@ def _preflight(arguments: argparse.Namespace) -> int:
     return 1 if problems(findings) else 0
 
 
-def _load(path: Path) -> TrainConfig:
-    return load(path, TrainConfig)
+def _read_config(path: Path) -> TrainConfig:
+    try:
+        return load(path, TrainConfig)
+    except ConfigError as error:
+        raise TrainingError(str(error)) from None
 
 
 def _whole(text: str) -> int:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Device:
     """`name` as CUDA or ROCm reports it, for the table of `throughput.py`; `memory_bytes` by the maker; `capability`
-    decides over attention kernels."""
+    and `is_rocm` decide over attention kernels."""
 
     name: str
     memory_bytes: int
     capability: tuple[int, int]
+    is_rocm: bool = False
 
 
 DEVICES = {
@@ -23,5 +24,5 @@ DEVICES = {
     "b200": Device("NVIDIA B200", 180 * 10**9, (10, 0)),
     "l40s": Device("NVIDIA L40S", 48 * 10**9, (8, 9)),
     "rtx4090": Device("NVIDIA GeForce RTX 4090", 24 * 2**30, (8, 9)),
-    "mi300x": Device("AMD Instinct MI300X", 192 * 10**9, (9, 4)),
+    "mi300x": Device("AMD Instinct MI300X", 192 * 10**9, (9, 4), is_rocm=True),
 }

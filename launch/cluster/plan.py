@@ -111,8 +111,8 @@ def device_of(assumptions: Assumptions) -> Device:
 
 
 def _check_attention(config: TrainConfig, device: Device) -> None:
-    """Whether its package is installed is no matter of the plan. Raises TrainingError."""
-    if config.attn_implementation in ("auto", "eager", "sdpa"):
+    """Whether its package is installed does not matter to the plan. Raises TrainingError."""
+    if config.attn_implementation in ("auto", "eager", "sdpa"):  # they run everywhere; torch takes a second to import
         return
     import torch
 
@@ -124,7 +124,7 @@ def _check_attention(config: TrainConfig, device: Device) -> None:
         dtype=getattr(torch, config.precision),
         head_dim=config.model.head_dim,
         capability=device.capability,
-        is_rocm=device.name.startswith("AMD"),
+        is_rocm=device.is_rocm,
     )
     if problem:
         raise TrainingError(f"on {device.name} {problem}")

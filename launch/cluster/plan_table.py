@@ -50,7 +50,9 @@ def format_table(
         f"MFU {assumptions.mfu:.0%} of the computation, {assumptions.bandwidth_bytes_per_s / 1e9:g} GB/s sent by a GPU",
     ]
     if config.precision == "float32":
-        lines.append("no times: the peaks that are known are bfloat16's; what is advised fits and sends least")
+        lines.append(
+            "no times: the peaks that are known are bfloat16's; of what fits, the least computed again is advised"
+        )
     for recommendation in recommended:
         lines += ["", *_advice(recommendation)]
     lines += [

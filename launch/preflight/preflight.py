@@ -35,9 +35,8 @@ from launch.preflight.findings import Finding, not_checked, ok, problem, problem
 from launch.preflight.node_probe import PROBE_FOLDER, Job, encode
 from launch.preflight.nodes import Answer, ask
 from launch.preflight.rank_probe import RankJob
-from launch.preflight.start import look_at_start
+from launch.preflight.start import ReadConfig, look_at_start
 from launch.preflight.trial import run_trial
-from launch.trainer.data_history import Period
 from model.cost import count_parameters
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12  # fp32 master weight and AdamW's two moments
@@ -48,8 +47,7 @@ _NEEDED_FOR_TRIAL = ("hostfile", "reach", "packages", "code", "slots", "GPUs", "
 def preflight(
     config: TrainConfig,
     *,
-    previous: TrainConfig | None,
-    earlier: Sequence[Period],
+    read_config: ReadConfig,
     environment: Mapping[str, str],
     device_count: int,
     core_count: int,
@@ -57,7 +55,7 @@ def preflight(
     trial_timeout_s: float,
     say: Callable[[str], None],
 ) -> list[Finding]:
-    """`previous` and `earlier` are as for `prepare_run`; `kept` checkpoints must fit at once.
+    """`read_config` is as for `look_at_start`; `kept` checkpoints must fit at once.
 
     Raises LauncherError or SlurmError where not even the nodes are known.
     """
@@ -84,7 +82,7 @@ def preflight(
             findings += compare(nodes, checkpoint_bytes=checkpoint_bytes, kept=kept, wants_gpus=wants_gpus)
             findings += _look_for_tokens(placement, nodes, _job(config, "", token), child)
         dataset_told = any(_lacks_dataset(node) for node in nodes)
-        start = look_at_start(config, previous=previous, earlier=earlier, dataset_told=dataset_told)
+        start = look_at_start(config, read_config=read_config, dataset_told=dataset_told)
         findings += start.findings
         ranks = sum(_ranks_of(config, host) for host in hosts)
         findings += _batch(config, ranks)
@@ -106,12 +104,12 @@ def _trial(
     found: Sequence[Finding],
     say: Callable[[str], None],
 ) -> list[Finding]:
-    """If nothing that was `found` stands against it."""
-    blocking = sorted({finding.check for finding in problems(found)} & set(_NEEDED_FOR_TRIAL))
-    if blocking:
-        why = f"a trial needs these mended first: {', '.join(blocking)}"
-        return [not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
+    """If nothing that was `found` stands against it, and the run has steps left."""
     config = job.config
+    blocking = sorted({finding.check for finding in problems(found)} & set(_NEEDED_FOR_TRIAL))
+    if blocking or job.first_step >= config.steps:
+        why = f"a trial needs these mended first: {', '.join(blocking)}" if blocking else "the run has no steps left"
+        return [not_checked("all-reduce", "all", why), not_checked("step", "all", why)]
     say(
         f"a trial on {_counted(ranks)}: an all-reduce, then two steps of {config.micro_batch_size} x "
         f"{config.data.sequence_length} tokens, at most {job.timeout_s:g} s (--timeout); "

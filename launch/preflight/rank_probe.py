@@ -111,10 +111,10 @@ def _step(job: RankJob, ranks: RankEnvironment, stage: dict[str, str]) -> dict[s
     from deepspeed.accelerator import get_accelerator
 
     from launch.trainer.engine import build_engine
-    from launch.trainer.kernels import choose_attention
+    from launch.trainer.kernels import try_kernels
 
     stage["at"], config = "building the model", job.config
-    choose_attention(config, device_type=get_accelerator().device_name(), first_step=job.first_step)
+    try_kernels(config, device_type=get_accelerator().device_name(), first_step=job.first_step)
     unit = config.micro_batch_size * config.data.sequence_length * ranks.world_size
     single = config.model_copy(update={"batch_tokens": unit})
     engine = build_engine(single, ranks, fill_weights=True, say=print)

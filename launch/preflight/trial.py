@@ -99,7 +99,7 @@ def _failures(config: TrainConfig, failures: Sequence[Mapping[str, Any]]) -> Ite
     """One for all ranks that failed in the same words."""
     alike: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for failure in failures:
-        for words in failure.get("problems") or [failure["why"]]:
+        for words in failure["problems"] if "problems" in failure else [failure["why"]]:
             alike.setdefault((failure["failed"], words), []).append(failure)
     for (_, words), failed in alike.items():
         nodes = {failure["node"] for failure in failed}
@@ -107,6 +107,8 @@ def _failures(config: TrainConfig, failures: Sequence[Mapping[str, Any]]) -> Ite
         who = f"{name_ranks(sorted(failure['rank'] for failure in failed))}: {failed[0]['failed']}"
         if "problems" in failed[0]:  # the user's to mend, with the way out
             what, _, fix = words.partition("; ")
+            if not fix or fix.startswith("wanted"):  # of the tensors in a file of weights
+                what, fix = words, "fetch the weights of init_from again, or name other ones"
         else:
             what, fix = words, _step_fix(config, words) if check == _STEP else _NETWORK_FIX
         if words.startswith(OVER_TIME):

@@ -25,7 +25,7 @@ from launch.trainer.cpu_operator import load_cpu_operator, unlink_buffer
 from launch.trainer.engine import Engine, build_engine
 from launch.trainer.heartbeat import Heartbeat
 from launch.trainer.inputs import Inputs, probe_rows
-from launch.trainer.kernels import choose_attention
+from launch.trainer.kernels import try_kernels
 from launch.trainer.ledger import Ledger
 from launch.trainer.loop import Trainer
 from launch.trainer.node_metrics import NodeTeller
@@ -102,7 +102,7 @@ def _build(
     _check_same_datasets(inputs, ranks)
     train = _samples(config, ranks, "train")
     validation = _samples(config, ranks, "validation")
-    attention = choose_attention(config, device_type=get_accelerator().device_name(), first_step=start.step)
+    attention = try_kernels(config, device_type=get_accelerator().device_name(), first_step=start.step)
     engine = build_engine(config, ranks, fill_weights=start.step == 0, say=console.line)
     last_step = start.step or None
     checkpoints = Checkpoints(config, ranks, inputs, run_key=start.run_key, last_step=last_step)

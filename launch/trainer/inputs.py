@@ -80,11 +80,8 @@ def check_init_from(config: TrainConfig) -> None:
     if config.init_from is None:
         return
     if not config.init_from.is_dir():
-        kind = "a file" if config.init_from.is_file() else "no folder of this machine"
-        raise TrainingError(
-            f"init_from={config.init_from} is {kind}, and nothing is fetched from a hub; name a Hugging Face model "
-            "directory"
-        )
+        what = "a file" if config.init_from.is_file() else "not on this machine, and nothing is fetched from a hub"
+        raise TrainingError(f"init_from={config.init_from} is {what}; name a Hugging Face model directory")
     if not (config.init_from / "config.json").is_file():
         raise TrainingError(f"init_from={config.init_from} has no config.json; name a Hugging Face model directory")
     try:

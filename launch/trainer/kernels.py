@@ -13,8 +13,9 @@ from model.documents import Documents
 from model.loss_selection import LossImplementationError
 
 
-def choose_attention(config: TrainConfig, *, device_type: str, first_step: int = 0) -> str:
-    """The attention kernel by its name, never `auto`. `first_step` is that of the checkpoint the run goes on from.
+def try_kernels(config: TrainConfig, *, device_type: str, first_step: int = 0) -> str:
+    """Tries attention, loss and compiler here; returns the attention kernel by its name, never `auto`. `first_step` is
+    that of the checkpoint that the run goes on from.
 
     Raises TrainingError, in one line, for a kernel, a loss or a way to compile that cannot run here.
     """

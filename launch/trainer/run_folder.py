@@ -104,7 +104,7 @@ def prepare_run(
     if step is None:
         check_init_from(config)
     else:
-        check_resume(config, step, record=record, previous=previous, earlier=earlier)
+        check_resume(config, step, record=record, previous=previous, earlier=earlier, rewinds=rewinds)
         tell_untold(run_dir, step=step, finished=step >= config.steps)
     changes: list[str] = []
     if record is not None and previous is not None and _has_begun(run_dir):
@@ -163,16 +163,17 @@ def check_resume(
     *,
     record: RunRecord | None,
     previous: TrainConfig | None,
-    earlier: Sequence[Period] = (),
+    earlier: Sequence[Period],
+    rewinds: Sequence[Rewind],
 ) -> None:
-    """Raises TrainingError, a line a difference, if the checkpoint of `step` is not one that this start may go on from.
+    """Raises TrainingError, a line a difference, if the checkpoint of `step` is not one that this start may go on from;
+    CheckpointError if it has no manifest that can be read.
 
     Settings are compared by name before, where config.yaml tells them (`check_same_run`); the digest stands in for a
     lost config.yaml and does not overrule one, since a release with one setting more has another digest for the same
     run.
     """
     manifest = read_manifest(checkpoint_directory(config.run_dir, step))
-    rewinds = read_rewinds(config.run_dir)
     # a change of data may have changed how many samples a step has
     sizes = {one.samples_per_step for one in (config, previous, *(p.config for p in earlier)) if one is not None}
     name = step_name(manifest.step)

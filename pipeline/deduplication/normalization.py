@@ -71,7 +71,7 @@ def _digests(group: list[bytes]) -> Iterator[bytes]:
         yield xxhash.xxh3_128_digest(group[0].translate(None, _WHITE_SPACE_AND_CONTROL))
         return
     kept = (joined > ord(" ")).nonzero()[0]
-    compact = joined.take(kept, mode="wrap").data  # no place is outside; of NumPy's ways to gather the fastest
+    compact = joined.take(kept, mode="wrap").data  # every index is in range: `wrap` only spares their check
     start = 0
     for stop in np.searchsorted(kept, np.cumsum([len(text) for text in group])).tolist():
         yield xxhash.xxh3_128_digest(compact[start:stop])

@@ -31,6 +31,8 @@ SECTION_PARAGRAPHS = 1 << 20
 _BATCH_CHARACTERS = 1 << 19
 _BATCH_DOCUMENTS = 1 << 12
 
+_DIGEST_BYTES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Contamination:
@@ -73,7 +75,8 @@ class UnitSigner:
         self._minhasher = MinHasher(config.minhash) if config.minhash else None
 
     def sign(self, documents: Iterable[Document]) -> Iterator[SignatureSection]:
-        """The documents of a unit; at least one section. Holds the hashes of a section, the texts of a batch."""
+        """The documents of a unit; at least one section. Holds the hashes of a section and the texts of a batch, those
+        twice where paragraphs are compared."""
         section = _OpenSection(first=0)
         for batch in _batches(documents):
             if len(section) >= SECTION_DOCUMENTS or len(section.paragraphs) >= SECTION_PARAGRAPHS:
@@ -85,7 +88,9 @@ class UnitSigner:
     def _sign_batch(self, batch: Sequence[Document], section: _OpenSection) -> None:
         first = section.first + len(section)
         if self._config.exact:
-            section.exact.extend(range(first, first + len(batch)), (document.whole_text for document in batch))
+            section.exact.extend(
+                documents=range(first, first + len(batch)), texts=(document.whole_text for document in batch)
+            )
         if self._config.paragraphs:
             rows = [
                 (number, place, paragraph)
@@ -93,7 +98,9 @@ class UnitSigner:
                 for place, paragraph in paragraphs_of(document.whole_text, self._config.paragraphs)
             ]
             section.paragraphs.extend(
-                (number for number, _, _ in rows), (text for _, _, text in rows), (place for _, place, _ in rows)
+                documents=(number for number, _, _ in rows),
+                texts=(text for _, _, text in rows),
+                places=(place for _, place, _ in rows),
             )
         if self._minhasher or self._search:
             words = [self._hash_words(document.whole_text) for document in batch]
@@ -120,10 +127,12 @@ class _Digests:
         self._documents = array("I")
         self._places = array("I")
 
-    def extend(self, documents: Iterable[int], texts: Iterable[str], places: Iterable[int] = ()) -> None:
+    def extend(self, *, documents: Iterable[int], texts: Iterable[str], places: Iterable[int] = ()) -> None:
+        """As many documents as texts, and of paragraphs as many places."""
         self._documents.extend(documents)
         self._places.extend(places)
         self._digests += b"".join(comparable_digests(texts))
+        assert len(self._digests) == _DIGEST_BYTES * len(self._documents)
 
     def __len__(self) -> int:
         return len(self._documents)

@@ -63,7 +63,6 @@ def test_sequence_longer_than_positions_is_refused() -> None:
     ("changes", "line"),
     [
         ({"muon_learning_rate": 0.02}, "muon_learning_rate=0.02 means nothing to adamw; remove it, or take muon"),
-        ({"muon_momentum": 0.8}, "muon_momentum=0.8 means nothing to adamw; remove it, or take muon"),
         ({"name": "muon"}, "muon needs muon_learning_rate for the layers' matrices; its authors' is 0.02"),
         (
             {"name": "muon", "muon_learning_rate": 0.02},

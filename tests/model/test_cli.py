@@ -74,11 +74,17 @@ def test_a_folder_of_weights_is_described_by_its_config(tmp_path: Path, capsys: 
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(config, dtype="bfloat16")))
     assert main(["describe", str(tmp_path)]) == 0
     assert "134,515,008" in capsys.readouterr().out
+
+
+def test_a_folder_of_weights_takes_no_overrides(tmp_path: Path, capsys: Any) -> None:
     assert main(["describe", str(tmp_path), "hidden_size=768"]) == 2
     assert capsys.readouterr().err == (
-        f"smollm2 model: {tmp_path} is a folder of weights, whose sizes are what they are (got hidden_size=768); leave "
-        "that away, or name a model's YAML file\n"
+        f"smollm2 model: {tmp_path} is a folder of weights, which takes no overrides (got hidden_size=768); leave them "
+        "out, or name a model's YAML file\n"
     )
+
+
+def test_a_folder_without_weights_is_one_line(capsys: Any) -> None:
     assert main(["describe", str(MODELS)]) == 2
     assert "has no config.json; wanted a Hugging Face model directory" in capsys.readouterr().err
 

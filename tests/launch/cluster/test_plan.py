@@ -203,7 +203,10 @@ def test_a_kernel_that_the_device_does_not_run_is_not_planned(
 ) -> None:
     assert main(["plan", str(RECIPES / "smollm2-1.7b.yaml"), *overrides, "--device", device]) == 2
     assert capsys.readouterr().err == f"smollm2 launch: {line}\n"
-    own("attn_implementation=flash_attention_3", device="h100")
+
+
+def test_a_kernel_that_the_device_runs_is_planned() -> None:
+    assert own("attn_implementation=flash_attention_3", device="h100").fits
 
 
 def test_a_budget_that_is_no_number_names_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,21 @@ from typing import Any
 import pytest
 import torch
 
-from configs.load import load
+from configs.load import dump, load
 from launch.cli import main
 from launch.config import TrainConfig, TrainingError
 from launch.data.object_store import StoreUnreachableError
 from launch.preflight import rank_probe
+from launch.preflight.node_probe import PREFIX, encode
 from launch.preflight.preflight import preflight
 from launch.preflight.rank_probe import RankJob
+from launch.trainer.inputs import read_inputs
 from launch.trainer.ranks import RankEnvironment
 from model.hf import save_pretrained
 from model.init import initialize
 from model.transformer import SmolLM2
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -129,8 +135,7 @@ def test_gpus_are_those_that_the_user_has_chosen(train_config: Callable[..., Tra
     chosen = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "2,3"}
     findings = preflight(
         train_config(),
-        previous=None,
-        earlier=(),
+        read_config=lambda file: pytest.fail(f"{file} is read"),
         environment=os.environ | chosen,
         device_count=2,
         core_count=2,
@@ -157,6 +162,92 @@ def test_machine_in_order_is_tried_and_found_well(
     assert "2 ranks, 4 MiB, " in table
     assert "forward, backward and step of 4 x 64 tokens in " in table
     assert table.splitlines()[-1].startswith("0 problems, 1 not checked")
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[RankJob]:
+    """The trials that would be made; none is."""
+    jobs: list[RankJob] = []
+
+    def try_out(job: RankJob, *parts: Any, **settings: Any) -> list[Any]:
+        jobs.append(job)
+        return []
+
+    monkeypatch.setattr("launch.preflight.preflight.run_trial", try_out)
+    return jobs
+
+
+@pytest.fixture
+def saved(config: Path, add_checkpoint: Callable[..., Path]) -> Callable[[int], None]:
+    """`saved(10)`: the run of the config has that checkpoint."""
+
+    def save(step: int) -> None:
+        loaded = load(config, TrainConfig)
+        add_checkpoint(loaded, read_inputs(loaded), step)
+        (loaded.run_dir / "config.yaml").write_text(dump(loaded))
+
+    return save
+
+
+def test_the_trial_is_of_the_step_that_the_run_goes_on_from(
+    config: Path, saved: Callable[[int], None], tried: list[RankJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(10)
+    code, findings = found(config, capsys)
+    assert (code, [job.first_step for job in tried]) == (0, [10])
+    assert any(finding["what"].startswith("goes on from step 10 of 20") for finding in findings)
+
+
+def test_a_run_without_steps_left_is_not_tried(
+    config: Path, saved: Callable[[int], None], tried: list[RankJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(20)
+    code, findings = found(config, capsys)
+    assert (code, tried) == (0, [])
+    assert [finding["what"] for finding in findings[-2:]] == ["the run has no steps left"] * 2
+
+
+def test_another_run_in_the_folder_and_a_config_there_that_does_not_load_are_findings(
+    config: Path, saved: Callable[[int], None], tried: list[RankJob], capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved(10)
+    code, findings = found(config, capsys, "seed=1", "data.sources.0.weight=2")
+    told = [finding["what"] for finding in findings if finding["check"] == "run"]
+    assert code == 1
+    assert told == [
+        "seed=1 but this run was started with 0",
+        "data.sources.0.weight=2.0 but this run was started with 1.0",
+    ]
+    assert found(config, capsys, "data.sources.0.weight=2", "--allow-change=data")[0] == 0
+    (config.parent / "run" / "config.yaml").write_text("steps: [")
+    code, findings = found(config, capsys)
+    assert code == 1
+    assert "malformed YAML" in problems(findings)["run"]
+
+
+def test_a_rank_names_the_weight_that_is_no_number(config: Path, tmp_path: Path) -> None:
+    model = SmolLM2(load(config, TrainConfig).model)
+    initialize(model, seed=5)
+    with torch.no_grad():
+        model.norm.weight[3] = float("nan")
+    save_pretrained(model, tmp_path / "weights", dtype=torch.float32)
+    job = RankJob(config=load(config, TrainConfig, [f"init_from={tmp_path / 'weights'}"]), timeout_s=200)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ended = subprocess.run(
+        [sys.executable, "-m", "launch.preflight.rank_probe", encode(job)],
+        cwd=ROOT,
+        env=os.environ | ranks | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    _, failure = (json.loads(line.partition(PREFIX)[2]) for line in ended.stdout.splitlines())
+    assert failure["failed"] == "building the model"
+    [problem] = failure["problems"]
+    assert "model.norm.weight holds 1 of 32 values that are NaN or infinite; fetch it again" in problem
 
 
 def test_what_cannot_compute_here_is_told_with_the_way_out(config: Path) -> None:

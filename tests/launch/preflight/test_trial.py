@@ -86,6 +86,17 @@ def test_ranks_that_fail_in_the_same_words_are_one_finding_a_problem(config: Pat
 
 
 @pytest.mark.parametrize(
+    "line",
+    ["/w: has neither model.safetensors nor an index", "/w: model.norm.weight is missing; wanted shape [48]"],
+)
+def test_what_is_wrong_with_weights_has_a_way_out(config: Path, line: str) -> None:
+    failed = {"rank": 0, "node": "a", "failed": "building the model", "problems": [line]}
+    [found] = judge(load(config, TrainConfig), [failed], ranks=1)
+    assert found.what == f"rank 0: building the model: {line}"
+    assert found.fix == "fetch the weights of init_from again, or name other ones"
+
+
+@pytest.mark.parametrize(
     ("stage", "check", "then"),
     [
         ("starting", "all-reduce", "see that the nodes reach each other"),

@@ -227,11 +227,11 @@ def test_start_from_a_model_of_a_hub_or_from_a_file_is_told_what_is_wanted(
     with pytest.raises(TrainingError) as caught:
         check_init_from(train_config(init_from="HuggingFaceTB/SmolLM2-135M"))
     assert str(caught.value) == (
-        "init_from=HuggingFaceTB/SmolLM2-135M is no folder of this machine, and nothing is fetched from a hub; name a "
+        "init_from=HuggingFaceTB/SmolLM2-135M is not on this machine, and nothing is fetched from a hub; name a "
         "Hugging Face model directory"
     )
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(TrainingError, match=r"model\.safetensors is a file, and nothing is fetched from a hub; name a"):
+    with pytest.raises(TrainingError, match=r"model\.safetensors is a file; name a Hugging"):
         check_init_from(train_config(init_from=tmp_path / "model.safetensors"))
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from launch.config import TrainConfig, TrainingError
 from launch.trainer import kernels
-from launch.trainer.kernels import choose_attention
+from launch.trainer.kernels import try_kernels
 from model.attention_backends.selection import AttentionBackendError
 
 
 def test_auto_is_resolved(train_config: Callable[..., TrainConfig]) -> None:
-    assert choose_attention(train_config(), device_type="cpu") == "sdpa"
+    assert try_kernels(train_config(), device_type="cpu") == "sdpa"
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_what_needs_another_device_says_so(
     train_config: Callable[..., TrainConfig], settings: dict[str, Any], line: str
 ) -> None:
     with pytest.raises(TrainingError) as caught:
-        choose_attention(train_config(**settings), device_type="cpu")
+        try_kernels(train_config(**settings), device_type="cpu")
     assert str(caught.value) == line
 
 
@@ -52,7 +52,7 @@ def test_a_loss_whose_package_does_not_load_is_said(
     monkeypatch.setitem(sys.modules, "model.liger_loss", None)
     config = train_config(loss_implementation="liger", attn_implementation="eager")
     with pytest.raises(TrainingError, match="liger-kernel is installed but does not load"):
-        choose_attention(config, device_type="cuda")
+        try_kernels(config, device_type="cuda")
 
 
 def test_attention_whose_package_does_not_load_is_said(
@@ -63,7 +63,7 @@ def test_attention_whose_package_does_not_load_is_said(
 
     monkeypatch.setattr(kernels, "bind", bind)
     with pytest.raises(TrainingError, match="the package flash-attn is installed but does not load"):
-        choose_attention(train_config(), device_type="cpu")
+        try_kernels(train_config(), device_type="cpu")
 
 
 def test_the_step_that_a_run_goes_on_from_counts(
@@ -71,5 +71,5 @@ def test_the_step_that_a_run_goes_on_from_counts(
 ) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(kernels, "check_compile", lambda config, **settings: asked.append(settings))
-    choose_attention(train_config(), device_type="cpu", first_step=40)
+    try_kernels(train_config(), device_type="cpu", first_step=40)
     assert asked == [{"device_type": "cpu", "attention": "sdpa", "first_step": 40}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch.config import TrainingError
-from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, read_environment
+from launch.trainer.ranks import RankEnvironment, adopt_mpi_names, name_ranks, read_environment
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,19 @@ def test_every_launcher_names_the_same_rank(told: dict[str, str]) -> None:
     adopt_mpi_names(environment)
     assert read_environment(environment) == RankEnvironment(3, 4, 1, None, local_size=2)
     assert environment["LOCAL_SIZE"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "named"),
+    [
+        ([3], "rank 3"),
+        ([0, 2], "ranks 0, 2"),
+        (list(range(8)), "ranks 0, 1, 2, 3, 4, 5, 6, 7"),
+        (list(range(9)), "ranks 0, 1, 2, 3, 4, 5, 6, 7 and 1 more"),
+    ],
+)
+def test_of_many_ranks_the_first_are_named(ranks: list[int], named: str) -> None:
+    assert name_ranks(ranks) == named
 
 
 def test_deepspeeds_own_names_go_first() -> None:

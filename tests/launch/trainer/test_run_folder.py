@@ -199,7 +199,7 @@ def test_weights_to_start_from_are_needed_by_the_first_start_only(
     pretrained = train_config(init_from=tmp_path / "weights")
     with pytest.raises(
         TrainingError,
-        match=r"is no folder of this machine, and nothing is fetched from a hub; name a Hugging Face model",
+        match=r"is not on this machine, and nothing is fetched from a hub; name a Hugging Face model",
     ):
         start(pretrained, inputs)
     assert not (config.run_dir / "run.json").exists()
