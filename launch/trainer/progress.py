@@ -9,15 +9,20 @@ def step_line(
     steps: int,
     loss: float,
     learning_rate: float,
+    muon_learning_rate: float | None = None,
     grad_norm: float,
     tokens_per_second: float,
     mfu: float | None,
     seconds_left: float,
 ) -> str:
-    """`step   20/700  loss 8.1234  lr 1.20e-03  grad norm 1.43  21,563 tokens/s  MFU n/a  2m 05s left`"""
+    """`step   20/700  loss 8.1234  lr 1.20e-03  grad norm 1.43  21,563 tokens/s  MFU n/a  2m 05s left`
+
+    With Muon `lr 1.20e-03, Muon's 2.00e-02`.
+    """
+    rates = f"{learning_rate:.2e}" + ("" if muon_learning_rate is None else f", Muon's {muon_learning_rate:.2e}")
     share = "n/a" if mfu is None else f"{mfu:.1%}"
     return (
-        f"step {step:>{len(str(steps))}}/{steps}  loss {loss:.4f}  lr {learning_rate:.2e}  grad norm {grad_norm:.2f}  "
+        f"step {step:>{len(str(steps))}}/{steps}  loss {loss:.4f}  lr {rates}  grad norm {grad_norm:.2f}  "
         f"{tokens_per_second:,.0f} tokens/s  MFU {share}  {duration(seconds_left)} left"
     )
 

@@ -106,11 +106,21 @@ class Teller:
         mfu = self._throughput.mfu(tokens_per_second)
         if mfu is not None:
             metrics["train/mfu"] = mfu
+        muon = self._muon_learning_rate(result)
+        if muon is not None:
+            metrics["train/muon_learning_rate"] = muon
         if result.z_loss is not None:
             metrics["train/z_loss"] = result.z_loss
         if result.left_out is not None:
             metrics["train/skipped_steps"] = result.skipped_steps
         return metrics
+
+    def _muon_learning_rate(self, result: StepResult) -> float | None:
+        """The matrices' own, which the schedule scales as the other."""
+        optimizer = self._config.optimizer
+        if optimizer.muon_learning_rate is None:
+            return None
+        return result.learning_rate / optimizer.learning_rate * optimizer.muon_learning_rate
 
     def _warm_up(self, step: int) -> dict[str, float]:
         """How long the first step took to come, and what torch.compile built for this one: nothing, after the first."""
@@ -134,6 +144,7 @@ class Teller:
                 steps=self._config.steps,
                 loss=result.loss,
                 learning_rate=result.learning_rate,
+                muon_learning_rate=self._muon_learning_rate(result),
                 grad_norm=result.grad_norm,
                 tokens_per_second=tokens_per_second,
                 mfu=self._throughput.mfu(tokens_per_second),

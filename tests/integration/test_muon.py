@@ -79,6 +79,8 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(runs: tuple[Any, Any], tmp_pat
     whole, resumed = runs
     assert "resuming from step-00000001" in resumed.out
     assert set(whole.metric("train/z_loss")) == {1, 2, 3}
+    assert whole.metric("train/muon_learning_rate") == pytest.approx(dict.fromkeys((1, 2, 3), MUON_LEARNING_RATE))
+    assert "  lr 1.00e-02, Muon's 2.00e-02  grad norm " in whole.out
     for key in ("train/loss", "train/z_loss", "train/grad_norm", "validation/loss"):
         assert resumed.metric(key) == whole.metric(key)
     ours, theirs = (weights(ended.run, 3, tmp_path / ended.run.name) for ended in runs)
