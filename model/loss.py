@@ -29,20 +29,6 @@ class LossTerms(NamedTuple):
     cross_entropy: Float[Tensor, ""]
 
 
-def chunked_cross_entropy(
-    hidden: Float[Tensor, "tokens hidden"],
-    weight: Float[Tensor, "vocab hidden"],
-    labels: Int[Tensor, " tokens"],
-    *,
-    chunk_logits: int = CHUNK_LOGITS,
-) -> Float[Tensor, ""]:
-    """Mean of −log softmax(hidden · weightᵀ)[label] over the labels that are not −100; 0 if all of them are.
-
-    The result is fp32 (fp64 for fp64 input). Gradients have the dtype of what they belong to, summed in fp32.
-    """
-    return chunked_loss(hidden, weight, labels, chunk_logits=chunk_logits).total
-
-
 def chunked_loss(
     hidden: Float[Tensor, "tokens hidden"],
     weight: Float[Tensor, "vocab hidden"],
@@ -51,10 +37,11 @@ def chunked_loss(
     z_loss_coefficient: float = 0.0,
     chunk_logits: int = CHUNK_LOGITS,
 ) -> LossTerms:
-    """Cross-entropy as above, and in `total` also z_loss_coefficient × mean(log² Z), Z = Σ exp(logits).
+    """Mean of −log softmax(hidden · weightᵀ)[label] over the labels that are not −100; 0 if all of them are.
 
-    The z-loss keeps the softmax's normaliser near 1 (PaLM, arXiv:2204.02311, §5, with 10⁻⁴); its mean is over the same
-    labels.
+    `total` has z_loss_coefficient × mean(log² Z) on top, Z = Σ exp(logits), over the same labels: it keeps the softmax's
+    normaliser near 1 (PaLM, arXiv:2204.02311, §5, with 10⁻⁴). Losses are fp32 (fp64 for fp64 input). Gradients have the
+    dtype of what they belong to, summed in fp32.
     """
     with_gradients = torch.is_grad_enabled()
     total, cross_entropy = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
