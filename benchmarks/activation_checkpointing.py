@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from local_ranks import free_port, rank_variables
 from torch.profiler import ProfilerActivity, profile
 
 from model.activation_checkpointing import ActivationCheckpointing
@@ -128,14 +129,7 @@ def counted_bytes(config: SmolLM2Config, tokens: torch.Tensor, attention: str, m
 
 
 def compare_zero(config: SmolLM2Config, tokens: torch.Tensor, rounds: int) -> None:
-    os.environ |= {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29577",
-    }
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ |= rank_variables(port=free_port()) | {"DS_ACCELERATOR": "cpu"}
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

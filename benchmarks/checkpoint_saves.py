@@ -16,12 +16,13 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from local_ranks import free_port
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("deepspeed", "ours", "ours, blocking", "deepspeed, decoupled", "deepspeed, fast")
@@ -68,9 +69,7 @@ def measure(way: str, layers: int, rounds: int, folder: Path | None) -> tuple[fl
     with tempfile.TemporaryDirectory(dir=folder) as output:
         config = Path(output) / "config.yaml"
         config.write_text(CONFIG.format(layers=layers))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         command = [
             sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port", str(port),
             str(ROOT / "benchmarks/checkpoint_save_rank.py"), way, str(config), output, str(rounds),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from local_ranks import free_port, rank_variables
 
 ROOT = Path(__file__).resolve().parents[1]
 STEP, SEQUENCE = 1, 8
@@ -124,15 +125,12 @@ def size_bytes(folder: Path) -> int:
 
 def make_checkpoint(run: Path, model: Path, *, ranks: int) -> None:
     """Real ranks, without a launcher."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    common = {"WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    port = free_port()
+    common = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, __file__, "--rank", str(run), "--model", str(model)]
     processes = []
     for rank in range(ranks):
-        own = {name: str(value) for name, value in (common | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        environment = {**os.environ, **own, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+        environment = os.environ | rank_variables(rank, world_size=ranks, port=port) | common
         processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
     if any(process.wait() for process in processes):
         raise SystemExit("the checkpoint could not be made")

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import json
 import os
-import socket
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from local_ranks import free_port, rank_variables
 
 from configs.load import load
 from launch.config import TrainConfig
@@ -89,11 +89,7 @@ def overrides(arguments: argparse.Namespace, folder: Path) -> list[str]:
 
 def measure(config: TrainConfig, steps: int) -> tuple[Clocks, float]:
     """The parts' clocks over so many steps, and CPU seconds of the whole process a step."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(port), "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu")}
+    os.environ |= rank_variables(port=free_port()) | {"DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu")}
     from launch.trainer import loop, oversight, replicas
     from launch.trainer.attempt import run_attempt
     from launch.trainer.console import Console

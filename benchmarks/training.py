@@ -21,7 +21,6 @@ import contextlib
 import json
 import os
 import select
-import socket
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, Self
 
 import psutil
+from local_ranks import free_port, rank_variables
 from training_contenders import CONTENDERS
 
 from configs.load import load
@@ -69,20 +69,13 @@ class Ranks:
     def __init__(self, name: str, settings: Path, errors: IO[str], **variables: str) -> None:
         self.name = name
         world_size, _ = CONTENDERS[name]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self._processes: list[subprocess.Popen[str]] = []
         self._results: list[IO[str]] = []
         for rank in range(world_size):
             reading, writing = os.pipe()
             environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                **rank_variables(rank, world_size=world_size, port=port),
                 "DS_ACCELERATOR": "cpu",
                 "THP_MEM_ALLOC_ENABLE": "1",  # for all, as the trainer has it
                 "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // world_size)),

@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from local_ranks import free_port, rank_variables
 
 from model.attention_backends.selection import KERNELS, AttentionBackendError, bind, resolve
 from model.cost import flops_per_token
@@ -133,16 +133,8 @@ def usable_kernels(device: torch.device, dtype: torch.dtype) -> list[str]:
 
 def measure(setting: Setting, *, sequence_length: int, precision: str, timeout_s: float) -> Row:
     """In a process of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     environment = os.environ | {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        **rank_variables(port=free_port()),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     run = {"contender": setting.contender, "sequence_length": sequence_length, "precision": precision}

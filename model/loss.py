@@ -39,9 +39,9 @@ def chunked_loss(
 ) -> LossTerms:
     """Mean of −log softmax(hidden · weightᵀ)[label] over the labels that are not −100; 0 if all of them are.
 
-    `total` has z_loss_coefficient × mean(log² Z) on top, Z = Σ exp(logits), over the same labels: it keeps the softmax's
-    normaliser near 1 (PaLM, arXiv:2204.02311, §5, with 10⁻⁴). Losses are fp32 (fp64 for fp64 input). Gradients have the
-    dtype of what they belong to, summed in fp32.
+    `total` has z_loss_coefficient × mean(log² Z) on top, Z = Σ exp(logits), over the same labels, which keeps the
+    softmax's normaliser near 1 (PaLM, arXiv:2204.02311, §5, with 10⁻⁴). Losses are fp32 (fp64 for fp64 input).
+    Gradients have the dtype of what they belong to, summed in fp32.
     """
     with_gradients = torch.is_grad_enabled()
     total, cross_entropy = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
