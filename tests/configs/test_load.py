@@ -242,7 +242,7 @@ def test_unknown_key_that_is_the_name_of_a_nested_field_says_where_that_is(write
 def test_unknown_key_that_is_the_name_of_a_field_further_out_says_so(write) -> None:
     path = write("optimizer: {steps: 3}")
     assert error_of(path) == f"{path}: unknown key optimizer.steps; did you mean steps?"
-    assert error_of(write(""), "optimzer.steps=3").endswith("unknown key optimzer; did you mean optimizer?")
+    assert error_of(write(""), "optim.steps=3").endswith("unknown key optim; did you mean optimizer?")
     override = "optimizer.steps=3"
     assert error_of(write(""), override) == f"override '{override}': unknown key {override[:-2]}; did you mean steps?"
 
