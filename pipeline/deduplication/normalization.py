@@ -18,8 +18,8 @@ from pipeline.normal_forms import normalized
 
 _WHITE_SPACE_AND_CONTROL = bytes(range(ord(" ") + 1))
 
-# texts are rid of them so many bytes at once: the places of what stays, 8 bytes each, fit a core's cache
-_AT_ONCE_BYTES = 1 << 16
+# texts are rid of them so many characters at once: the places of what stays, 8 bytes each, fit a core's cache
+_AT_ONCE = 1 << 16
 
 # for bytes of UTF-8: what is not ASCII stays, and is looked at word by word
 _WORD_BYTES = bytes(
@@ -41,39 +41,45 @@ def comparable_bytes(text: str) -> bytes:
 
 
 def comparable_digests(texts: Iterable[str]) -> Iterator[bytes]:
-    """xxh3-128 of the `comparable_bytes` of each text, 16 bytes each. Takes texts as it goes, 64 KiB ahead.
+    """xxh3-128 of the `comparable_bytes` of each text, 16 bytes each. Takes texts as it goes, 64 Ki characters ahead.
 
-    Short texts are compacted together by NumPy, which has no branch a byte: those of `bytes.translate` are mispredicted
-    at every word, and take a quarter longer.
+    Short texts are encoded together, and compacted together by NumPy, which has no branch a byte: those of
+    `bytes.translate` are mispredicted at every word, and take a quarter longer.
     """
-    for group in _groups(map(_composed, texts)):
+    for group in _groups(texts):
         yield from _digests(group)
 
 
-def _groups(texts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Of `_AT_ONCE_BYTES` at most, or of one text."""
-    group: list[bytes] = []
-    size_bytes = 0
+def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Of `_AT_ONCE` characters at most, or of one text."""
+    group: list[str] = []
+    characters = 0
     for text in texts:
-        size_bytes += len(text)
-        if group and size_bytes > _AT_ONCE_BYTES:
+        characters += len(text)
+        if group and characters > _AT_ONCE:
             yield group
-            group, size_bytes = [], len(text)
+            group, characters = [], len(text)
         group.append(text)
     if group:
         yield group
 
 
-def _digests(group: list[bytes]) -> Iterator[bytes]:
+def _digests(group: list[str]) -> Iterator[bytes]:
     """xxh3-128 of each text without its white space and control characters."""
-    joined = np.frombuffer(b"".join(group), np.uint8)
-    if len(joined) > _AT_ONCE_BYTES:
-        yield xxhash.xxh3_128_digest(group[0].translate(None, _WHITE_SPACE_AND_CONTROL))
+    whole = "".join(group)
+    if whole.isascii():
+        data, sizes = whole.encode(), [*map(len, group)]
+    else:
+        parts = [*map(_composed, group)]
+        data, sizes = b"".join(parts), [*map(len, parts)]
+    if len(group) == 1 and len(data) > _AT_ONCE:
+        yield xxhash.xxh3_128_digest(data.translate(None, _WHITE_SPACE_AND_CONTROL))
         return
+    joined = np.frombuffer(data, np.uint8)
     kept = (joined > ord(" ")).nonzero()[0]
     compact = joined.take(kept, mode="wrap").data  # every index is in range: `wrap` only spares their check
     start = 0
-    for stop in np.searchsorted(kept, np.cumsum([len(text) for text in group])).tolist():
+    for stop in np.searchsorted(kept, np.cumsum(sizes)).tolist():
         yield xxhash.xxh3_128_digest(compact[start:stop])
         start = stop
 

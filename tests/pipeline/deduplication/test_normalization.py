@@ -24,9 +24,10 @@ def test_digests_of_many_texts_are_those_of_each(texts: list[str]) -> None:
     assert list(comparable_digests(texts)) == expected
 
 
+@pytest.mark.parametrize("words", ["word \n", "w\u00f6rd e\u0301 \n", "\U0001f600 \x00"])
 @pytest.mark.parametrize("lengths", [[60_000, 6_000, 1], [1, 70_000, 1], [65_536], [65_537, 0], [30_000] * 9])
-def test_digests_of_long_texts_are_those_of_each(lengths: list[int]) -> None:
-    texts = [("word \n" * length)[:length] for length in lengths]
+def test_digests_of_long_texts_are_those_of_each(lengths: list[int], words: str) -> None:
+    texts = [(words * length)[:length] for length in lengths]
     expected = [xxhash.xxh3_128_digest(comparable_bytes(text)) for text in texts]
     assert list(comparable_digests(texts)) == expected
 
