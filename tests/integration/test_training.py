@@ -292,6 +292,7 @@ def compiled(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> A
     return start_training(tmp_path_factory.mktemp("compiled") / "run", *overrides, mode).end()
 
 
+@pytest.mark.campaign
 class TestCompiledRun:
     def test_loss_is_that_of_the_layers_as_written(self, compiled: Any, whole: Any) -> None:
         assert compiled.code == 0, compiled.err
