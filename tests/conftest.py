@@ -1,7 +1,8 @@
-"""A disk of a chosen size, an object store, an MLflow server and a tiny run's config, for the tests of every room."""
+"""Small disks, an object store, an MLflow server, ranks, and a tiny run's config, for the tests of every room."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from hypothesis import settings
 # no limit of milliseconds for an example: where other work runs too, any may take longer
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+ROOT = Path(__file__).resolve().parents[1]
+OTHERS_END_S = 20.0  # ranks that wait for one that has failed
 
 SERVER = """
 import sys, time
@@ -64,6 +69,65 @@ def tiny_config() -> Callable[..., str]:
         return str(yaml.safe_dump({"run_dir": str(run), "data": data, **TINY, **settings}, sort_keys=False))
 
     return text
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """`free_port()`: a port of 127.0.0.1 on which nobody listens."""
+    return _free_port
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """`run_ranks(2, script, argument, …, NAME=value, …)`: a script (or `-m`, module) as so many ranks on CPUs, and how
+    each ended; `{rank}` in an argument is its number. Without a launcher, which takes longer to start than they do."""
+
+    def run(ranks: int, *arguments: Any, **variables: Any) -> list[subprocess.CompletedProcess[str]]:
+        folder, port = tmp_path_factory.mktemp("ranks"), _free_port()
+        common = {
+            "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+            "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
+            # ninja stands beside the interpreter
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }  # fmt: skip
+        with ExitStack() as stack:
+            processes = []
+            for rank in range(ranks):
+                environment = common | {"RANK": rank, "LOCAL_RANK": rank} | variables
+                process = subprocess.Popen(
+                    [sys.executable, *(str(argument).replace("{rank}", str(rank)) for argument in arguments)],
+                    cwd=ROOT,
+                    env=os.environ | {name: str(value) for name, value in environment.items()},
+                    stdout=stack.enter_context((folder / f"{rank}.out").open("w")),
+                    stderr=stack.enter_context((folder / f"{rank}.err").open("w")),
+                )
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+                processes.append(process)
+            _wait_for(processes)
+        return [
+            subprocess.CompletedProcess(
+                process.args, process.returncode, *((folder / f"{rank}.{kind}").read_text() for kind in ("out", "err"))
+            )
+            for rank, process in enumerate(processes)
+        ]
+
+    return run
+
+
+def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended, or one has failed and the others have had their time to notice."""
+    deadline_s = math.inf
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline_s:
+        if any(process.returncode for process in processes):
+            deadline_s = min(deadline_s, time.monotonic() + OTHERS_END_S)
+        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -140,9 +204,7 @@ class MlflowServer:
     """`mlflow server` over `FOLDER/server.db`, on a port of its own."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = int(listener.getsockname()[1])
+        self.port = _free_port()
         self.uri, self.database = f"http://127.0.0.1:{self.port}", folder / "server.db"
         self._command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",

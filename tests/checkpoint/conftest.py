@@ -1,4 +1,4 @@
-"""Real ZeRO-3 checkpoints, made once a session by the deepspeed launcher, and run folders to spoil."""
+"""Real ZeRO-3 checkpoints, made once a session, and run folders to spoil."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import errno
 import hashlib
 import os
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,39 +30,18 @@ WRITER = Path(__file__).with_name("zero3_writer.py")
 
 
 @pytest.fixture(scope="session")
-def zero3_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+def zero3_folder(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[..., Any]) -> Callable[[int], Path]:
     """For a world size, the folder of what `zero3_writer.py` makes with it; each is made when it is first asked for."""
     root = tmp_path_factory.mktemp("zero3")
 
     def folder(world_size: int) -> Path:
         output = root / f"world-{world_size}"
         if not output.exists():
-            launch_writer(output, world_size)
+            for rank in run_ranks(world_size, WRITER, output):
+                assert rank.returncode == 0, rank.stderr[-3000:]
         return output
 
     return folder
-
-
-def launch_writer(output: Path, world_size: int) -> None:
-    command = [
-        sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(world_size),
-        "--master_port", find_free_port(), str(WRITER), str(output),
-    ]  # fmt: skip
-    environment = {
-        **os.environ,
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(WRITER.parents[2]),
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
-def find_free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
 
 
 @pytest.fixture(scope="session")
@@ -196,12 +172,6 @@ def write_log() -> Callable[..., None]:
 def edit_manifest() -> Callable[..., None]:
     """Replaces fields of a checkpoint's manifest: `edit_manifest(run, 4, probe=None)`."""
     return replace_in_manifest
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], str]:
-    """A port of 127.0.0.1 that nobody listens on."""
-    return find_free_port
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -170,24 +169,15 @@ def test_torch_reads_the_files_in_every_way(zero3_folder: Callable[[int], Path],
                 assert (record.header_offset + 30 + lengths) % 64 == 0
 
 
-def run_rank(script: Path, *arguments: str, port: str) -> None:
-    """A script as the only rank."""
-    environment = {
-        **os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
-    }  # fmt: skip
-    done = subprocess.run([sys.executable, script, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_deepspeed_loads_it_and_so_does_the_trainer_without_it(
-    zero3_folder: Callable[[int], Path], tmp_path: Path, free_port: Callable[[], str]
+    zero3_folder: Callable[[int], Path], tmp_path: Path, run_ranks: Callable[..., Any]
 ) -> None:
     for variant in VARIANTS:
         write(zero3_folder(2) / variant / "zero", tmp_path / "resharded" / variant / "zero", 1)
     script = Path(__file__).with_name("reload_rank.py")
-    folders = (str(zero3_folder(2)), str(tmp_path / "resharded"), str(tmp_path / "saved"))
-    run_rank(script, *folders, *VARIANTS, port=free_port())
+    folders = (zero3_folder(2), tmp_path / "resharded", tmp_path / "saved")
+    [ended] = run_ranks(1, script, *folders, *VARIANTS)
+    assert ended.returncode == 0, ended.stderr[-3000:]
     for variant in VARIANTS:
         for kind in ("optim", "model"):
             [ours] = load(tmp_path / "resharded" / variant / "zero", kind)

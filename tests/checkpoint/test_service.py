@@ -376,7 +376,7 @@ def test_failed_proof_is_told_at_every_look(
 
 
 def test_dead_server_is_told_and_stops_nothing_else(
-    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], str]
+    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], int]
 ) -> None:
     run = make_run("float32")
     told, (problem,) = look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))
@@ -386,7 +386,7 @@ def test_dead_server_is_told_and_stops_nothing_else(
 
 
 def test_dead_server_is_asked_for_one_run_and_not_for_each(
-    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, free_port: Callable[[], str]
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, free_port: Callable[[], int]
 ) -> None:
     for number in range(3):
         write_log(new_run(f"run-{number}", run_key=str(number) * 32), steps=1)
@@ -411,7 +411,7 @@ def one_at_a_time(runner: Any) -> Callable[[], Any]:
 
 
 def test_proof_made_while_the_server_was_down_is_logged_later(
-    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], str]
+    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], int]
 ) -> None:
     run = make_run("float32")
     look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))

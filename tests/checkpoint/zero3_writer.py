@@ -1,4 +1,4 @@
-"""Writes real ZeRO checkpoints: `deepspeed --num_gpus N zero3_writer.py OUTPUT` makes one a variant below OUTPUT.
+"""Writes real ZeRO checkpoints: `RANK=0 WORLD_SIZE=2 … python zero3_writer.py OUTPUT` makes one a variant below OUTPUT.
 
 Beside each checkpoint lies what DeepSpeed's own `zero_to_fp32` makes of it, as `expected.pt`, and the moments that
 DeepSpeed gathers from the ranks, as `moments.pt`.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from checkpoint.events import Event, events_file, read_events
 from pipeline.shards import format as contract
 
 ROOT = Path(__file__).resolve().parents[2]
+RECORDED_TRAIN = Path(__file__).with_name("recorded_train.py")
 STEPS = 30
 SETTINGS = {
     "steps": STEPS,
@@ -162,39 +162,23 @@ def write_config(
 
 
 @pytest.fixture(scope="session")
-def train_on_ranks(write_config: Callable[[Path], Path]) -> Callable[..., Ended]:
-    """`train_on_ranks(3, run, "key=value", …, records=DIR)`: the tiny run on so many ranks, without a launcher, which
-    would take longer than they; what each of them trained on is written to `records`."""
+def train_on_ranks(write_config: Callable[[Path], Path], run_ranks: Callable[..., Any]) -> Callable[..., Ended]:
+    """`train_on_ranks(3, run, "key=value", …)`: the tiny run on so many ranks without a launcher; what each of them
+    trained on is written to `records`, if that is given."""
 
-    def train(ranks: int, run: Path, *overrides: str, records: Path) -> Ended:
-        records.mkdir()
-        script = str(Path(__file__).with_name("recorded_train.py"))
-        command = [sys.executable, script, str(write_config(run)), *overrides]
-        common = {"WORLD_SIZE": str(ranks), "LOCAL_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-        common |= {"MASTER_PORT": _free_port(), "RECORDS": str(records), "PYTHONPATH": str(ROOT)}
-        common |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        common["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        pipe = subprocess.PIPE
-        started = [
-            subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=pipe,
-                stderr=pipe,
-                text=True,
-            )
-            for rank in range(ranks)
-        ]
-        said = [process.communicate() for process in started]
-        code = max(abs(process.returncode) for process in started)
-        return Ended(run, code, said[0][0], "".join(err for _, err in said), tuple(_events(run)))
+    def train(ranks: int, run: Path, *overrides: str, records: Path | None = None) -> Ended:
+        started = [*(("-m", "launch.train") if records is None else (RECORDED_TRAIN,)), write_config(run), *overrides]
+        if records is not None:
+            records.mkdir()
+        ended = run_ranks(ranks, *started, **({} if records is None else {"RECORDS": records}))
+        code = max(abs(rank.returncode) for rank in ended)
+        return Ended(run, code, ended[0].stdout, "".join(rank.stderr for rank in ended), tuple(_events(run)))
 
     return train
 
 
 @pytest.fixture(scope="session")
-def start_training(write_config: Callable[[Path], Path]) -> StartTraining:
+def start_training(write_config: Callable[[Path], Path], free_port: Callable[[], int]) -> StartTraining:
     """`start_training(run, "key=value", …, by_hand=False)`: the tiny run in folder `run`, as a user would start it;
     with `records` by hand on so many `ranks`, and what each of them trained on is written there."""
 
@@ -203,12 +187,12 @@ def start_training(write_config: Callable[[Path], Path]) -> StartTraining:
     ) -> Started:
         config = write_config(run)
         deepspeed = [str(Path(sys.executable).with_name("deepspeed")), f"--num_gpus={ranks}"]
-        deepspeed.append(f"--master_port={_free_port()}")
+        deepspeed.append(f"--master_port={free_port()}")
         command = [*deepspeed, "--module", "launch.train"] if by_hand else [sys.executable, "-m", "launch", "train"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
         if records is not None:
             records.mkdir()
-            command = [*deepspeed, str(Path(__file__).with_name("recorded_train.py"))]
+            command = [*deepspeed, str(RECORDED_TRAIN)]
             environment |= {"RECORDS": str(records), "PYTHONPATH": str(ROOT)}
         # ninja and deepspeed stand beside the interpreter
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -238,35 +222,17 @@ def write_split() -> Callable[[Path, contract.Split, list[list[int]]], contract.
 
 
 @pytest.fixture(scope="session")
-def run_one_rank() -> Callable[[str, dict[str, Any], Path], dict[str, Any]]:
+def run_one_rank(run_ranks: Callable[..., Any]) -> Callable[[str, dict[str, Any], Path], dict[str, Any]]:
     """`run_one_rank("x_rank.py", job, folder)`: a script of this folder as the only rank, and what it saved."""
-    return _run_one_rank
-
-
-def _run_one_rank(script: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
     import torch
 
-    torch.save(job, folder / "job.pt")
-    environment = os.environ | {
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": _free_port(),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [sys.executable, str(Path(__file__).with_name(script)), str(folder / "job.pt"), str(folder / "out.pt")]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return dict(torch.load(folder / "out.pt"))
+    def run(script: str, job: dict[str, Any], folder: Path) -> dict[str, Any]:
+        torch.save(job, folder / "job.pt")
+        [ended] = run_ranks(1, Path(__file__).with_name(script), folder / "job.pt", folder / "out.pt")
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        return dict(torch.load(folder / "out.pt"))
 
-
-def _free_port() -> str:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return str(listener.getsockname()[1])
+    return run
 
 
 def _chain(random: np.random.Generator) -> list[int]:

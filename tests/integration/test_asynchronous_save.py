@@ -21,13 +21,14 @@ SCHEDULE = ("schedule.warmup_steps=0", "schedule.decay_steps=0")
 
 
 @pytest.fixture(scope="module")
-def two_ways(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
+def two_ways(train_on_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Any]:
     """The same ten steps by two ranks: the save of step 5 blocking or behind the next steps."""
     return {
-        asynchronous: start_training(
+        asynchronous: train_on_ranks(
+            2,
             tmp_path_factory.mktemp(f"asynchronous-{asynchronous}") / "run",
             *("steps=10", "checkpoint.every_steps=5", f"checkpoint.asynchronous={asynchronous}", *SCHEDULE),
-        ).end()
+        )
         for asynchronous in (True, False)
     }
 
@@ -79,7 +80,9 @@ def test_times_are_metrics(two_ways: dict[bool, Any]) -> None:
     assert "of which training stood still for " in two_ways[True].out
 
 
-def test_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(start_training: Any, tmp_path: Path) -> None:
+def test_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(
+    start_training: Any, train_on_ranks: Any, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     started = start_training(run, *SIZE, *SCHEDULE, "checkpoint.every_steps=2")
     started.wait_for_checkpoint(2)
@@ -103,7 +106,7 @@ def test_kill_in_the_middle_of_a_save_leaves_the_checkpoint_before(start_trainin
     [partial] = (run / "checkpoints").glob(".partial-step-*")
     assert int(re.sub(r"\D", "", partial.name)) == newest + 2
 
-    ended = start_training(run, *SIZE[:3], *SCHEDULE, "checkpoint.every_steps=2", f"steps={newest + 3}").end()
+    ended = train_on_ranks(1, run, *SIZE[:3], *SCHEDULE, "checkpoint.every_steps=2", f"steps={newest + 3}")
     assert ended.code == 0, ended.err
     assert f"resuming from step-{newest:08d}" in ended.out
     assert list_steps(run)[-2:] == [newest + 2, newest + 3]

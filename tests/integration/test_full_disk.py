@@ -28,11 +28,11 @@ def fill(disk: Path, *, leave_bytes: int) -> Path:
 
 
 def test_disk_that_fills_while_saving_costs_only_the_steps_since_the_last_checkpoint(
-    start_training: Any, mount_tmpfs: Callable[[str], Path]
+    start_training: Any, train_on_ranks: Any, mount_tmpfs: Callable[[str], Path]
 ) -> None:
     disk = mount_tmpfs("size=80m")
     run = disk / "run"
-    begun = start_training(run, *SIZE, *SCHEDULE, "steps=2").end()
+    begun = train_on_ranks(2, run, *SIZE, *SCHEDULE, "steps=2")
     assert begun.code == 0, begun.err
 
     filler = fill(disk, leave_bytes=BYTES_NEEDED + SPARE_BYTES)
@@ -46,7 +46,7 @@ def test_disk_that_fills_while_saving_costs_only_the_steps_since_the_last_checkp
     assert verify_checkpoint(checkpoint_directory(run, 2)) == []
 
     filler.unlink()
-    mended = start_training(run, *SIZE, *SCHEDULE, "steps=4").end()
+    mended = train_on_ranks(2, run, *SIZE, *SCHEDULE, "steps=4")
     assert mended.code == 0, mended.err
     assert "resuming from step-00000002" in mended.out
     assert list_steps(run) == [2, 4]

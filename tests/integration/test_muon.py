@@ -32,18 +32,18 @@ SETTINGS = (
 
 
 @pytest.fixture(scope="module")
-def runs(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+def runs(train_on_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """Three steps at once, and a copy that lost all but the first checkpoint and went on from it."""
     folder = tmp_path_factory.mktemp("muon")
     with pytest.MonkeyPatch.context() as environment:
         # DeepSpeed's Newton–Schulz without the minute that it takes to compile
         environment.setenv("TORCHDYNAMO_DISABLE", "1")
-        whole = start_training(folder / "whole", *SETTINGS).end()
+        whole = train_on_ranks(2, folder / "whole", *SETTINGS)
         assert whole.code == 0, whole.err
         shutil.copytree(whole.run, folder / "resumed")
         for step in (2, 3):
             shutil.rmtree(folder / "resumed" / "checkpoints" / f"step-{step:08d}")
-        resumed = start_training(folder / "resumed", *SETTINGS).end()
+        resumed = train_on_ranks(2, folder / "resumed", *SETTINGS)
     return whole, resumed
 
 

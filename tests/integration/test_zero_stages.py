@@ -19,17 +19,16 @@ COMMON = ("steps=6", "checkpoint.every_steps=3", "schedule.warmup_steps=0", "sch
 
 
 @pytest.fixture(scope="module")
-def sharded_state(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def sharded_state(train_on_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Stage 1 in bfloat16, which DeepSpeed gives to another optimizer class than stage 2."""
-    return start_training(
-        tmp_path_factory.mktemp("stage-1") / "run", *COMMON, "zero.stage=1", "precision=bfloat16"
-    ).end()
+    run = tmp_path_factory.mktemp("stage-1") / "run"
+    return train_on_ranks(2, run, *COMMON, "zero.stage=1", "precision=bfloat16")
 
 
 @pytest.fixture(scope="module")
-def sharded_gradients(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def sharded_gradients(train_on_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Stage 2 in float32."""
-    return start_training(tmp_path_factory.mktemp("stage-2") / "run", *COMMON, "zero.stage=2").end()
+    return train_on_ranks(2, tmp_path_factory.mktemp("stage-2") / "run", *COMMON, "zero.stage=2")
 
 
 def probe_loss(run: Path, folder: Path) -> tuple[float, float]:
@@ -60,14 +59,14 @@ def test_consolidated_weights_have_the_trainers_loss(
 
 
 def test_resume_of_stage_1_goes_on_bit_for_bit_and_another_stage_is_refused(
-    start_training: Any, sharded_state: Any, tmp_path: Path
+    start_training: Any, train_on_ranks: Any, sharded_state: Any, tmp_path: Path
 ) -> None:
     run = shutil.copytree(sharded_state.run, tmp_path / "run")
     shutil.rmtree(checkpoint_directory(run, 6))
     refused = start_training(run, *COMMON, "zero.stage=3", "precision=bfloat16").end()
     assert refused.code == 2
     assert "was saved with zero.stage=1 and this start has zero.stage=3; start it with zero.stage=1" in refused.err
-    resumed = start_training(run, *COMMON, "zero.stage=1", "precision=bfloat16").end()
+    resumed = train_on_ranks(2, run, *COMMON, "zero.stage=1", "precision=bfloat16")
     assert resumed.code == 0, resumed.err
     assert "resuming from step-00000003" in resumed.out
     assert list_steps(run) == [3, 6]

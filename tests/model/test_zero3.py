@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,48 +12,9 @@ import torch
 
 from model.config import SmolLM2Config
 
-ROOT = Path(__file__).resolve().parents[2]
 WORLD_SIZE = 2
 TOKENS_PER_CHUNK = 2  # of 33
 GATHERS = 4
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def run_ranks(job: dict[str, Any], folder: Path) -> list[list[dict[str, Any]]]:
-    torch.save(job, folder / "job.pt")
-    port = str(free_port())
-    processes = []
-    for rank in range(WORLD_SIZE):
-        environment = os.environ | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(WORLD_SIZE),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-        command = [sys.executable, str(Path(__file__).parent / "zero3_rank.py"), str(folder / "job.pt")]
-        log = (folder / f"{rank}.log").open("w")
-        processes.append(
-            subprocess.Popen(
-                [*command, str(folder / f"{rank}.pt")], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
-        )
-    try:
-        for rank, process in enumerate(processes):
-            assert process.wait(timeout=200) == 0, (folder / f"{rank}.log").read_text()[-2000:]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +62,10 @@ def batch(sizes: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def measured(
-    sizes: dict[str, Any], batch: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory
+    sizes: dict[str, Any],
+    batch: dict[str, torch.Tensor],
+    run_ranks: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> list[list[dict[str, Any]]]:
     """By rank and case. One start of the ranks for all cases: it is what takes the time."""
     cases = [
@@ -118,7 +79,11 @@ def measured(
         for case in CASES.values()
     ]
     job = {**batch, "cases": cases, "chunk_logits": TOKENS_PER_CHUNK * sizes["vocab_size"]}
-    return run_ranks(job, tmp_path_factory.mktemp("zero3"))
+    folder, script = tmp_path_factory.mktemp("zero3"), Path(__file__).with_name("zero3_rank.py")
+    torch.save(job, folder / "job.pt")
+    for ended in run_ranks(WORLD_SIZE, script, folder / "job.pt", folder / "{rank}.pt"):
+        assert ended.returncode == 0, ended.stderr[-2000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD_SIZE)]
 
 
 @pytest.mark.parametrize("case", CASES)

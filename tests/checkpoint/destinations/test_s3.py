@@ -128,7 +128,7 @@ def test_a_large_file_goes_in_parts_and_is_read_back(store: Any, run: Path, add_
 
 
 def test_a_server_that_is_away_is_one_line(
-    run: Path, store: Any, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], str]
+    run: Path, store: Any, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

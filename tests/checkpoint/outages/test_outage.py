@@ -89,7 +89,7 @@ def test_server_killed_for_the_middle_third_of_a_run_has_every_step_once(
 
 
 def test_server_that_is_down_at_the_start_is_told_within_seconds(
-    new_run: RunMaker, write_log: LogWriter, free_port: Callable[[], str]
+    new_run: RunMaker, write_log: LogWriter, free_port: Callable[[], int]
 ) -> None:
     run, uri = new_run(), f"http://127.0.0.1:{free_port()}"
     write_log(run, steps=3)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +17,21 @@ ROOT = Path(__file__).resolve().parents[3]
 MUON = ["optimizer.name=muon", "optimizer.muon_learning_rate=0.02", "optimizer.gradient_clipping=0"]
 
 
-def engine_figures(folder: Path, settings: list[str], *, stage: int, world_size: int) -> dict[str, Any]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    script = Path(__file__).with_name("zero_states_rank.py")
-    out = folder / "figures.json"
-    environment = os.environ | {
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    config = ROOT / "configs" / "train" / "demo.yaml"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(config), str(stage), str(out), *settings],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, errors[-2000:]
+RunRanks = Callable[..., Any]
+
+
+def engine_figures(
+    run_ranks: RunRanks, folder: Path, settings: list[str], *, stage: int, world_size: int
+) -> dict[str, Any]:
+    script, out = Path(__file__).with_name("zero_states_rank.py"), folder / "figures.json"
+    for rank in run_ranks(world_size, script, ROOT / "configs" / "train" / "demo.yaml", stage, out, *settings):
+        assert rank.returncode == 0, rank.stderr[-2000:]
     return dict(json.loads(out.read_text()))
 
 
-def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra: list[str]) -> None:
+def check(
+    run_ranks: RunRanks, tmp_path: Path, *, stage: int, world_size: int, precision: str, extra: list[str]
+) -> None:
     settings = [
         f"run_dir={tmp_path / 'run'}",
         f"precision={precision}",
@@ -67,7 +46,7 @@ def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra:
     config = load(ROOT / "configs" / "train" / "demo.yaml", TrainConfig, settings)
     counted = zero_states(config, Zero(stage), world_size=world_size)
     traffic = sent_bytes(config, Zero(stage), world_size=world_size)
-    real = engine_figures(tmp_path, settings, stage=stage, world_size=world_size)
+    real = engine_figures(run_ranks, tmp_path, settings, stage=stage, world_size=world_size)
     print(
         f"stage {stage}, {world_size} ranks, {precision}: {counted.total:,} planned, {real['held_bytes']:,} held; "
         f"{traffic:,} planned, {real['sent_bytes']:,.0f} sent"
@@ -80,11 +59,13 @@ def check(tmp_path: Path, *, stage: int, world_size: int, precision: str, extra:
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
-def test_states_and_traffic_are_deepspeeds(tmp_path: Path, stage: int, world_size: int, precision: str) -> None:
-    check(tmp_path, stage=stage, world_size=world_size, precision=precision, extra=[])
+def test_states_and_traffic_are_deepspeeds(
+    run_ranks: RunRanks, tmp_path: Path, stage: int, world_size: int, precision: str
+) -> None:
+    check(run_ranks, tmp_path, stage=stage, world_size=world_size, precision=precision, extra=[])
 
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_muons_states_are_deepspeeds(tmp_path: Path, world_size: int) -> None:
-    check(tmp_path, stage=3, world_size=world_size, precision="float32", extra=MUON)
+def test_muons_states_are_deepspeeds(run_ranks: RunRanks, tmp_path: Path, world_size: int) -> None:
+    check(run_ranks, tmp_path, stage=3, world_size=world_size, precision="float32", extra=MUON)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,24 +223,14 @@ def test_another_run_in_the_folder_and_a_config_there_that_does_not_load_are_fin
     assert "malformed YAML" in problems(findings)["run"]
 
 
-def test_a_rank_names_the_weight_that_is_no_number(config: Path, tmp_path: Path) -> None:
+def test_a_rank_names_the_weight_that_is_no_number(config: Path, tmp_path: Path, run_ranks: Callable[..., Any]) -> None:
     model = SmolLM2(load(config, TrainConfig).model)
     initialize(model, seed=5)
     with torch.no_grad():
         model.norm.weight[3] = float("nan")
     save_pretrained(model, tmp_path / "weights", dtype=torch.float32)
     job = RankJob(config=load(config, TrainConfig, [f"init_from={tmp_path / 'weights'}"]), timeout_s=200)
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
-    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ended = subprocess.run(
-        [sys.executable, "-m", "launch.preflight.rank_probe", encode(job)],
-        cwd=ROOT,
-        env=os.environ | ranks | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    [ended] = run_ranks(1, "-m", "launch.preflight.rank_probe", encode(job))
     assert ended.returncode == 1
     _, failure = (json.loads(line.partition(PREFIX)[2]) for line in ended.stdout.splitlines())
     assert failure["failed"] == "building the model"
