@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
+from yardstick import Yardstick
 
 from pipeline.status import STATUS_FILE
 
@@ -25,7 +27,6 @@ class Look:
     """A moment of the run: what it says of itself, and what Linux says of its processes."""
 
     seconds: float
-    cpu_s: float
     tokens: int
     busy_workers: int
     units_done: int
@@ -49,10 +50,14 @@ class Peaks:
     workers: dict[int, int] = field(default_factory=dict)
 
 
-def watch(process: subprocess.Popen[bytes], dataset: Path, *, log: Path) -> tuple[list[Look], Peaks]:
-    """Looks at every new `status.json` until the command ends. Raises SystemExit, with its log, if it fails."""
+def watch(
+    process: subprocess.Popen[bytes], dataset: Path, yardstick: Yardstick, *, log: Path
+) -> tuple[list[Look], Peaks]:
+    """Looks at every new `status.json` until the command ends, and lets the yardstick probe meanwhile; the seconds of
+    the looks are by its clock, from then on. Raises SystemExit, with its log, if the command fails."""
     looks: list[Look] = []
     peaks = Peaks()
+    zero = math.inf  # of the run's clock, by our own
     driver = psutil.Process(process.pid)
     printed = time.monotonic()
     while process.poll() is None:
@@ -60,15 +65,17 @@ def watch(process: subprocess.Popen[bytes], dataset: Path, *, log: Path) -> tupl
         status = read_status(dataset / STATUS_FILE)
         look = look_at(driver, status, peaks)
         if look is not None and (not looks or look.seconds > looks[-1].seconds):
+            zero = min(zero, time.monotonic() - look.seconds)
             looks.append(look)
             if time.monotonic() - printed >= LINE_INTERVAL_S:
                 printed = time.monotonic()
                 share = status["input_bytes_done"] / status["input_bytes_total"]
                 rate = status["input_bytes_per_s_now"] / 1e6
                 print(f"  {look.seconds:6.0f} s {share:6.1%} {rate:6.1f} MB/s now, {look}", flush=True)
+        yardstick.probe_if_due(driver)
     if process.returncode:
         raise SystemExit(f"the run failed:\n{log.read_text()[-2000:]}")
-    return looks, peaks
+    return [replace(look, seconds=yardstick.seconds(zero + look.seconds)) for look in looks], peaks
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -87,7 +94,6 @@ def look_at(driver: psutil.Process, status: dict[str, Any], peaks: Peaks) -> Loo
     try:
         processes = [driver, *driver.children(recursive=True)]
         open_files = sum(process.num_fds() for process in processes)
-        cpu_s = sum(sum(process.cpu_times()[:2]) for process in processes)
         for process in processes:
             now, peak = resident_bytes(process.pid)
             resident[process.pid] = now
@@ -103,7 +109,6 @@ def look_at(driver: psutil.Process, status: dict[str, Any], peaks: Peaks) -> Loo
         return None
     return Look(
         seconds=status["seconds"],
-        cpu_s=cpu_s,
         tokens=status["tokens"],
         busy_workers=len(workers),
         units_done=status["units_done"],
