@@ -43,7 +43,7 @@ import numpy as np
 import psutil
 from encoding import TRAINING_BYTES, some_texts, texts
 from run_watch import Look, Peaks, read_status, watch
-from yardstick import Yardstick, yardstick
+from yardstick import Yardstick, open_yardstick
 
 from pipeline.shards.format import read_manifest
 from pipeline.status import STATUS_FILE
@@ -57,7 +57,7 @@ PROBE_BYTES = 12_000_000
 # of its input: two bytes for each token of three and a half
 OUTPUT_SHARE = 0.65
 
-MIN_GIGABYTES = 0.5  # below that two workers are not busy together for long
+MIN_GIGABYTES = 2.0  # below that a tenth is over before the machine is looked at again
 MAX_WORKER_BYTES = 400_000_000
 MIN_RATE_RATIO = 0.95
 
@@ -120,7 +120,10 @@ def running(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             workers = psutil.Process(process.pid).children(recursive=True)
         process.kill()
         process.wait()
-        psutil.wait_procs(workers, timeout=10)  # they die with it; what still writes cannot be removed
+        for worker in workers:  # they die with it, unless they stand still
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        psutil.wait_procs(workers, timeout=10)  # what still writes cannot be removed
 
 
 def steady(looks: list[Look]) -> list[Look]:
@@ -137,7 +140,11 @@ def tenths(looks: list[Look], machine: Yardstick) -> list[Tenth]:
     moments = np.interp(marks, tokens, [look.seconds for look in looks]).tolist()
     ends = [looks[bisect.bisect_left(tokens, round(mark))] for mark in marks[1:]]
     return [
-        Tenth(tokens_per_s=made / (end - begin), machine_megabytes_per_s=machine.mean(begin, end), end=look)
+        Tenth(
+            tokens_per_s=made / (end - begin),
+            machine_megabytes_per_s=machine.mean_megabytes_per_s(begin, end),
+            end=look,
+        )
         for made, (begin, end), look in zip(np.diff(marks), pairwise(moments), ends, strict=True)
     ]
 
@@ -203,9 +210,9 @@ def main() -> None:
         corpus_bytes = write_corpus(folder, size_bytes)
         print(f"running on {corpus_bytes / 1e9:.2f} GB", flush=True)
         probed = [*some_texts(PROBE_BYTES)]
-        with yardstick(content, probed, workers=WORKERS) as machine, running(folder) as process:
+        with open_yardstick(content, probed, workers=WORKERS) as machine, running(folder) as process:
             looks, peaks = watch(process, folder / "dataset", machine, log=folder / "log")
-            total_s = machine.seconds(time.monotonic())
+            total_s = machine.run_seconds(time.monotonic())
         is_within = report(folder, corpus_bytes, looks, peaks, machine, total_s=total_s)
     if not is_within:
         sys.exit("out of bounds")

@@ -57,7 +57,7 @@ def watch(
     the looks are by its clock, from then on. Raises SystemExit, with its log, if the command fails."""
     looks: list[Look] = []
     peaks = Peaks()
-    zero = math.inf  # of the run's clock, by our own
+    run_start_s = math.inf  # of the run's clock, by ours
     driver = psutil.Process(process.pid)
     printed = time.monotonic()
     while process.poll() is None:
@@ -65,7 +65,7 @@ def watch(
         status = read_status(dataset / STATUS_FILE)
         look = look_at(driver, status, peaks)
         if look is not None and (not looks or look.seconds > looks[-1].seconds):
-            zero = min(zero, time.monotonic() - look.seconds)
+            run_start_s = min(run_start_s, time.monotonic() - look.seconds)
             looks.append(look)
             if time.monotonic() - printed >= LINE_INTERVAL_S:
                 printed = time.monotonic()
@@ -75,7 +75,7 @@ def watch(
         yardstick.probe_if_due(driver)
     if process.returncode:
         raise SystemExit(f"the run failed:\n{log.read_text()[-2000:]}")
-    return [replace(look, seconds=yardstick.seconds(zero + look.seconds)) for look in looks], peaks
+    return [replace(look, seconds=yardstick.run_seconds(run_start_s + look.seconds)) for look in looks], peaks
 
 
 def read_status(path: Path) -> dict[str, Any]:

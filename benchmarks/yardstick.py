@@ -11,78 +11,84 @@ import contextlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import psutil
 
 PROBE_EVERY_S = 5.0
-
-_encode = None
-_texts: list[str] = []
+BARRIER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """When the run stood still, by `time.monotonic`, and the megabytes of text that were encoded a second meanwhile."""
+    """From when to when the run stood still, by `time.monotonic`, and what the machine encoded a second meanwhile."""
 
-    begin: float
-    end: float
+    begin_s: float
+    end_s: float
     megabytes_per_s: float
 
 
 class Yardstick:
-    """Encodes the texts now and again, and keeps what it found."""
+    """Measures the machine when it is made, and again whenever the run is stopped for it."""
 
-    def __init__(self, pool: multiprocessing.pool.Pool, *, workers: int, texts_bytes: int) -> None:
-        """Of `yardstick`."""
-        self._pool = pool
-        self._workers = workers
-        self._texts_bytes = texts_bytes
-        self._start = time.monotonic()
-        self._next = self._start + PROBE_EVERY_S
-        self.probes: list[Probe] = []
+    def __init__(self, encode: Callable[[], float]) -> None:
+        """`encode` gives megabytes a second (`open_yardstick`)."""
+        self._encode = encode
+        megabytes_per_s = encode()
+        self._start_s = self._last_s = time.monotonic()
+        self.probes = [Probe(self._start_s, self._start_s, megabytes_per_s)]
 
     def probe_if_due(self, driver: psutil.Process) -> None:
-        """Stops this process and all below it, encodes, and lets them go on."""
-        if time.monotonic() < self._next:
+        """Stops this process and all below it, measures, and lets them go on."""
+        begin_s = time.monotonic()
+        if begin_s - self._last_s < PROBE_EVERY_S:
             return
         with stopped(driver):
-            begin = time.monotonic()
-            self._pool.map(_encode_all, range(self._workers), chunksize=1)
-            end = time.monotonic()
-        self.probes.append(Probe(begin, end, self._workers * self._texts_bytes / 1e6 / (end - begin)))
-        self._next = end + PROBE_EVERY_S
+            megabytes_per_s = self._encode()
+        self._last_s = time.monotonic()
+        self.probes.append(Probe(begin_s, self._last_s, megabytes_per_s))
 
-    def seconds(self, moment: float) -> float:
-        """From the beginning of this to a moment of `time.monotonic`, without the time in which the run stood still."""
-        earlier = self.probes[: bisect.bisect_left(self.probes, moment, key=lambda probe: probe.begin)]
-        return moment - self._start - sum(min(moment, probe.end) - probe.begin for probe in earlier)
+    def run_seconds(self, moment_s: float) -> float:
+        """From the beginning to a moment of `time.monotonic`, without the time in which the run stood still."""
+        earlier = self.probes[: bisect.bisect_left(self.probes, moment_s, key=lambda probe: probe.begin_s)]
+        return moment_s - self._start_s - sum(min(moment_s, probe.end_s) - probe.begin_s for probe in earlier)
 
-    def mean(self, begin: float, end: float) -> float:
-        """Megabytes a second between two moments, counted in `seconds`: the mean of what was found, joined by lines."""
-        moments = [self.seconds(probe.begin) for probe in self.probes]
+    def mean_megabytes_per_s(self, begin_s: float, end_s: float) -> float:
+        """Between two moments, counted in `run_seconds`: the mean of what was found, joined by lines."""
+        moments = [self.run_seconds(probe.begin_s) for probe in self.probes]
         found = [probe.megabytes_per_s for probe in self.probes]
-        return float(np.interp(np.linspace(begin, end, 101), moments, found).mean())
+        return float(np.interp(np.linspace(begin_s, end_s, 101), moments, found).mean())
 
 
 @contextlib.contextmanager
-def yardstick(tokenizer: bytes, texts: list[str], *, workers: int) -> Iterator[Yardstick]:
+def open_yardstick(tokenizer: bytes, texts: list[str], *, workers: int) -> Iterator[Yardstick]:
     """With processes of its own, which have loaded the `tokenizer.json` and hold the texts."""
-    with multiprocessing.get_context("spawn").Pool(workers, _load, (tokenizer, texts)) as pool:
-        pool.map(_encode_all, range(workers), chunksize=1)  # the first time is not the second's
-        yield Yardstick(pool, workers=workers, texts_bytes=sum(len(text.encode()) for text in texts))
+    context = multiprocessing.get_context("spawn")
+    initial = (tokenizer, texts, context.Barrier(workers))
+    megabytes = workers * sum(len(text.encode()) for text in texts) / 1e6
+    with ProcessPoolExecutor(workers, context, _load, initial) as pool:
+
+        def encode() -> float:
+            started = time.perf_counter()
+            list(pool.map(_encode_all, range(workers)))
+            return megabytes / (time.perf_counter() - started)
+
+        encode()  # loads, and meets every text for the first time
+        yield Yardstick(encode)
 
 
 @contextlib.contextmanager
 def stopped(driver: psutil.Process) -> Iterator[None]:
     """The process first, so that it begins no other, then all below it. They go on whatever happens."""
     processes = [driver]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        driver.suspend()
-        processes += driver.children(recursive=True)
     try:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            driver.suspend()
+            processes += driver.children(recursive=True)
         for process in processes[1:]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
@@ -93,14 +99,21 @@ def stopped(driver: psutil.Process) -> Iterator[None]:
                 process.resume()
 
 
-def _load(tokenizer: bytes, texts: list[str]) -> None:
-    global _encode, _texts
+# of a process of the pool, whose calls share nothing else
+_encode: Callable[[str], bytes]
+_texts: list[str]
+_all_begin: Barrier
+
+
+def _load(tokenizer: bytes, texts: list[str], all_begin: Barrier) -> None:
+    global _encode, _texts, _all_begin
     import splintr
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _encode, _texts = splintr.from_json_bytes(tokenizer).encode_flat, texts
+    _encode, _texts, _all_begin = splintr.from_json_bytes(tokenizer).encode_flat, texts, all_begin
 
 
 def _encode_all(_: int) -> None:
+    _all_begin.wait(BARRIER_S)  # one call for each process
     for text in _texts:
         _encode(text)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,12 +19,15 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from launch.cluster.launcher import free_port
+
 # no limit of milliseconds for an example: where other work runs too, any may take longer
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 
 ROOT = Path(__file__).resolve().parents[1]
-OTHERS_END_S = 20.0  # ranks that wait for one that has failed
+RANKS_END_S = 240.0  # before pytest's own limit, which would not show what they said
+OTHERS_END_S = 20.0  # those that wait for one that has failed
 
 SERVER = """
 import sys, time
@@ -72,24 +73,17 @@ def tiny_config() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """`free_port()`: a port of 127.0.0.1 on which nobody listens."""
-    return _free_port
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-@pytest.fixture(scope="session")
 def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[subprocess.CompletedProcess[str]]]:
     """`run_ranks(2, script, argument, …, NAME=value, …)`: a script (or `-m`, module) as so many ranks on CPUs, and how
-    each ended; `{rank}` in an argument is its number. Without a launcher, which takes longer to start than they do."""
+    each ended; `{rank}` in an argument is its number. Without a launcher, which takes longer to start than they do.
 
-    def run(ranks: int, *arguments: Any, **variables: Any) -> list[subprocess.CompletedProcess[str]]:
-        folder, port = tmp_path_factory.mktemp("ranks"), _free_port()
+    A rank that ends in another way than with 0 fails the test, with the last words of all, unless `check=False`.
+    """
+
+    def run(
+        ranks: int, *arguments: Any, check: bool = True, **variables: Any
+    ) -> list[subprocess.CompletedProcess[str]]:
+        folder, port = tmp_path_factory.mktemp("ranks"), free_port()
         common = {
             "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
             "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT,
@@ -97,6 +91,7 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[su
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }  # fmt: skip
         with ExitStack() as stack:
+            stack.callback(_remove_shared_memory, port)
             processes = []
             for rank in range(ranks):
                 environment = common | {"RANK": rank, "LOCAL_RANK": rank} | variables
@@ -111,23 +106,32 @@ def run_ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[su
                 stack.callback(process.kill)
                 processes.append(process)
             _wait_for(processes)
-        return [
+        ended = [
             subprocess.CompletedProcess(
                 process.args, process.returncode, *((folder / f"{rank}.{kind}").read_text() for kind in ("out", "err"))
             )
             for rank, process in enumerate(processes)
         ]
+        codes = [rank.returncode for rank in ended]
+        assert not check or not any(codes), "\n".join([f"exit codes {codes}", *(rank.stderr[-2000:] for rank in ended)])
+        return ended
 
     return run
 
 
 def _wait_for(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Until all have ended, or one has failed and the others have had their time to notice."""
-    deadline_s = math.inf
-    while any(process.poll() is None for process in processes) and time.monotonic() < deadline_s:
-        if any(process.returncode for process in processes):
+    """Until all have ended, or one has failed and the others have had their time to notice, or it takes too long."""
+    deadline_s = time.monotonic() + RANKS_END_S
+    while None in (codes := [process.poll() for process in processes]) and time.monotonic() < deadline_s:
+        if any(codes):
             deadline_s = min(deadline_s, time.monotonic() + OTHERS_END_S)
         time.sleep(0.02)
+
+
+def _remove_shared_memory(port: int) -> None:
+    """DeepSpeed's buffers of ranks that ended before they had taken the names off."""
+    for path in Path("/dev/shm").glob(f"deepspeed_*_{port}_*"):
+        path.unlink()
 
 
 @pytest.fixture
@@ -204,7 +208,7 @@ class MlflowServer:
     """`mlflow server` over `FOLDER/server.db`, on a port of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self.uri, self.database = f"http://127.0.0.1:{self.port}", folder / "server.db"
         self._command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",

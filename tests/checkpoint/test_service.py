@@ -30,6 +30,7 @@ from checkpoint.run_record import LOCK_FILE
 from checkpoint.service import DATABASE_FILE, Service, find_runs
 from checkpoint.status import RunStatus
 from checkpoint.tracking import Tracker
+from launch.cluster.launcher import free_port
 
 RunMaker = Callable[..., Path]
 ManifestEditor = Callable[..., None]
@@ -375,9 +376,7 @@ def test_failed_proof_is_told_at_every_look(
     assert mlflow_run(run.parent).data.tags["smollm2.proof"] == "failed at step 4"
 
 
-def test_dead_server_is_told_and_stops_nothing_else(
-    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], int]
-) -> None:
+def test_dead_server_is_told_and_stops_nothing_else(make_run: RunMaker, make_service: ServiceMaker) -> None:
     run = make_run("float32")
     told, (problem,) = look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))
     assert "did not answer or refused" in problem
@@ -386,7 +385,7 @@ def test_dead_server_is_told_and_stops_nothing_else(
 
 
 def test_dead_server_is_asked_for_one_run_and_not_for_each(
-    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker, free_port: Callable[[], int]
+    new_run: RunMaker, write_log: LogWriter, make_service: ServiceMaker
 ) -> None:
     for number in range(3):
         write_log(new_run(f"run-{number}", run_key=str(number) * 32), steps=1)
@@ -410,9 +409,7 @@ def one_at_a_time(runner: Any) -> Callable[[], Any]:
     return once
 
 
-def test_proof_made_while_the_server_was_down_is_logged_later(
-    make_run: RunMaker, make_service: ServiceMaker, free_port: Callable[[], int]
-) -> None:
+def test_proof_made_while_the_server_was_down_is_logged_later(make_run: RunMaker, make_service: ServiceMaker) -> None:
     run = make_run("float32")
     look(make_service(run.parent, tracking_uri=f"http://127.0.0.1:{free_port()}"))
     shutil.rmtree(run / "service")  # the failure of another server's

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -41,6 +40,7 @@ from checkpoint.manifest import read_manifest  # noqa: E402
 from checkpoint.service import Service  # noqa: E402
 from checkpoint.tracking import Tracker  # noqa: E402
 from launch import train  # noqa: E402
+from launch.cluster.launcher import free_port  # noqa: E402
 from launch.trainer import attempt  # noqa: E402, F401, imports deepspeed
 
 RETENTION = {"keep_last": 1, "keep_every_steps": 40, "keep_best": 1, "disk_high_water_fraction": 1.0}
@@ -137,7 +137,7 @@ class Victims:
         self.server: Child | None = None
         self.uri = f"sqlite:///{self.database}"
         self._ports: set[str] = set()
-        self._port = _free_port() if mlflow_by == "server" else None
+        self._port = free_port() if mlflow_by == "server" else None
         making = Child(self._make_database, folder / "database.log")
         if making.end():
             raise SystemExit(making.log.read_text())
@@ -158,7 +158,7 @@ class Victims:
 
     def trainers(self, *, ranks: int, asynchronous: bool, steps: int | None = None) -> list[Child]:
         overrides = [f"checkpoint.asynchronous={asynchronous}", *([f"steps={steps}"] if steps else [])]
-        port = str(_free_port())
+        port = str(free_port())
         self._ports.add(port)
 
         def act(rank: int) -> Act:
@@ -244,9 +244,3 @@ def _answers(url: str) -> bool:
             return True
     except OSError:
         return False
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

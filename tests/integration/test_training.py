@@ -259,11 +259,11 @@ def weights(whole: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pretrained(start_training: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def pretrained(train_on_ranks: Any, weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """From those weights: bf16, recomputed activations, one rank, two steps."""
-    overrides = ["steps=2", "schedule.warmup_steps=0", "schedule.decay_steps=0", "launcher.ranks_per_node=1"]
+    overrides = ["steps=2", "schedule.warmup_steps=0", "schedule.decay_steps=0"]
     precision = ["precision=bfloat16", "activation_checkpointing=full", f"init_from={weights}"]
-    return start_training(tmp_path_factory.mktemp("pretrained") / "run", *overrides, *precision).end()
+    return train_on_ranks(1, tmp_path_factory.mktemp("pretrained") / "run", *overrides, *precision)
 
 
 class TestPretrainedStart:
@@ -285,11 +285,11 @@ class TestPretrainedStart:
 
 
 @pytest.fixture(scope="session")
-def compiled(start_training: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def compiled(train_on_ranks: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The first steps with compiled layers that recompute each second of them; eager attention is compiled whole."""
     overrides = ["compile=layers", "attn_implementation=eager", "steps=12", "schedule.decay_steps=0"]
     mode = "activation_checkpointing={mode: every_n_layers, every_n_layers: 2}"
-    return start_training(tmp_path_factory.mktemp("compiled") / "run", *overrides, mode).end()
+    return train_on_ranks(2, tmp_path_factory.mktemp("compiled") / "run", *overrides, mode)
 
 
 @pytest.mark.campaign

@@ -11,6 +11,7 @@ import pytest
 
 from checkpoint.publication import PublicationError, UnreachableError
 from checkpoint.publish import publish_export
+from launch.cluster.launcher import free_port
 
 AddExport = Callable[..., Path]
 URL = "s3://models/smollm2"
@@ -127,9 +128,7 @@ def test_a_large_file_goes_in_parts_and_is_read_back(store: Any, run: Path, add_
     assert hashlib.sha256(body).digest() == hashlib.sha256(weights).digest()
 
 
-def test_a_server_that_is_away_is_one_line(
-    run: Path, store: Any, monkeypatch: pytest.MonkeyPatch, free_port: Callable[[], int]
-) -> None:
+def test_a_server_that_is_away_is_one_line(run: Path, store: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(UnreachableError, match=r"^s3://models/smollm2/small/run-key: \w+: [^\n]+$"):

@@ -19,6 +19,7 @@ from checkpoint.events import EventWriter, events_file, read_events
 from checkpoint.mlflow_connection import TrackingError
 from checkpoint.service import Service
 from checkpoint.tracking import Tracker
+from launch.cluster.launcher import free_port
 
 THIRD = 40
 
@@ -88,9 +89,7 @@ def test_server_killed_for_the_middle_third_of_a_run_has_every_step_once(
     assert own_server.runs(run_key) == [("active", "FINISHED")]
 
 
-def test_server_that_is_down_at_the_start_is_told_within_seconds(
-    new_run: RunMaker, write_log: LogWriter, free_port: Callable[[], int]
-) -> None:
+def test_server_that_is_down_at_the_start_is_told_within_seconds(new_run: RunMaker, write_log: LogWriter) -> None:
     run, uri = new_run(), f"http://127.0.0.1:{free_port()}"
     write_log(run, steps=3)
     begun_s = time.monotonic()

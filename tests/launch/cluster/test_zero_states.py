@@ -24,8 +24,7 @@ def engine_figures(
     run_ranks: RunRanks, folder: Path, settings: list[str], *, stage: int, world_size: int
 ) -> dict[str, Any]:
     script, out = Path(__file__).with_name("zero_states_rank.py"), folder / "figures.json"
-    for rank in run_ranks(world_size, script, ROOT / "configs" / "train" / "demo.yaml", stage, out, *settings):
-        assert rank.returncode == 0, rank.stderr[-2000:]
+    run_ranks(world_size, script, ROOT / "configs" / "train" / "demo.yaml", stage, out, *settings)
     return dict(json.loads(out.read_text()))
 
 

@@ -26,8 +26,6 @@ from model.hf import save_pretrained
 from model.init import initialize
 from model.transformer import SmolLM2
 
-ROOT = Path(__file__).resolve().parents[3]
-
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +228,7 @@ def test_a_rank_names_the_weight_that_is_no_number(config: Path, tmp_path: Path,
         model.norm.weight[3] = float("nan")
     save_pretrained(model, tmp_path / "weights", dtype=torch.float32)
     job = RankJob(config=load(config, TrainConfig, [f"init_from={tmp_path / 'weights'}"]), timeout_s=200)
-    [ended] = run_ranks(1, "-m", "launch.preflight.rank_probe", encode(job))
+    [ended] = run_ranks(1, "-m", "launch.preflight.rank_probe", encode(job), check=False)
     assert ended.returncode == 1
     _, failure = (json.loads(line.partition(PREFIX)[2]) for line in ended.stdout.splitlines())
     assert failure["failed"] == "building the model"
