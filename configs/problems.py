@@ -24,6 +24,9 @@ def describe(item: ErrorDetails, schema: type[BaseModel], file: Path, overrides:
         return unknown_key(path, key, model_at(schema, item["loc"][:-1]), origin, inside=inside)
     if kind == "missing":
         return f"{origin}: {path} is missing; it has no default"
+    if kind == "union_tag_not_found":
+        tag = item["ctx"]["discriminator"].strip("'")
+        return f"{origin}: {path}.{tag} is missing; it says what kind this is, and has no default"
     if kind == "union_tag_invalid":
         tag = item["ctx"]["discriminator"].strip("'")
         return f"{_origin(f'{path}.{tag}', file, overrides)}: {path}: {_unknown_tag(tag, item['ctx'])}"

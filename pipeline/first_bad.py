@@ -29,6 +29,8 @@ def first_bad(config: PipelineConfig, tallies: Iterable[tuple[str, Tally]], reas
         return example.location
     wanted = f"text_field={fields.text_field}" if fields.template is None else f"template={fields.template!r}"
     names = list(field_names(example.content))
+    if fields.template is None and fields.text_field in names:
+        wanted += ", which is null"
     more = ", …" if len(names) > _SHOWN_FIELDS or example.content.endswith("…") else ""
     has = f"; its fields: {one_line(shorten(', '.join(names[:_SHOWN_FIELDS])))}{more}" if names else ""
     return f"{example.location} (source {source} wants {wanted}{has})"

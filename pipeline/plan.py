@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -86,10 +87,17 @@ def make_plan(config: PipelineConfig) -> Plan:
     cut_bytes = config.unit_size_bytes or _largest_default(config) // LARGEST_TO_SMALLEST
     pieces: dict[str, PackedPieces] = {}
     for source in config.sources:
-        pieces[source.name] = PackedPieces(reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes))
+        found = reader_of(source).find_pieces(source, unit_size_bytes=cut_bytes)
+        pieces[source.name] = PackedPieces(_outside(config.output_dir, found))
         if not pieces[source.name]:
             raise SourceError(f"source {source.name!r} is empty: none of its files holds a record")
     return Plan(units_of(pieces, config))
+
+
+def _outside(dataset: Path, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Those that are no files of the dataset itself: a pattern may match what stands beside its shards."""
+    own = f"{dataset.absolute()}{os.sep}"
+    return (piece for piece in pieces if not os.path.abspath(piece.path).startswith(own))  # noqa: PTH100, URLs too
 
 
 def units_of(

@@ -23,6 +23,7 @@ from pipeline.document import PipelineError
 from pipeline.encoding_pass import EncodingPass, workers_ahead
 from pipeline.executors import workers_of_this_machine
 from pipeline.filters import chain
+from pipeline.left_out import left_out
 from pipeline.next_version import take_next, where_next
 from pipeline.plan import Plan, make_plan
 from pipeline.run_events import RunEvents
@@ -41,6 +42,7 @@ from pipeline.sources.code_header import tokens_of_headers
 from pipeline.status import STATUS_FILE, RunStatus
 from pipeline.tokenizer.encode import Encoder, read_tokenizer
 from pipeline.tokenizer.train import TokenizerError, train_tokenizer
+from pipeline.totals import add_up_units
 from pipeline.unit import UnitRecord
 from pipeline.worker_start import warm_up
 from pipeline.workspace import CONFIG_FILE, Workspace, is_finished, only_run, require_same_config
@@ -224,9 +226,9 @@ def publish(
     seconds: float,
     base: Base = NOTHING,
 ) -> DatasetManifest:
-    """Make the dataset, or its next version, of the records of all units of the plan."""
+    """Make the dataset, or its next version, of the records of all units of the plan, and tell what is not in it."""
     write_units(config.output_dir, base, plan, records)
-    return assemble(
+    manifest = assemble(
         config,
         itertools.chain(base.records.values(), (records[unit.index] for unit in plan.units)),
         tokenizer=encoder.record,
@@ -235,6 +237,9 @@ def publish(
         version=base.version + 1,
         previous=base.digest,
     )
+    for line in left_out(config, add_up_units(records[unit.index] for unit in plan.units).tallies):
+        log.warning("%s: %s", config.name, line)
+    return manifest
 
 
 def check_finished(config: PipelineConfig, workspace: Workspace) -> DatasetManifest:

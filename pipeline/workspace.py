@@ -226,9 +226,12 @@ _UNIT_OF_PARTIAL = re.compile(r"^\.(?:data-)?(\d{5,})[-.]")
 def only_run(dataset: Path, *, shared: bool = False) -> Iterator[None]:
     """Make the folder and hold its lock; `shared` with others that share it, which each hold a lock of their own.
 
-    Raises PipelineError if another run holds it, and OSError if the folder cannot be made or written.
+    Raises PipelineError if another run holds it or a file lies there, and OSError if it cannot be made or written.
     """
-    dataset.mkdir(parents=True, exist_ok=True)
+    try:
+        dataset.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise PipelineError(f"output_dir={dataset} is a file, wanted a folder; choose another, or remove it") from None
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(dataset / LOCK_FILE, shared=shared))

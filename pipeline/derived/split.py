@@ -100,11 +100,12 @@ def _bounds(dataset: Path, manifest: DatasetManifest, cuts: Cuts, *, outputs: Se
     train = manifest.splits["train"]
     inner = _inner_bounds(dataset, train, cuts)
     bounds = [0, *inner, train.documents]
+    less = "smaller fractions" if cuts.unit == "fractions" else f"fewer {cuts.unit}"
     for (start, stop), output in zip(pairwise(bounds), outputs, strict=True):
         if stop <= start:
             raise PipelineError(
                 f"{output} would hold no training documents: {dataset} has {train.documents:,} of them and "
-                f"{train.tokens:,} tokens; give smaller {cuts.unit}"
+                f"{train.tokens:,} tokens; give {less}"
             )
     return {
         name: [round(bound / train.documents * record.documents) for bound in bounds]
@@ -126,7 +127,7 @@ def _bounds_by_tokens(dataset: Path, record: SplitRecord, sizes: Sequence[int]) 
         reached = _documents_reaching(dataset, record, tokens_before + size)
         if reached is None:
             raise PipelineError(
-                f"{dataset} has {record.tokens:,} training tokens, fewer than --tokens asks for; give smaller tokens"
+                f"{dataset} has {record.tokens:,} training tokens, fewer than --tokens asks for; give fewer"
             )
         bound, tokens_before = reached
         bounds.append(bound)

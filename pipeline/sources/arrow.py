@@ -87,4 +87,6 @@ def _open(path: str, *, version: str) -> Iterator[BinaryIO]:
             yield stream
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error)
-        raise SourceError(f"{readable(path)} is not a whole Arrow file or stream ({reason}); fetch it again") from None
+        raise SourceError(
+            f"{readable(path)} is not a whole Arrow file or stream ({reason}); fetch it again, or name its type"
+        ) from None

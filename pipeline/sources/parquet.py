@@ -60,7 +60,9 @@ def _open(path: str, *, version: str) -> Iterator[pq.ParquetFile]:
             yield file
     except (pa.ArrowException, OSError) as error:
         reason = one_line(error)
-        raise SourceError(f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again") from None
+        raise SourceError(
+            f"{readable(path)} is not a whole Parquet file ({reason}); fetch it again, or name its type"
+        ) from None
 
 
 def _size_bytes(config: ParquetConfig, group: pq.RowGroupMetaData) -> int:

@@ -56,7 +56,9 @@ def read_piece(config: WarcConfig, piece: Piece) -> Iterator[Record]:
             yield from _records(file, name)
         except (ArchiveLoadFailed, _CutOffError) as error:
             reason = one_line(error)
-            raise SourceError(f"{name} is not a whole web archive ({reason}); fetch it again") from None
+            raise SourceError(
+                f"{name} is not a whole web archive ({reason}); fetch it again, or name its type"
+            ) from None
 
 
 class _CutOffError(ValueError):

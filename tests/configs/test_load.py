@@ -197,6 +197,11 @@ def test_an_unknown_kind_of_section_names_the_nearest(write, kind: str, hint: st
     assert error_of(path) == f"{path}: sources.0: unknown type={kind}; {hint}"
 
 
+def test_a_section_without_its_kind_is_told_so(write) -> None:
+    path = write("sources: [{path: b}]")
+    assert error_of(path) == f"{path}: sources.0.type is missing; it says what kind this is, and has no default"
+
+
 def test_a_problem_is_told_of_where_the_value_was_written(write) -> None:
     path = write("steps: x\nsources: [{type: files, path: a}]\noptimizer: {fused: perhaps}")
     of_overrides = ["optimizer.learning_rate=fast", "sources.0.type=file", "spare={fused: perhaps}"]

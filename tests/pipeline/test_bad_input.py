@@ -153,3 +153,14 @@ def test_an_output_folder_of_another_config_says_what_differs(tmp_path: Path, to
         "(filters.0.min_characters: 1 → 2; unit_size_bytes: null → 100); "
         "choose another output_dir, restore the config, or remove the folder to start over"
     )
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path, told: Any, make_texts: MakeTexts) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines_of(make_texts(3, seed=1)))
+    (tmp_path / "dataset").write_text("notes")
+    code, (line,) = told(tmp_path / "a.jsonl")
+    assert code == 2
+    assert line == (
+        f"smollm2 pipeline: output_dir={tmp_path}/dataset is a file, wanted a folder; choose another, or remove it"
+    )
+    assert (tmp_path / "dataset").read_text() == "notes"

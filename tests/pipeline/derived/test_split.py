@@ -51,7 +51,7 @@ def test_parts_by_tokens_are_those_of_the_reference(
         dataset = make_dataset(Path(folder) / "dataset", documents)
         outputs = [Path(folder) / str(part) for part in range(len(sizes) + 1)]
         if expected is None:
-            with pytest.raises(PipelineError, match="give smaller tokens"):
+            with pytest.raises(PipelineError, match="give fewer"):
                 split(dataset, outputs, cuts=Cuts("tokens", tuple(sizes)))
             assert not any(output.exists() for output in outputs)
             return
@@ -156,9 +156,9 @@ def test_a_part_of_other_cuts_is_in_the_way(dataset: Path, tmp_path: Path) -> No
         ),
         (Cuts("fractions", (0.999,)), r"b would hold no training documents: .* has 40 of them and [\d,]+ tokens; give"),
         (Cuts("fractions", (0.001,)), r"a would hold no training documents: "),
-        (Cuts("documents", (40,)), r"b would hold no training documents: .*; give smaller documents"),
+        (Cuts("documents", (40,)), r"b would hold no training documents: .*; give fewer documents"),
         (Cuts("documents", (50,)), r"b would hold no training documents: "),
-        (Cuts("tokens", (1000,)), r"dataset has [\d,]+ training tokens, fewer than --tokens asks for; give smaller"),
+        (Cuts("tokens", (1000,)), r"dataset has [\d,]+ training tokens, fewer than --tokens asks for; give fewer"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(dataset: Path, tmp_path: Path, cuts: Cuts, message: str) -> None:

@@ -87,7 +87,9 @@ def test_a_range_of_batches_is_read_in_the_memory_of_one(tmp_path: Path) -> None
 def test_a_truncated_file_is_an_error_that_names_it(tmp_path: Path, kind: str, cut_bytes: int) -> None:
     path = write(tmp_path / "a.arrow", TABLE, kind)
     path.write_bytes(path.read_bytes()[:-cut_bytes])
-    with pytest.raises(SourceError, match=r"a.arrow is not a whole Arrow file or stream \([^\n]+\); fetch it again$"):
+    with pytest.raises(
+        SourceError, match=r"a.arrow is not a whole Arrow file or stream \([^\n]+\); fetch it again, or name its type$"
+    ):
         read(config_of(path))
 
 

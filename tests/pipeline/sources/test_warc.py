@@ -150,7 +150,9 @@ def test_what_is_no_page_is_not_decoded(tmp_path: Path) -> None:
 def test_an_archive_that_is_cut_off_is_an_error_that_names_it(tmp_path: Path, cut_bytes: int) -> None:
     path = tmp_path / "a.warc"
     path.write_bytes(b"".join([*RECORDS, record("conversion", 7, b"text")])[:-cut_bytes])
-    with pytest.raises(SourceError, match=r"a.warc is not a whole web archive \([^\n]+\); fetch it again$"):
+    with pytest.raises(
+        SourceError, match=r"a.warc is not a whole web archive \([^\n]+\); fetch it again, or name its type$"
+    ):
         read(path)
 
 
