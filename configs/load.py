@@ -79,7 +79,7 @@ def load(path: str | Path, schema: type[Schema], overrides: Iterable[str] = ()) 
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        problems = error.errors()
+        problems = _without_followers(error.errors())
         _check_kind(problems, tree, schema, file)
         raise ConfigError("\n".join(describe(item, schema, file, overrides) for item in problems)) from None
 
@@ -93,6 +93,19 @@ def dump(config: BaseModel) -> str:
         default_flow_style=None,
         width=100,
     )
+
+
+def _without_followers(problems: list[ErrorDetails]) -> list[ErrorDetails]:
+    """Without lists that are too short only because their items, which have problems of their own, do not count."""
+    return [
+        item
+        for item in problems
+        if item["type"] != "too_short"
+        or not any(
+            len(other["loc"]) > len(item["loc"]) and other["loc"][: len(item["loc"])] == item["loc"]
+            for other in problems
+        )
+    ]
 
 
 def _check_kind(problems: list[ErrorDetails], tree: Tree, schema: type[BaseModel], file: Path) -> None:

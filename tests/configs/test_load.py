@@ -55,6 +55,7 @@ class Training(Strict):
     spare: Optimizer | None = None
     sources: tuple[Annotated[Files | Hub, Field(discriminator="type")], ...] = ()
     weights: dict[str, float] = {}
+    optimizers: tuple[Optimizer, ...] = Field(default=(Optimizer(),), min_length=1)
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Training:
@@ -202,6 +203,12 @@ def test_a_section_without_its_kind_is_told_so(write) -> None:
     assert error_of(path) == f"{path}: sources.0.type is missing; it says what kind this is, and has no default"
 
 
+def test_a_list_is_not_too_short_because_its_item_is_wrong(write) -> None:
+    path = write("optimizers: [{learning_rate: -1}]")
+    assert error_of(path) == f"{path}: optimizers.0.learning_rate=-1: input should be greater than 0"
+    assert "at least 1 item" in error_of(write("optimizers: []"))
+
+
 def test_a_problem_is_told_of_where_the_value_was_written(write) -> None:
     path = write("steps: x\nsources: [{type: files, path: a}]\noptimizer: {fused: perhaps}")
     of_overrides = ["optimizer.learning_rate=fast", "sources.0.type=file", "spare={fused: perhaps}"]
@@ -268,7 +275,7 @@ def test_wrong_type_shows_what_came(write) -> None:
 def test_file_of_another_kind_is_one_line(write) -> None:
     message = error_of(write("name: a\nfiles: b\nfilters: c\nsteps: 1\n"))
     assert "is a config of another kind: 3 of its 4 keys are unknown here (name, files, filters, …)" in message
-    assert message.endswith("wanted steps, label, optimizer, spare, sources, weights, …")
+    assert message.endswith("wanted steps, label, optimizer, spare, sources, weights, optimizers, …")
 
 
 def test_wrong_type_is_told_in_yamls_words(write) -> None:
