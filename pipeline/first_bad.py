@@ -25,15 +25,26 @@ def first_bad(config: PipelineConfig, tallies: Iterable[tuple[str, Tally]], reas
         if reason in tally.dropped and tally.dropped[reason].examples
     )
     fields = next(each for each in config.sources if each.name == source)
-    if reason != "missing_field" or not isinstance(fields, RecordFields):
+    looked_for = _looked_for(fields, reason) if isinstance(fields, RecordFields) else None
+    if looked_for is None:
         return example.location
-    wanted = f"text_field={fields.text_field}" if fields.template is None else f"template={fields.template!r}"
+    missing, wanted = looked_for
     names = list(field_names(example.content))
-    if fields.template is None and fields.text_field in names:
+    if missing in names:
         wanted += ", which is null"
     more = ", …" if len(names) > _SHOWN_FIELDS or example.content.endswith("…") else ""
     has = f"; its fields: {one_line(shorten(', '.join(names[:_SHOWN_FIELDS])))}{more}" if names else ""
     return f"{example.location} (source {source} wants {wanted}{has})"
+
+
+def _looked_for(fields: RecordFields, reason: str) -> tuple[str, str] | None:
+    """The field that is missing, and the setting that asks for it; None where nothing is missing."""
+    if reason == "missing_field":
+        if fields.template is not None:
+            return "", f"template={fields.template!r}"
+        return fields.text_field, f"text_field={fields.text_field}"
+    conditions = (each.field for each in fields.keep_if if reason == f"missing_{each.field}")
+    return next(((field, f"keep_if.field={field}") for field in conditions), None)
 
 
 def field_names(content: str) -> Iterator[str]:

@@ -52,6 +52,7 @@ def test_a_field_to_keep_by_that_no_record_has_is_told(read_another: ReadAnother
     records = [{"text": "a text", "lang": "en"}] * 3
     (line,) = read_another(records, keep_if=[{"field": "language", "one_of": ["en"]}])
     assert line.startswith("other: none of its 3 records read is in the dataset: 3 missing_language; the first")
+    assert line.endswith("(source other wants keep_if.field=language; its fields: text, lang)")
 
 
 def test_bad_records_among_good_ones_are_told(tmp_path: Path, read_another: ReadAnother) -> None:
