@@ -115,12 +115,13 @@ def children_of(pid: int) -> list[int]:
 def share_of_a_core(run: subprocess.Popen[bytes]) -> float | None:
     """That the workers have had since they began; None if they have ended.
 
-    They are children of the server that they are forked off.
+    They are forked off a template, and that off a server, which is the run's child.
     """
     ticks_per_s = os.sysconf("SC_CLK_TCK")
     now_s = float(Path("/proc/uptime").read_text().split()[0])
     used_s = there_s = 0.0
-    for worker in (worker for child in children_of(run.pid) for worker in children_of(child)):
+    templates = (template for server in children_of(run.pid) for template in children_of(server))
+    for worker in (worker for template in templates for worker in children_of(template)):
         try:
             fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
         except FileNotFoundError:
