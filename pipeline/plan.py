@@ -96,7 +96,7 @@ def make_plan(config: PipelineConfig) -> Plan:
 
 def _outside(dataset: Path, pieces: Iterable[Piece]) -> Iterator[Piece]:
     """Those that are no files of the dataset itself: a pattern may match what stands beside its shards."""
-    own = f"{dataset.absolute()}{os.sep}"
+    own = f"{os.path.abspath(dataset)}{os.sep}"  # noqa: PTH100, which also resolves `..`
     return (piece for piece in pieces if not os.path.abspath(piece.path).startswith(own))  # noqa: PTH100, URLs too
 
 

@@ -84,7 +84,7 @@ def test_what_the_dataset_itself_holds_is_no_input(
     tmp_path: Path, corpus: Path, make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = {"name": "corpus", "type": "jsonl", "files": [str(tmp_path / "**" / "*.jsonl")]}
-    config = make_config(sources=[source])
+    config = make_config(sources=[source], output_dir=tmp_path / "corpus" / ".." / "dataset")
     assert config.output_dir.is_relative_to(tmp_path)
     (tmp_path / "config.yaml").write_text(dump(config))
     assert main(["run", str(tmp_path / "config.yaml")]) == 0
